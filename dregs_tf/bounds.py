@@ -1,0 +1,389 @@
+"""The paper on one page: every bound is a value and three coefficients per sample.
+
+Tucker, Lawson, Gu and Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo
+Objectives" (ICLR 2019). Every estimator there is the gradient of a surrogate that is linear in
+its samples,
+
+    sum_i  a_i log p~(x, z_i)  +  b_i log w^_i  +  c_i log q~(z_i | x),
+
+where a, b, c are numbers (functions of the log-weights, stopped), a tilde stops the gradient
+through z, and a hat stops the gradient to the parameters but not through z. So `a` weighs the
+model's gradient, `b` the path through the samples and `c` the score of the proposal. `_BOUNDS`
+below is the whole table; `estimate` turns a row of it into a gradient in one pass of the model.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf import gradients, seeds
+from dregs_tf import importance_weights as iw
+
+tfd = tfp.distributions
+
+
+class Coefficients(NamedTuple):
+  """a, b, c of the surrogate, Tensors of shape [num_samples, batch_size], stopped."""
+
+  log_p: tf.Tensor
+  log_w: tf.Tensor
+  log_q: tf.Tensor
+
+
+class Average(NamedTuple):
+  """A bound's value and the weights that its gradient takes with it.
+
+  value: [batch_size], in nats. first: the weight u_i of dlog w_i in the value's total derivative.
+  second: the weight v_i of the path after the second reparameterisation (Eq. 7).
+  """
+
+  value: tf.Tensor
+  first: tf.Tensor
+  second: tf.Tensor
+
+
+def _elbo(log_weights: tf.Tensor) -> Average:
+  """The mean of K ELBOs."""
+  uniform = tf.ones_like(log_weights) / tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
+  return Average(tf.reduce_mean(log_weights, axis=0), uniform, uniform)
+
+
+def _iwae(log_weights: tf.Tensor) -> Average:
+  """The K-sample bound L_K = log (1/K) sum_i w_i, with wbar and wbar^2 (Eqs. 3 and 7)."""
+  weights = iw.normalize(log_weights)
+  return Average(iw.log_mean(log_weights), weights, weights**2)
+
+
+def _jvi(log_weights: tf.Tensor, order: int) -> Average:
+  """Jackknife of order m (Sec. 4.2; Nowozin 2018): a combination of bounds on subsets.
+
+    JVI_m = sum_{j=0..m} C(K, m, j) * mean over subsets S of size K-j of L(S),
+    C(K, m, j) = (-1)^j (K-j)^m / ((m-j)! j!)
+
+  The coefficients grow like K^m and cancel, so this is computed in float64.
+  """
+  num_samples = log_weights.shape[0]
+  if num_samples is None:
+    raise ValueError("axis 0 of log_weights, the samples, must be of a known size for JVI.")
+  exact = tf.cast(log_weights, tf.float64)
+  total = [0.0, 0.0, 0.0]
+  for j in range(order + 1):
+    scale = (-1) ** j * (num_samples - j) ** order / (math.factorial(order - j) * math.factorial(j))
+    total = [t + scale * part for t, part in zip(total, _subset_average(exact, j), strict=True)]
+  return Average(*(tf.cast(part, log_weights.dtype) for part in total))
+
+
+def _subset_average(log_weights: tf.Tensor, num_left_out: int) -> Average:
+  """The mean of `_iwae` over all subsets that leave out `num_left_out` of the K samples.
+
+  One left out takes O(K) memory; every further one, a factor of K.
+  """
+  if num_left_out == 0:
+    return _iwae(log_weights)
+  if num_left_out == 1:
+    return _leave_one_out_average(log_weights)
+  # Leave out each sample in turn, then fewer among the others: axis 0 the others, axis 1 who is out.
+  num_samples = log_weights.shape[0]
+  sample, out = tf.meshgrid(tf.range(num_samples), tf.range(num_samples), indexing="ij")
+  others = tf.gather(log_weights, sample[:-1] + tf.cast(sample[:-1] >= out[:-1], tf.int32))
+  value, first, second = _subset_average(others, num_left_out - 1)
+
+  def put_back(part):
+    """[K-1 others, K, ...] -> [K, ...], the mean over who is out; who is out weighs 0."""
+    place = tf.stack([tf.minimum(sample - tf.cast(sample > out, tf.int32), num_samples - 2), out], -1)
+    part = tf.gather_nd(part, place)
+    is_out = tf.reshape(sample == out, [num_samples, num_samples] + [1] * (part.shape.rank - 2))
+    return tf.reduce_mean(tf.where(is_out, tf.zeros_like(part), part), axis=1)
+
+  return Average(tf.reduce_mean(value, axis=0), put_back(first), put_back(second))
+
+
+def _leave_one_out_average(log_weights: tf.Tensor) -> Average:
+  """The mean over i of `_iwae` without sample i, in O(K).
+
+  With S_-j the sum of weights without w_j, sample i weighs w_i / S_-j in the subset without j:
+  u_i = (1/K) w_i sum_{j != i} 1/S_-j, and v_i has squares. In logs, where nothing cancels.
+  """
+  num_samples = tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
+  log_sums = iw.leave_one_out_log_sum(log_weights)
+  value = tf.reduce_mean(log_sums, axis=0) - tf.math.log(num_samples - 1)
+
+  def weights(power):
+    """(1/K) sum_{j != i} (w_i / S_-j)^power; a subset of weights that are all 0 adds nothing."""
+    inverse = tf.where(log_sums == -math.inf, log_sums, -log_sums) * power
+    scale = iw.leave_one_out_log_sum(inverse)
+    log_weight = log_weights * power + scale
+    return tf.where(log_weights == -math.inf, tf.zeros_like(scale), tf.exp(log_weight)) / num_samples
+
+  return Average(value, weights(1.0), weights(2.0))
+
+
+class _Row(NamedTuple):
+  """One bound of the table. a = u, b = b_u u + b_v v, c = c_u u."""
+
+  average: Callable[..., Average]
+  b: Any  # (b_u, b_v), or a function of alpha that returns them
+  c: int  # c_u
+  reference: str
+  shared_out: bool = False  # whether b is divided by its sum over the samples
+
+  @property
+  def has_path(self) -> bool:
+    """Whether the samples' path carries a gradient."""
+    return self.b != (0, 0)
+
+  @property
+  def is_total_derivative(self) -> bool:
+    """Whether a = b = -c: then the surrogate is sum_i a_i log w_i, and nothing has to be stopped."""
+    return self.b == (1, 0) and self.c == -1
+
+
+# fmt: off
+# a = u in every row. u = wbar and v = wbar^2 where the average is _iwae; both are 1/K where it is
+# _elbo, and the jackknife's combinations of wbar and wbar^2 on subsets where it is _jvi.
+_BOUNDS = {
+  # name                  average  b: (u, v) times                     c: u times  equation
+  "elbo":           _Row(_elbo,   (1, 0),                                -1,       "Fig. 1, K ELBOs"),
+  "elbo_stl":       _Row(_elbo,   (1, 0),                                 0,       "Roeder et al. 2017"),
+  "iwae":           _Row(_iwae,   (1, 0),                                -1,       "Eqs. 3, 11"),
+  "iwae_dreg":      _Row(_iwae,   (0, 1),                                 0,       "Eqs. 7, 12"),
+  "rws":            _Row(_iwae,   (0, 0),                                 1,       "Eqs. 8, 13"),
+  "rws_dreg":       _Row(_iwae,   (1, -1),                                0,       "Eqs. 9, 14"),
+  "stl":            _Row(_iwae,   (1, 0),                                 0,       "Eq. 15"),
+  "dreg_alpha":     _Row(_iwae,   lambda alpha: (alpha, 1 - 2 * alpha),   0,       "Eqs. 10, 16"),
+  "jvi":            _Row(_jvi,    (1, 0),                                -1,       "Sec. 4.2"),
+  "jvi_dreg":       _Row(_jvi,    (0, 1),                                 0,       "Sec. 4.2, Eq. 7"),
+  "iwae_dreg_norm": _Row(_iwae,   (0, 1),                                 0,       "authors' code", True),
+  "rws_dreg_norm":  _Row(_iwae,   (1, -1),                                0,       "authors' code", True),
+}
+# fmt: on
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """A bound on log p(x) with a gradient estimator for it. Get one from `get`."""
+
+  name: str
+  options: tuple[tuple[str, Any], ...] = ()
+
+  @property
+  def reference(self) -> str:
+    """Where the paper defines it."""
+    return _BOUNDS[self.name].reference
+
+  @property
+  def min_samples(self) -> int:
+    """The smallest num_samples that it is defined for."""
+    return dict(self.options).get("order", 0) + 1
+
+  def value(self, log_weights: tf.Tensor) -> tf.Tensor:
+    """The bound of each example in nats, [batch_size], from log_weights [num_samples, batch_size]."""
+    return self.value_and_coefficients(log_weights)[0]
+
+  def coefficients(self, log_weights: tf.Tensor) -> Coefficients:
+    """a, b, c of the surrogate, each [num_samples, batch_size], from log_weights of that shape."""
+    return self.value_and_coefficients(log_weights)[1]
+
+  @tf.autograph.experimental.do_not_convert
+  def value_and_coefficients(self, log_weights: tf.Tensor) -> tuple[tf.Tensor, Coefficients]:
+    """`value` and `coefficients` at the cost of one; both are stopped."""
+    log_weights = tf.stop_gradient(tf.convert_to_tensor(log_weights))
+    check_num_samples(log_weights.shape[0] or self.min_samples, self, "axis 0 of log_weights")
+    row = _BOUNDS[self.name]
+    options = dict(self.options)
+    order = {"order": options["order"]} if "order" in options else {}
+    value, u, v = row.average(log_weights, **order)
+    # A sample of weight 0 has no say, also where the weights are 1/K.
+    u, v = (tf.where(log_weights == -math.inf, tf.zeros_like(part), part) for part in (u, v))
+    b_u, b_v = row.b(_as_scalar(options["alpha"], u.dtype)) if "alpha" in options else row.b
+    b = b_u * u + b_v * v
+    if row.shared_out:
+      # 0 where every term is, as when one weight holds all the mass.
+      b = tf.math.divide_no_nan(b, tf.reduce_sum(b, axis=0))
+    return value, Coefficients(u, tf.stop_gradient(b), row.c * u)
+
+
+def _as_scalar(value, dtype: tf.DType):
+  """A number as it is, a Tensor or Variable cast to `dtype`."""
+  return value if isinstance(value, numbers.Real) else tf.cast(value, dtype)
+
+
+class Estimate(NamedTuple):
+  """What `estimate` returns.
+
+  objective: [batch_size]; its value is the bound in nats, its gradient the estimator's. Maximise it.
+  log_weights: [num_samples, batch_size], in nats, stopped.
+  samples: [num_samples, batch_size, ...], or a structure of such Tensors.
+  """
+
+  objective: tf.Tensor
+  log_weights: tf.Tensor
+  samples: Any
+
+
+def names() -> tuple[str, ...]:
+  """The names that `get` takes."""
+  return tuple(_BOUNDS)
+
+
+_DEFAULTS = {"dreg_alpha": {"alpha": 0.9}, "jvi": {"order": 1}, "jvi_dreg": {"order": 1}}
+
+
+def get(name: str, **options) -> Bound:
+  """The bound called `name`.
+
+  Args:
+    name: one of `names()`.
+    **options: `alpha` in [0, 1] for dreg_alpha: the weight of RWS-DReG against IWAE-DReG, 0.9 unless
+      told; a scalar Tensor or Variable serves too. `order` of 0 or more for jvi and jvi_dreg, 1
+      unless told.
+
+  Raises:
+    ValueError: if there is no such bound, if it does not take the option, or the option's value
+      is out of range.
+  """
+  if name not in _BOUNDS:
+    raise ValueError(f"bound must be one of {', '.join(names())}, got {name!r}.")
+  defaults = _DEFAULTS.get(name, {})
+  unknown = [option for option in options if option not in defaults]
+  if unknown:
+    takes = f"only {', '.join(defaults)}" if defaults else "no options"
+    raise ValueError(f"bound {name} takes {takes}, got {', '.join(unknown)}.")
+  options = {**defaults, **options}
+  if "order" in options:
+    order = options["order"]
+    if isinstance(order, bool) or not isinstance(order, int) or order < 0:
+      raise ValueError(f"order must be an int of 0 or more, got {order!r}.")
+  if "alpha" in options:
+    alpha = options["alpha"]
+    if isinstance(alpha, numbers.Real) and not 0 <= alpha <= 1:
+      raise ValueError(f"alpha must be in [0, 1], got {alpha!r}.")
+  return Bound(name, tuple(sorted(options.items())))
+
+
+def estimate(
+  bound: Bound | str,
+  target_log_prob_fn: Callable[[Any], tf.Tensor],
+  proposal: tfd.Distribution,
+  num_samples: int,
+  seed=None,
+  stopped_proposal=None,
+) -> Estimate:
+  """A bound of each example and its gradient, from one evaluation of the model.
+
+  Eqs. 11-17 write log p(x, z) twice, once stopped in z and once in the parameters. Here it is
+  evaluated once, at samples whose gradient a gate scales by b / a: weighed by a, the model's
+  parameters receive a and the path receives b, shared parameters included.
+
+  Args:
+    bound: a `Bound`, or a name that `get` takes.
+    target_log_prob_fn: log p(x, z) as a function of samples [num_samples, batch_size, ...], of shape
+      [num_samples, batch_size].
+    proposal: q(z | x), a fully reparameterised distribution of batch shape [batch_size].
+    num_samples: K, a positive int; for JVI more than its order.
+    seed: an int or a stateless seed of shape [2]: the same seed draws the same samples. None draws
+      new ones at every call.
+    stopped_proposal: the proposal with its parameters stopped, for one that
+      `dregs_tf.stop_parameters` cannot stop. Only its `log_prob` is used.
+
+  Returns:
+    An `Estimate`. Log-weights, values and coefficients are float32 or better.
+
+  Raises:
+    TypeError: if `proposal` is not a distribution or `num_samples` not an int.
+    ValueError: if num_samples is too small for the bound, the proposal is not fully
+      reparameterised or cannot be stopped, or target_log_prob_fn returns a wrong shape.
+  """
+  bound = get(bound) if isinstance(bound, str) else bound
+  _check_arguments(bound, proposal, num_samples, stopped_proposal)
+  row = _BOUNDS[bound.name]
+  set_ratio = None
+  samples = proposal.sample(num_samples, seed=seeds.stateless(seed))
+  if row.is_total_derivative:
+    log_q, gated = proposal.log_prob(samples), samples
+  elif not row.has_path:
+    gated = tf.nest.map_structure(tf.stop_gradient, samples)
+    log_q = proposal.log_prob(gated)  # log q~
+  else:
+    if stopped_proposal is None:
+      stopped_proposal = gradients.stop_parameters(proposal)
+    # New tensors: a bijector's cache would answer for the old ones, past the stopped parameters.
+    log_q = stopped_proposal.log_prob(tf.nest.map_structure(tf.identity, samples))  # log q^
+    gated, set_ratio = gradients.gate(samples)
+  log_q = _at_least_float32(log_q)
+  log_p = _at_least_float32(tf.convert_to_tensor(target_log_prob_fn(gated)))
+  _check_shapes(log_p, log_q, num_samples)
+  if log_p.dtype != log_q.dtype:
+    log_p, log_q = tf.cast(log_p, tf.float64), tf.cast(log_q, tf.float64)
+
+  log_weights = tf.stop_gradient(log_p - log_q)
+  value, (a, b, c) = bound.value_and_coefficients(log_weights)
+  if set_ratio:
+    a, ratio = _finite_ratio(a, b)
+    set_ratio(ratio)
+  # 0 * -inf is 0 here: a sample of weight 0 adds nothing.
+  surrogate = tf.math.multiply_no_nan(log_p, a) + tf.math.multiply_no_nan(
+    log_q, -b if row.has_path else c
+  )
+  surrogate = tf.reduce_sum(surrogate, axis=0)
+  return Estimate(value + (surrogate - tf.stop_gradient(surrogate)), log_weights, samples)
+
+
+def _finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """a and b / a, finite where a vanishes, as JVI's can: there a becomes too small to matter."""
+  tiny = tf.constant(1e-20 if a.dtype == tf.float32 else 1e-100, a.dtype)
+  a = tf.where(tf.logical_and(tf.abs(a) < tiny, tf.not_equal(b, 0)), tiny, a)
+  return a, tf.math.divide_no_nan(b, a)
+
+
+def _at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
+  return tf.cast(log_prob, tf.float32) if log_prob.dtype.size < 4 else log_prob
+
+
+def _check_arguments(bound, proposal, num_samples, stopped_proposal):
+  if not isinstance(bound, Bound):
+    raise TypeError(f"bound must be a Bound or one of {', '.join(names())}, got {bound!r}.")
+  check_num_samples(num_samples, bound)
+  if not isinstance(proposal, tfd.Distribution):
+    raise TypeError(f"proposal must be a tfp Distribution, got {type(proposal).__name__}.")
+  kinds = tf.nest.flatten(proposal.reparameterization_type)
+  if any(kind is not tfd.FULLY_REPARAMETERIZED for kind in kinds):
+    raise ValueError(
+      f"proposal must be fully reparameterised, {type(proposal).__name__} is not: use a distribution "
+      "whose samples are differentiable in its parameters (for a mixture, reparameterize=True)."
+    )
+  if stopped_proposal is proposal:
+    raise ValueError(
+      "stopped_proposal is the proposal itself, with nothing stopped: build it from parameters under "
+      "tf.stop_gradient, or pass dregs_tf.PathOnly(proposal)."
+    )
+
+
+def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_samples") -> None:
+  """Raises unless `num_samples` is an int that `bound` is defined for; `argument` names it."""
+  if isinstance(num_samples, bool) or not hasattr(num_samples, "__index__"):
+    raise TypeError(f"{argument} must be an int, got {num_samples!r}.")
+  if num_samples < bound.min_samples:
+    raise ValueError(
+      f"{argument} must be at least {bound.min_samples} for {bound.name}, got {num_samples}."
+    )
+
+
+def _check_shapes(log_p, log_q, num_samples):
+  """Refuses a target whose shape is not the proposal's: broadcasting would hide it."""
+  expected = tf.TensorShape([num_samples]) + log_q.shape[1:]
+  if log_p.shape.rank != expected.rank or not log_p.shape.is_compatible_with(expected):
+    raise ValueError(
+      "target_log_prob_fn must return log p(x, z) of shape [num_samples, batch_size] = "
+      f"{expected}, the shape of the proposal's log_prob, got {log_p.shape}. Where axes of the event "
+      "are left, wrap the distribution (target or proposal) in tfd.Independent."
+    )
+  if not (log_p.shape.is_fully_defined() and log_q.shape.is_fully_defined()):
+    tf.debugging.assert_equal(
+      tf.shape(log_p), tf.shape(log_q), "target_log_prob_fn must return [num_samples, batch_size]."
+    )

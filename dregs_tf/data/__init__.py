@@ -1,0 +1,45 @@
+"""Data sets by name or file -> train, valid and test arrays -> batches with dynamic binarisation.
+
+Naming and loading work without TensorFlow; what needs it is imported on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from dregs_tf.data.images import DataError, Images
+from dregs_tf.data.readers import load, names
+
+if TYPE_CHECKING:
+  from dregs_tf.data.pipeline import (
+    EVAL_SEED,
+    TASKS,
+    binarize,
+    eval_batches,
+    top_and_bottom,
+    train_batches,
+  )
+
+__all__ = [
+  "EVAL_SEED",
+  "TASKS",
+  "DataError",
+  "Images",
+  "binarize",
+  "eval_batches",
+  "load",
+  "names",
+  "top_and_bottom",
+  "train_batches",
+]
+
+_PIPELINE = ("EVAL_SEED", "TASKS", "binarize", "eval_batches", "top_and_bottom", "train_batches")
+
+
+def __getattr__(name: str):
+  if name in _PIPELINE:
+    return getattr(importlib.import_module("dregs_tf.data.pipeline"), name)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *_PIPELINE})

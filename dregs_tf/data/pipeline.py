@@ -1,0 +1,251 @@
+"""Turns arrays of grey images into batches, with dynamic binarisation and an exact restart."""
+
+import numbers
+
+import numpy as np
+import tensorflow as tf
+
+from dregs_tf.data.images import DataError
+
+TASKS = ("generative", "structured")
+
+# Fixed, so that every run evaluates on the same binary images.
+EVAL_SEED = 1810
+
+# Keeps these draws apart from whatever else a program draws from the same seed.
+_DATA_STREAM = 0xDA7A
+
+# The generator is named, as the default one depends on the device.
+_ALGORITHM = "philox"
+
+# Evaluation images are binarised this many at a time; part of what fixes their pixels.
+_EVAL_CHUNK_SIZE = 256
+
+_NUM_PREFETCHED = 4
+
+
+def top_and_bottom(flat_images, image_shape: tuple[int, int]):
+  """Splits images in halves: structured prediction predicts the bottom from the top.
+
+  Args:
+    flat_images: An array or a Tensor of shape [..., H * W], images stored row by row.
+    image_shape: The pair (H, W).
+
+  Returns:
+    The upper H // 2 rows, of shape [..., (H // 2) * W], and the rest of the rows, of shape
+    [..., (H - H // 2) * W].
+
+  Raises:
+    DataError: if the images do not have H * W pixels, or H is less than 2.
+  """
+  height, width = image_shape
+  if flat_images.shape[-1] != height * width:
+    raise DataError(
+      f"images of {flat_images.shape[-1]} pixels do not have the image_shape {height}x{width}"
+    )
+  if height < 2:
+    raise DataError(f"images of image_shape {height}x{width} have no top and bottom half")
+  cut = (height // 2) * width
+  return flat_images[..., :cut], flat_images[..., cut:]
+
+
+def binarize(grey, seed) -> tf.Tensor:
+  """Draws binary images whose pixels are 1 with the probability that is the grey value.
+
+  Args:
+    grey: An array or a Tensor of any shape, with values in [0, 1].
+    seed: An integer, or a stateless seed of shape [2]. The same seed gives the same pixels.
+
+  Returns:
+    A float32 Tensor of 0 and 1 with the shape of `grey`. Where `grey` is exactly 0 or 1, so is it.
+
+  Raises:
+    DataError: if the seed is neither.
+  """
+  grey = tf.convert_to_tensor(grey, tf.float32)
+  # Uniform on [0, 1): never below 0, always below 1.
+  uniform = tf.random.stateless_uniform(tf.shape(grey), _stateless_seed(seed), alg=_ALGORITHM)
+  return tf.cast(uniform < grey, tf.float32)
+
+
+def train_batches(
+  images: np.ndarray,
+  batch_size: int,
+  seed,
+  *,
+  image_shape: tuple[int, int],
+  task: str = "generative",
+  start_step: int = 0,
+  num_steps: int | None = None,
+  dynamic_binarization: bool = True,
+) -> tf.data.Dataset:
+  """Makes the batches to train on; the batch of a step depends on the seed and the step only.
+
+  So a run that is interrupted and goes on with `start_step` sees the batches it would have seen.
+  Each epoch goes through the images in its own random order, drawn from the seed and the
+  number of the epoch, and leaves out the remainder that fills no batch. Each step binarises
+  its images anew.
+
+  Args:
+    images: Grey images, an array of shape [N, H * W] with values in [0, 1].
+    batch_size: The number of images in each batch, at most N.
+    seed: An integer, or a stateless seed of shape [2].
+    image_shape: The pair (H, W).
+    task: "generative" for batches of whole images, "structured" for pairs of halves.
+    start_step: The step, counted from 0, whose batch comes first.
+    num_steps: The number of batches; endless if None.
+    dynamic_binarization: Whether to binarise; otherwise the images stay grey.
+
+  Returns:
+    A Dataset of float32 Tensors of shape [batch_size, H * W], or, for the structured task, of pairs
+    (context, observation): the top halves, of shape [batch_size, (H // 2) * W], and the bottom
+    halves, of shape [batch_size, (H - H // 2) * W].
+
+  Raises:
+    DataError: if an argument is none of what it should be.
+  """
+  images = _checked_images(images, image_shape, task)
+  batch_size = _checked_int("batch_size", batch_size, at_least=1)
+  start_step = _checked_int("start_step", start_step, at_least=0)
+  if batch_size > len(images):
+    raise DataError(f"batch_size {batch_size} is more than the {len(images)} images there are")
+
+  steps_per_epoch = len(images) // batch_size
+  start_epoch, first_offset = divmod(start_step, steps_per_epoch)
+  # The CPU, also where there is a GPU: tf.data runs there, and would copy the images back each step.
+  with tf.device("CPU:0"):
+    images = tf.constant(images)
+    stream = _fold_in(_stateless_seed(seed), _DATA_STREAM)
+    order_stream, pixel_stream = _fold_in(stream, 0), _fold_in(stream, 1)
+
+  def steps_of_epoch(epoch):
+    order = tf.random.experimental.stateless_shuffle(
+      tf.range(len(images)), _fold_in(order_stream, epoch), alg=_ALGORITHM
+    )
+    indices = tf.reshape(order[: steps_per_epoch * batch_size], [steps_per_epoch, batch_size])
+    steps = epoch * steps_per_epoch + tf.range(steps_per_epoch, dtype=tf.int64)
+    offset = tf.where(epoch == start_epoch, tf.constant(first_offset, tf.int64), 0)
+    return tf.data.Dataset.from_tensor_slices((steps[offset:], indices[offset:]))
+
+  def batch_of_step(step, indices):
+    batch = tf.gather(images, indices)
+    if dynamic_binarization:
+      batch = binarize(batch, _fold_in(pixel_stream, step))
+    return _for_task(batch, image_shape, task)
+
+  last_epoch = tf.int64.max // steps_per_epoch  # Steps are counted in int64.
+  batches = (
+    tf.data.Dataset.range(start_epoch, last_epoch)
+    .flat_map(steps_of_epoch)
+    .apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+  )
+  if num_steps is not None:
+    batches = batches.take(_checked_int("num_steps", num_steps, at_least=0))
+  batches = batches.map(batch_of_step, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+  return _in_order(batches.prefetch(_NUM_PREFETCHED))
+
+
+def eval_batches(
+  images: np.ndarray,
+  batch_size: int,
+  *,
+  image_shape: tuple[int, int],
+  task: str = "generative",
+  dynamic_binarization: bool = True,
+  seed=EVAL_SEED,
+) -> tf.data.Dataset:
+  """Makes the batches to evaluate on: every image once, in order, always as the same pixels.
+
+  The pixels of an image depend on the seed, which is fixed, and on the position of the image
+  in the array, but not on the batch size or the number of images.
+
+  Args:
+    images: Grey images, an array of shape [N, H * W] with values in [0, 1].
+    batch_size: The number of images in each batch; the last batch may have fewer.
+    image_shape: The pair (H, W).
+    task: "generative" for batches of whole images, "structured" for pairs of halves.
+    dynamic_binarization: Whether to binarise; otherwise the images stay grey.
+    seed: An integer, or a stateless seed of shape [2]. To be left alone, except to measure how
+      much an estimate varies with the binarisation.
+
+  Returns:
+    A Dataset of float32 Tensors, or pairs of them, shaped as those of `train_batches`.
+
+  Raises:
+    DataError: if an argument is none of what it should be.
+  """
+  images = _checked_images(images, image_shape, task)
+  batch_size = _checked_int("batch_size", batch_size, at_least=1)
+  with tf.device("CPU:0"):
+    if dynamic_binarization:
+      images = _binarize_in_chunks(images, seed)
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(batch_size)
+  batches = batches.map(
+    lambda batch: _for_task(tf.cast(batch, tf.float32), image_shape, task),
+    num_parallel_calls=tf.data.AUTOTUNE,
+    deterministic=True,
+  )
+  return _in_order(batches.prefetch(_NUM_PREFETCHED))
+
+
+def _binarize_in_chunks(grey: np.ndarray, seed) -> np.ndarray:
+  """Binarises images as uint8, a quarter of the memory of the grey ones."""
+  stream = _fold_in(_stateless_seed(seed), _DATA_STREAM)
+  binary = np.empty(grey.shape, np.uint8)
+  for start in range(0, len(grey), _EVAL_CHUNK_SIZE):
+    chunk = grey[start : start + _EVAL_CHUNK_SIZE]
+    # A last chunk is filled up: the draws of a shape say nothing of those of a shorter one.
+    padding = ((0, _EVAL_CHUNK_SIZE - len(chunk)), (0, 0))
+    pixels = binarize(np.pad(chunk, padding), _fold_in(stream, start // _EVAL_CHUNK_SIZE))
+    binary[start : start + len(chunk)] = pixels.numpy()[: len(chunk)]
+  return binary
+
+
+def _for_task(batch: tf.Tensor, image_shape: tuple[int, int], task: str):
+  return top_and_bottom(batch, image_shape) if task == "structured" else batch
+
+
+def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  options = tf.data.Options()
+  options.deterministic = True
+  return dataset.with_options(options)
+
+
+def _fold_in(seed: tf.Tensor, number) -> tf.Tensor:
+  return tf.random.fold_in(seed, number, alg=_ALGORITHM)
+
+
+def _stateless_seed(seed) -> tf.Tensor:
+  """Returns a stateless seed of shape [2] for an integer or a stateless seed."""
+  if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+    if not tf.int64.min <= seed <= tf.int64.max:
+      raise DataError(f"seed {seed} does not fit into 64 bits")
+    return tf.constant([int(seed), 0], tf.int64)
+  try:
+    seed = tf.convert_to_tensor(seed)
+  except (TypeError, ValueError) as error:
+    raise DataError(f"seed must be an integer or have shape [2], not {seed!r}") from error
+  if not seed.dtype.is_integer or not seed.shape.is_compatible_with([2]):
+    raise DataError(f"seed must be an integer or have shape [2], not {seed!r}")
+  return seed
+
+
+def _checked_images(images: np.ndarray, image_shape: tuple[int, int], task: str) -> np.ndarray:
+  images = np.asarray(images, np.float32)
+  height, width = image_shape
+  if images.ndim != 2 or len(images) == 0 or images.shape[1] != height * width:
+    raise DataError(
+      f"images must have shape [N, {height * width}], as image_shape is {height}x{width}, "
+      f"not {list(images.shape)}"
+    )
+  if task not in TASKS:
+    raise DataError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
+  if task == "structured":
+    top_and_bottom(images, image_shape)  # Raises where there are no halves.
+  return images
+
+
+def _checked_int(name: str, value: int, at_least: int) -> int:
+  if not isinstance(value, numbers.Integral) or value < at_least:
+    raise DataError(f"{name} must be an integer of at least {at_least}, not {value!r}")
+  return int(value)

@@ -1,0 +1,154 @@
+"""The only file that plays with autodiff: gated gradients, and distributions with stopped parameters."""
+
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+
+def gate(samples) -> tuple[object, Callable[[tf.Tensor], None]]:
+  """The samples, with a gradient that a ratio chosen later scales sample by sample.
+
+  This is how one evaluation of log p(x, z) serves both marks of the paper's Eqs. 11-17: weighed by
+  `a`, the model's parameters receive a * dlog p/dtheta, and behind a gate of ratio b / a the path
+  receives b * dlog p/dz. The ratio depends on log p, which depends on the gated samples, so it is
+  given afterwards; it has to be there before the gradient is taken.
+
+  Args:
+    samples: a Tensor of shape [num_samples, ...], or a structure of them.
+
+  Returns:
+    The gated samples, and a function that takes the ratio, a Tensor whose shape is a prefix of
+    every sample's shape.
+  """
+  ratios = []
+
+  @tf.custom_gradient
+  def gated(tensor):
+    def backward(upstream):
+      if not ratios:
+        raise RuntimeError("The gate's ratio must be set before the gradient is taken.")
+      ratio = _expand_to(tf.cast(ratios[0], upstream.dtype), upstream)
+      # A ratio of 0 closes the gate, whatever comes: 0 * inf is 0 here.
+      return tf.math.multiply_no_nan(upstream, ratio)
+
+    return tf.identity(tensor), backward
+
+  return tf.nest.map_structure(gated, samples), ratios.append
+
+
+def _expand_to(ratio: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
+  """`ratio` with trailing axes of size 1, as many as `tensor` has more."""
+  missing = tensor.shape.rank - ratio.shape.rank
+  return tf.reshape(ratio, tf.concat([tf.shape(ratio), tf.ones([missing], tf.int32)], axis=0))
+
+
+class PathOnly:
+  """A distribution's log-density, differentiable in its argument alone (q^ in the paper's notation).
+
+  It serves any distribution, also one whose parameters `stop_parameters` cannot reach: a joint
+  distribution with dependent parts, a flow whose layers are networks. Pass it as
+  `stopped_proposal=dregs_tf.PathOnly(proposal)`.
+  """
+
+  def __init__(self, distribution: tfd.Distribution):
+    self._distribution = distribution
+
+  def log_prob(self, samples) -> tf.Tensor:
+    """log q(samples); its gradient flows into `samples`, never into the parameters."""
+    leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(samples)]
+
+    @tf.custom_gradient
+    def log_density(*leaves):
+      with tf.GradientTape() as tape:
+        # New tensors: a bijector's cache would answer for the old ones, past the tape.
+        fresh = [tf.identity(leaf) for leaf in leaves]
+        tape.watch(fresh)
+        value = self._distribution.log_prob(tf.nest.pack_sequence_as(samples, fresh))
+      slopes = tape.gradient(value, fresh, unconnected_gradients="zero")
+
+      def backward(upstream, variables=None):
+        path = [_expand_to(upstream, slope) * slope for slope in slopes]
+        return (path, [None] * len(variables)) if variables else path
+
+      return value, backward
+
+    return log_density(*leaves)
+
+
+def stop_parameters(distribution: tfd.Distribution) -> tfd.Distribution:
+  """The distribution with its parameters stopped: gradients flow only through its argument.
+
+  Rebuilds the distribution from `distribution.parameters`, and in turn the distributions,
+  bijectors and linear operators found there, with every Tensor and Variable stopped.
+
+  Raises:
+    ValueError: if a parameter is something whose gradients cannot be stopped from outside: a
+      function, a network, or an object that does not say what it was built from.
+  """
+  try:
+    stopped = _stop(distribution, type(distribution).__name__)
+  except _CannotStopError as error:
+    raise ValueError(
+      f"The parameters of {type(distribution).__name__} cannot be stopped automatically: {error} "
+      "Pass stopped_proposal=, the same distribution built from parameters under "
+      "tf.stop_gradient, or stopped_proposal=dregs_tf.PathOnly(proposal)."
+    ) from error
+  return stopped
+
+
+class _CannotStopError(Exception):
+  """A parameter that `stop_parameters` cannot reach; says which."""
+
+
+def _stop(value, where: str):
+  """`value`, a parameter called `where`, with everything that is differentiable in it stopped."""
+  if isinstance(value, (tfd.Distribution, tfb.Bijector, tf.linalg.LinearOperator)):
+    return _rebuild(value, where)
+  if isinstance(value, (list, tuple, dict)):
+    stopped = [_stop(leaf, where) for leaf in tf.nest.flatten(value)]
+    return tf.nest.pack_sequence_as(value, stopped)
+  if _is_constant(value):
+    return value
+  if not callable(value) or tf.is_tensor(value) or hasattr(value, "__tf_tensor__"):
+    try:
+      return tf.stop_gradient(tf.convert_to_tensor(value))
+    except (TypeError, ValueError):
+      pass
+  raise _CannotStopError(f"{where} is {_describe(value)}, whose own parameters are out of reach.")
+
+
+def _rebuild(value, where: str):
+  """A copy of a distribution, bijector or linear operator, made of stopped parameters."""
+  kind = type(value)
+  defaults = inspect.signature(kind.__init__).parameters
+  parameters = {}
+  for name, parameter in value.parameters.items():
+    is_default = name in defaults and parameter is defaults[name].default
+    parameters[name] = parameter if is_default else _stop(parameter, f"{where}.{name}")
+  try:
+    stopped = kind(**parameters)
+  except TypeError as error:
+    raise _CannotStopError(
+      f"{where} is a {kind.__name__}, which cannot be built again from its `parameters` ({error})."
+    ) from error
+  if stopped.trainable_variables:
+    names = ", ".join(v.name for v in stopped.trainable_variables)
+    raise _CannotStopError(f"{where} holds variables that are not among its `parameters` ({names}).")
+  return stopped
+
+
+def _is_constant(value) -> bool:
+  """Whether `value` holds nothing that a gradient could flow into."""
+  constants = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
+  return value is None or isinstance(value, (*constants, tf.DType, tf.TensorShape, np.dtype, type))
+
+
+def _describe(value) -> str:
+  kind = "the function" if inspect.isroutine(value) else f"a {type(value).__name__}:"
+  return f"{kind} {getattr(value, '__qualname__', None) or repr(value)}"
