@@ -7,6 +7,12 @@ import tensorflow as tf
 _INT32 = 2**32
 
 
+def words(seed: int) -> list[int]:
+  """The two int32 words of an int, a stateless seed as Python numbers."""
+  unsigned = [seed % _INT32, (seed // _INT32) % _INT32]
+  return [word - _INT32 if word >= _INT32 // 2 else word for word in unsigned]
+
+
 def stateless(seed) -> tf.Tensor:
   """An int, a stateless seed or None as an int32 Tensor of shape [2].
 
@@ -24,8 +30,7 @@ def stateless(seed) -> tf.Tensor:
   except TypeError:
     pass
   else:
-    words = [value % _INT32, (value // _INT32) % _INT32]
-    return tf.constant([w - _INT32 if w >= _INT32 // 2 else w for w in words], tf.int32)
+    return tf.constant(words(value), tf.int32)
   allowed = "an int, an integer Tensor of shape [2], or None"
   try:
     seed = tf.convert_to_tensor(seed)

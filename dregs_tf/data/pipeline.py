@@ -5,6 +5,7 @@ import numbers
 import numpy as np
 import tensorflow as tf
 
+from dregs_tf import seeds
 from dregs_tf.data.images import DataError
 
 TASKS = ("generative", "structured")
@@ -60,11 +61,11 @@ def binarize(grey, seed) -> tf.Tensor:
     A float32 Tensor of 0 and 1 with the shape of `grey`. Where `grey` is exactly 0 or 1, so is it.
 
   Raises:
-    DataError: if the seed is neither.
+    ValueError: if the seed is neither.
   """
   grey = tf.convert_to_tensor(grey, tf.float32)
   # Uniform on [0, 1): never below 0, always below 1.
-  uniform = tf.random.stateless_uniform(tf.shape(grey), _stateless_seed(seed), alg=_ALGORITHM)
+  uniform = tf.random.stateless_uniform(tf.shape(grey), _stateless(seed), alg=_ALGORITHM)
   return tf.cast(uniform < grey, tf.float32)
 
 
@@ -102,7 +103,7 @@ def train_batches(
     halves, of shape [batch_size, (H - H // 2) * W].
 
   Raises:
-    DataError: if an argument is none of what it should be.
+    DataError: if an argument is none of what it should be; ValueError if the seed is not.
   """
   images = _checked_images(images, image_shape, task)
   batch_size = _checked_int("batch_size", batch_size, at_least=1)
@@ -115,12 +116,12 @@ def train_batches(
   # The CPU, also where there is a GPU: tf.data runs there, and would copy the images back each step.
   with tf.device("CPU:0"):
     images = tf.constant(images)
-    stream = _fold_in(_stateless_seed(seed), _DATA_STREAM)
-    order_stream, pixel_stream = _fold_in(stream, 0), _fold_in(stream, 1)
+    stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)
+    order_stream, pixel_stream = seeds.fold_in(stream, 0), seeds.fold_in(stream, 1)
 
   def steps_of_epoch(epoch):
     order = tf.random.experimental.stateless_shuffle(
-      tf.range(len(images)), _fold_in(order_stream, epoch), alg=_ALGORITHM
+      tf.range(len(images)), seeds.fold_in(order_stream, epoch), alg=_ALGORITHM
     )
     indices = tf.reshape(order[: steps_per_epoch * batch_size], [steps_per_epoch, batch_size])
     steps = epoch * steps_per_epoch + tf.range(steps_per_epoch, dtype=tf.int64)
@@ -130,7 +131,7 @@ def train_batches(
   def batch_of_step(step, indices):
     batch = tf.gather(images, indices)
     if dynamic_binarization:
-      batch = binarize(batch, _fold_in(pixel_stream, step))
+      batch = binarize(batch, seeds.fold_in(pixel_stream, step))
     return _for_task(batch, image_shape, task)
 
   last_epoch = tf.int64.max // steps_per_epoch  # Steps are counted in int64.
@@ -172,7 +173,7 @@ def eval_batches(
     A Dataset of float32 Tensors, or pairs of them, shaped as those of `train_batches`.
 
   Raises:
-    DataError: if an argument is none of what it should be.
+    DataError: if an argument is none of what it should be; ValueError if the seed is not.
   """
   images = _checked_images(images, image_shape, task)
   batch_size = _checked_int("batch_size", batch_size, at_least=1)
@@ -190,13 +191,13 @@ def eval_batches(
 
 def _binarize_in_chunks(grey: np.ndarray, seed) -> np.ndarray:
   """Binarises images as uint8, a quarter of the memory of the grey ones."""
-  stream = _fold_in(_stateless_seed(seed), _DATA_STREAM)
+  stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)
   binary = np.empty(grey.shape, np.uint8)
   for start in range(0, len(grey), _EVAL_CHUNK_SIZE):
     chunk = grey[start : start + _EVAL_CHUNK_SIZE]
     # A last chunk is filled up: the draws of a shape say nothing of those of a shorter one.
     padding = ((0, _EVAL_CHUNK_SIZE - len(chunk)), (0, 0))
-    pixels = binarize(np.pad(chunk, padding), _fold_in(stream, start // _EVAL_CHUNK_SIZE))
+    pixels = binarize(np.pad(chunk, padding), seeds.fold_in(stream, start // _EVAL_CHUNK_SIZE))
     binary[start : start + len(chunk)] = pixels.numpy()[: len(chunk)]
   return binary
 
@@ -211,23 +212,10 @@ def _in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
   return dataset.with_options(options)
 
 
-def _fold_in(seed: tf.Tensor, number) -> tf.Tensor:
-  return tf.random.fold_in(seed, number, alg=_ALGORITHM)
-
-
-def _stateless_seed(seed) -> tf.Tensor:
-  """Returns a stateless seed of shape [2] for an integer or a stateless seed."""
-  if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
-    if not tf.int64.min <= seed <= tf.int64.max:
-      raise DataError(f"seed {seed} does not fit into 64 bits")
-    return tf.constant([int(seed), 0], tf.int64)
-  try:
-    seed = tf.convert_to_tensor(seed)
-  except (TypeError, ValueError) as error:
-    raise DataError(f"seed must be an integer or have shape [2], not {seed!r}") from error
-  if not seed.dtype.is_integer or not seed.shape.is_compatible_with([2]):
-    raise DataError(f"seed must be an integer or have shape [2], not {seed!r}")
-  return seed
+def _stateless(seed) -> tf.Tensor:
+  if seed is None:
+    raise DataError("seed must be an integer or have shape [2], not None, which draws a new one")
+  return seeds.stateless(seed)
 
 
 def _checked_images(images: np.ndarray, image_shape: tuple[int, int], task: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import stat
 from collections.abc import Callable
 
 import numpy as np
@@ -95,13 +96,15 @@ def load(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> 
 
 def _check_is_filled_file(path: pathlib.Path) -> None:
   try:
-    if path.is_dir():
-      raise DataError(f"dataset {path} is a directory, not a file")
-    size = path.stat().st_size
+    status = path.stat()
   except (FileNotFoundError, NotADirectoryError) as error:
     raise DataError(f"dataset {path}: there is no such file") from error
   except (OSError, ValueError) as error:  # ValueError: a NUL character in the path.
     reason = getattr(error, "strerror", None) or error
     raise DataError(f"dataset {str(path)!r} cannot be opened: {reason}") from error
-  if size == 0:
+  if stat.S_ISDIR(status.st_mode):
+    raise DataError(f"dataset {path} is a directory, not a file")
+  if not stat.S_ISREG(status.st_mode):  # A pipe would be waited for, without end.
+    raise DataError(f"dataset {path} is not a regular file")
+  if status.st_size == 0:
     raise DataError(f"dataset {path} is an empty file")

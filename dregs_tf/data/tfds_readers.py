@@ -177,7 +177,7 @@ def _data_root(data_dir: str | os.PathLike | None) -> tuple[str, str]:
 
 def _prepared_dir(root: str, name: str) -> str | None:
   """Returns the folder of the newest prepared version, None if there is none."""
-  folder = tfds.core.as_path(root) / name
+  folder = tfds.core.Path(root) / name
   try:
     versions = [
       tfds.core.Version(path.name)
@@ -217,12 +217,12 @@ def _reachable(url: str, seconds: float = _PROBE_SECONDS) -> bool:
   answered = threading.Event()
 
   def ask():
-    request = urllib.request.Request(url, method="HEAD")
     try:
+      request = urllib.request.Request(url, method="HEAD")
       urllib.request.urlopen(request, timeout=seconds).close()
     except urllib.error.HTTPError:  # An answer too: only the path is not to its liking.
       pass
-    except (OSError, http.client.HTTPException, ValueError):  # ValueError: a broken proxy setting.
+    except (OSError, http.client.HTTPException, ValueError):  # ValueError: no URL.
       return
     answered.set()
 

@@ -1,0 +1,14 @@
+"""Keras models whose parts are TFP distributions."""
+
+from dregs_tf.models.base import LatentVariableModel
+from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
+from dregs_tf.models.structured import StructuredVAE
+from dregs_tf.models.vae import VAE
+
+__all__ = [
+  "VAE",
+  "ConditionalBernoulli",
+  "ConditionalNormal",
+  "LatentVariableModel",
+  "StructuredVAE",
+]

@@ -1,0 +1,310 @@
+"""The Keras model from which every latent-variable model derives: three distributions and a bound."""
+
+import functools
+import random
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf import bounds, seeds
+from dregs_tf import importance_weights as iw
+from dregs_tf.models.gradient_moments import GradientMoments
+
+tfd = tfp.distributions
+
+# What a seed is drawn for: training and evaluation never share noise.
+_TRAIN, _EVALUATE, _LOG_LIKELIHOOD = range(3)
+
+# Rows (samples times examples) that `log_likelihood` evaluates at a time: they bound its memory.
+_ROWS_AT_A_TIME = 5000
+
+
+class LatentVariableModel(keras.Model):
+  """A model p(x, z | context) with a proposal q(z | x, context), trained with a Monte Carlo bound.
+
+  A subclass defines three methods that return tfp distributions; `compile`, `fit`, `evaluate`,
+  `save` and the callbacks are Keras' own. The variables live in Keras layers that the subclass
+  holds as attributes.
+
+  - `prior(context)`: p(z | context), batch shape [] or [batch_size].
+  - `proposal(x, context)`: q(z | x, context), fully reparameterised, batch shape [batch_size].
+  - `likelihood(z, context)`: p(x | z, context) for z of shape [num_samples, batch_size, ...], batch
+    shape [num_samples, batch_size].
+
+  Batches are observations x, or pairs (context, x). With observations alone, context is None.
+  """
+
+  def prior(self, context) -> tfd.Distribution:
+    """p(z | context)."""
+    raise TypeError(f"{type(self).__name__} must define prior(context).")
+
+  def proposal(self, x, context) -> tfd.Distribution:
+    """q(z | x, context)."""
+    raise TypeError(f"{type(self).__name__} must define proposal(x, context).")
+
+  def likelihood(self, z, context) -> tfd.Distribution:
+    """p(x | z, context)."""
+    raise TypeError(f"{type(self).__name__} must define likelihood(z, context).")
+
+  def stopped_proposal(self, proposal: tfd.Distribution):
+    """The proposal with its parameters stopped, or None to have `dregs_tf.stop_parameters` do it.
+
+    Override it where the proposal's parameters are out of reach, for instance to return
+    `dregs_tf.PathOnly(proposal)`.
+    """
+    del proposal
+
+  def target_log_prob(self, x, z, context=None) -> tf.Tensor:
+    """log p(x, z | context) in nats, [num_samples, batch_size]."""
+    likelihood = self.likelihood(z, context).log_prob(x)
+    prior = self.prior(context).log_prob(z)
+    return _at_least_float32(likelihood) + _at_least_float32(prior)
+
+  def estimate(
+    self, x, context=None, *, bound: bounds.Bound | str, num_samples: int, seed=None
+  ) -> bounds.Estimate:
+    """`bounds.estimate` of observations x [batch_size, ...]: the bound of each and its gradient."""
+    proposal = self.proposal(x, context)
+    return bounds.estimate(
+      bound,
+      lambda z: self.target_log_prob(x, z, context),
+      proposal,
+      num_samples,
+      seed=seed,
+      stopped_proposal=self.stopped_proposal(proposal),
+    )
+
+  def compile(
+    self,
+    optimizer="adam",
+    bound: bounds.Bound | str = "iwae_dreg",
+    num_samples: int = 64,
+    seed: int | None = None,
+    gradient_statistics: bool = False,
+    **kwargs,
+  ) -> None:
+    """Says how the model is trained, as Keras' `compile` does.
+
+    Args:
+      optimizer: a Keras optimizer or its name. The authors used
+        `keras.optimizers.Adam(3e-4, epsilon=1e-8)`.
+      bound: a `bounds.Bound`, or a name that `bounds.get` takes.
+      num_samples: K, the number of samples of each example.
+      seed: the noise of a step is a function of the seed and of the step's number. None draws a
+        seed, as Keras layers do: `keras.utils.set_random_seed` fixes it.
+      gradient_statistics: whether to follow variance and signal-to-noise ratio of the gradients of
+        the proposal's and of the model's parameters while training (moving averages, decay 0.99).
+      **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
+
+    Raises:
+      ValueError: if the bound is unknown or not defined for so few samples.
+    """
+    bound = bounds.get(bound) if isinstance(bound, str) else bound
+    if not isinstance(bound, bounds.Bound):
+      raise TypeError(f"bound must be a Bound or one of {', '.join(bounds.names())}, got {bound!r}.")
+    bounds.check_num_samples(num_samples, bound)
+    for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
+      if kwargs.get(argument) is not None:
+        raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")
+    super().compile(optimizer=optimizer, **kwargs)
+    self.bound = bound
+    self.num_samples = int(num_samples)
+    self.seed = random.randint(1, int(1e9)) if seed is None else seed
+    self._bound_metric = keras.metrics.Mean(name="bound")
+    self._sample_size_metric = keras.metrics.Mean(name="effective_sample_size")
+    self.gradient_statistics = bool(gradient_statistics)
+    self._compile_arguments = {"optimizer": self.optimizer, "seed": self.seed, **kwargs}
+    self._moments = (
+      [GradientMoments(name="proposal_gradient"), GradientMoments(name="model_gradient")]
+      if gradient_statistics
+      else []
+    )
+
+  def get_compile_config(self) -> dict:
+    """What `compile` was called with, for saving."""
+    if not self.compiled:
+      return {}
+    return keras.saving.serialize_keras_object(
+      {
+        **self._compile_arguments,
+        "bound": self.bound.name,
+        "bound_options": dict(self.bound.options),
+        "num_samples": self.num_samples,
+        "gradient_statistics": self.gradient_statistics,
+        "gradient_sizes": [moments.size for moments in self._moments],
+      }
+    )
+
+  def compile_from_config(self, config: dict) -> None:
+    """Compiles a loaded model as it was when it was saved."""
+    config = keras.saving.deserialize_keras_object(config)
+    options, sizes = config.pop("bound_options"), config.pop("gradient_sizes")
+    self.compile(**config | {"bound": bounds.get(config["bound"], **options)})
+    for moments, size in zip(self._moments, sizes, strict=True):
+      if size:
+        moments.build(size)
+    if self.built:
+      self.optimizer.build(self.trainable_variables)
+
+  @property
+  def metrics(self) -> list[keras.metrics.Metric]:
+    """The running means that training and evaluation report."""
+    return [self._bound_metric, self._sample_size_metric] if self.compiled else []
+
+  def call(self, inputs):
+    """The expected observation at a sampled z, as `reconstruct`; also how Keras builds the model."""
+    context, x = _split(inputs)
+    return self.reconstruct(x, context)
+
+  def train_step(self, data) -> dict[str, tf.Tensor]:
+    """One step of Keras' `fit`: a gradient of the bound's mean over the batch, and an update."""
+    context, x = _split(data)
+    seed = self._seed_for(_TRAIN, self.optimizer.iterations)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    with tf.GradientTape() as tape:
+      estimate = self._estimate(x, context, seed)
+      loss = -tf.reduce_mean(estimate.objective) / replicas
+      scaled_loss = self.optimizer.scale_loss(loss)
+    variables = self.trainable_variables
+    gradients = tape.gradient(scaled_loss, variables)
+    logs = self._update_metrics(estimate)
+    if self.gradient_statistics:
+      logs |= self._update_gradient_statistics(x, context, variables, gradients)
+    self.optimizer.apply(gradients, variables)
+    return logs
+
+  def test_step(self, data) -> dict[str, tf.Tensor]:
+    """One step of Keras' `evaluate`: the bound, averaged over examples."""
+    context, x = _split(data)
+    # The number of examples seen since the evaluation began tells its batches apart.
+    seen = tf.cast(self._bound_metric.count, tf.int32)
+    return self._update_metrics(self._estimate(x, context, self._seed_for(_EVALUATE, seen)))
+
+  def log_likelihood(self, x, num_samples: int = 5000, context=None, seed=0) -> tf.Tensor:
+    """log p(x | context) of each example in nats, [batch_size]: the bound L_K with K = num_samples.
+
+    Samples are drawn and evaluated a few at a time, so that memory does not grow with num_samples.
+
+    Args:
+      x: observations [batch_size, ...].
+      num_samples: K; a positive int.
+      context: contexts [batch_size, ...], for a conditional model.
+      seed: as `bounds.estimate` takes it.
+    """
+    bounds.check_num_samples(num_samples, bounds.get("iwae"))
+    x, context = _as_floats(x), None if context is None else _as_floats(context)
+    batch = max(1, min(x.shape[0], 100))
+    seed = seeds.fold_in(seeds.stateless(seed), _LOG_LIKELIHOOD)
+    parts = []
+    for start in range(0, x.shape[0], batch):
+      part = slice(start, start + batch)
+      context_part = None if context is None else context[part]
+      part_seed = seeds.fold_in(seed, start)
+      parts.append(self._log_likelihood(x[part], context_part, num_samples, part_seed))
+    return tf.concat(parts, axis=0)
+
+  @functools.cached_property
+  def _log_likelihood(self):
+    """`log_likelihood` of a batch that fits in memory, compiled once per shape."""
+
+    @tf.function(reduce_retracing=False)
+    def log_likelihood(x, context, num_samples, seed):
+      proposal = self.proposal(x, context)
+      at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // max(x.shape[0] or 1, 1)))
+
+      def log_sum(count, seed):
+        z = proposal.sample(count, seed=seed)
+        log_p = self.target_log_prob(x, z, context)
+        return iw.log_sum(log_p - tf.cast(proposal.log_prob(z), log_p.dtype))
+
+      rest = num_samples % at_a_time or at_a_time
+      total = log_sum(rest, seeds.fold_in(seed, 0))
+      for chunk in tf.range(1, 1 + (num_samples - rest) // at_a_time):
+        total = tf.reduce_logsumexp([total, log_sum(at_a_time, seeds.fold_in(seed, chunk))], axis=0)
+      return total - tf.math.log(tf.cast(num_samples, total.dtype))
+
+    return log_likelihood
+
+  def sample(self, n: int, context=None, seed=None, mean: bool = False) -> tf.Tensor:
+    """n observations from the model, [n, ...], or [n, batch_size, ...] given contexts.
+
+    Args:
+      n: a positive int.
+      context: contexts [batch_size, ...], for a conditional model.
+      seed: as `bounds.estimate` takes it.
+      mean: whether to return the likelihood's mean at each sampled z rather than a draw from it.
+    """
+    context = None if context is None else _as_floats(context)
+    seed = seeds.stateless(seed)
+    z = self.prior(context).sample(n, seed=seeds.fold_in(seed, 0))
+    likelihood = self.likelihood(z, context)
+    return likelihood.mean() if mean else likelihood.sample(seed=seeds.fold_in(seed, 1))
+
+  def reconstruct(self, x, context=None, seed=None) -> tf.Tensor:
+    """The likelihood's mean at one sample of the proposal, for x [batch_size, ...], same shape."""
+    x, context = _as_floats(x), None if context is None else _as_floats(context)
+    z = self.proposal(x, context).sample(1, seed=seeds.stateless(seed))
+    return self.likelihood(z, context).mean()[0]
+
+  def _estimate(self, x, context, seed) -> bounds.Estimate:
+    return self.estimate(x, context, bound=self.bound, num_samples=self.num_samples, seed=seed)
+
+  def _seed_for(self, purpose: int, step) -> tf.Tensor:
+    """A seed for the noise of a step, another one on each replica."""
+    seed = seeds.fold_in(seeds.stateless(self.seed), purpose, tf.cast(step, tf.int32))
+    replica = tf.distribute.get_replica_context()
+    if replica is not None and replica.num_replicas_in_sync > 1:
+      seed = seeds.fold_in(seed, replica.replica_id_in_sync_group)
+    return seed
+
+  def _update_metrics(self, estimate: bounds.Estimate) -> dict[str, tf.Tensor]:
+    self._bound_metric.update_state(estimate.objective)
+    self._sample_size_metric.update_state(iw.effective_sample_size(estimate.log_weights))
+    return {metric.name: metric.result() for metric in self.metrics}
+
+  def _update_gradient_statistics(self, x, context, variables, gradients) -> dict[str, tf.Tensor]:
+    """Follows the gradients of the proposal's and of the model's parameters, shared ones in both."""
+    scale = self.optimizer.scale_loss(tf.ones([]))
+    groups = self._gradient_groups(x, context, variables)
+    logs = {}
+    for moments, group in zip(self._moments, groups, strict=True):
+      members = [gradients[i] for i in group if gradients[i] is not None]
+      if members:
+        moments.update([tf.convert_to_tensor(g) / tf.cast(scale, g.dtype) for g in members])
+        logs |= {f"{moments.name}_variance": moments.variance(), f"{moments.name}_snr": moments.snr()}
+    return logs
+
+  def _gradient_groups(self, x, context, variables) -> tuple[list[int], list[int]]:
+    """The positions of the variables that the proposal depends on, and of those that p does.
+
+    Read off which gradients exist. Only traced: nothing of it is executed in a compiled step.
+    """
+    with tf.GradientTape(persistent=True) as tape:
+      z = self.proposal(x, context).sample(1, seed=[0, 0])
+      log_p = self.target_log_prob(x, tf.nest.map_structure(tf.stop_gradient, z), context)
+    return tuple(
+      [i for i, g in enumerate(tape.gradient(target, variables)) if g is not None]
+      for target in (z, log_p)
+    )
+
+
+def _split(data):
+  """(context, x) from a batch, which is x, (x,) or (context, x), as floats."""
+  if isinstance(data, (tuple, list)):
+    *context, x = [part for part in data if part is not None]
+    if len(context) > 1:
+      raise ValueError(
+        f"A batch must be observations or a (context, observation) pair, got {len(data)} parts."
+      )
+    return (_as_floats(context[0]) if context else None), _as_floats(x)
+  return None, _as_floats(data)
+
+
+def _as_floats(tensor) -> tf.Tensor:
+  tensor = tf.convert_to_tensor(tensor)
+  return tensor if tensor.dtype.is_floating else tf.cast(tensor, keras.config.floatx())
+
+
+def _at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
+  return tf.cast(log_prob, tf.float32) if log_prob.dtype.size < 4 else log_prob

@@ -1,0 +1,164 @@
+"""Distributions whose parameters a network computes from its inputs, as in the authors' code."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+# softplus(raw + 0.25): the scale of an untrained net is about 0.8.
+_SCALE_OFFSET = 0.25
+
+
+class Bernoulli(tfd.Bernoulli):
+  """A Bernoulli whose log-density is x * logit - softplus(logit): one softplus instead of two."""
+
+  def _log_prob(self, event):
+    logits = self._logits_parameter_no_checks()
+    return tf.cast(event, logits.dtype) * logits - tf.math.softplus(logits)
+
+
+@keras.saving.register_keras_serializable("dregs_tf")
+class MLP(keras.layers.Layer):
+  """Dense layers on the last axis: tanh hidden layers, then a linear one.
+
+  Its inputs are a Tensor [..., size], or a list of Tensors that count as concatenated along the
+  last axis. They may differ in rank: what has fewer leading axes is shared along the others.
+  """
+
+  def __init__(
+    self, output_size: int, hidden_units: Sequence[int] = (200, 200), activation="tanh", **kwargs
+  ):
+    super().__init__(**kwargs)
+    self.output_size = output_size
+    self.hidden_units = tuple(hidden_units)
+    self.activation = keras.activations.get(activation)
+    options = {"kernel_initializer": "glorot_uniform", "dtype": self.dtype_policy}
+    self._layers_in_order = [
+      keras.layers.Dense(units, activation=activation, **options) for units in self.hidden_units
+    ] + [keras.layers.Dense(output_size, **options)]
+
+  def build(self, input_shape):
+    shapes = input_shape if isinstance(input_shape, list) else [input_shape]
+    size = sum(shape[-1] for shape in shapes)
+    for layer in self._layers_in_order:
+      layer.build((None, size))
+      size = layer.units
+    self.built = True
+
+  def compute_output_shape(self, input_shape):
+    shapes = input_shape if isinstance(input_shape, list) else [input_shape]
+    return (*max(shapes, key=len)[:-1], self.output_size)
+
+  def call(self, inputs):
+    first, *others = self._layers_in_order
+    if isinstance(inputs, (list, tuple)):
+      outputs = self._first_layer(first, inputs)
+    else:
+      outputs, others = inputs, self._layers_in_order
+    leading = tf.shape(outputs)[:-1]
+    static = outputs.shape[:-1]
+    # Products of matrices: a batched product of more axes is slower.
+    outputs = tf.reshape(outputs, [-1, outputs.shape[-1]])
+    for layer in others:
+      outputs = layer(outputs)
+    outputs = tf.reshape(outputs, tf.concat([leading, [self.output_size]], axis=0))
+    return tf.ensure_shape(outputs, [*static, self.output_size])
+
+  def _first_layer(self, layer, inputs):
+    """The layer applied to the concatenated inputs, each multiplied before it is broadcast."""
+    sizes = [part.shape[-1] for part in inputs]
+    kernels = tf.split(tf.convert_to_tensor(layer.kernel), sizes, axis=0)
+    parts = []
+    for part, kernel in zip(inputs, kernels, strict=True):
+      product = tf.matmul(tf.reshape(part, [-1, part.shape[-1]]), kernel)
+      shape = tf.concat([tf.shape(part)[:-1], [layer.units]], axis=0)
+      parts.append(tf.ensure_shape(tf.reshape(product, shape), [*part.shape[:-1], layer.units]))
+    return layer.activation(sum(parts[1:], parts[0]) + layer.bias)
+
+  def get_config(self):
+    return super().get_config() | {
+      "output_size": self.output_size,
+      "hidden_units": list(self.hidden_units),
+      "activation": keras.activations.serialize(self.activation),
+    }
+
+
+class _Conditional(MLP):
+  """A net that ends in a distribution; `distribution` is what a model calls."""
+
+  def __init__(self, event_size: int, parameters_per_event: int, **kwargs):
+    super().__init__(output_size=event_size * parameters_per_event, **kwargs)
+    self.event_size = event_size
+
+  def get_config(self):
+    config = super().get_config()
+    del config["output_size"]
+    return config | {"event_size": self.event_size}
+
+  def parameters(self, inputs) -> tf.Tensor:
+    """The net's outputs in float32 or better, whatever its layers compute in."""
+    outputs = self(inputs)
+    return tf.cast(outputs, tf.float32) if outputs.dtype.size < 4 else outputs
+
+
+@keras.saving.register_keras_serializable("dregs_tf")
+class ConditionalNormal(_Conditional):
+  """A factorised Normal whose location and scale = softplus(raw + 0.25) a net computes.
+
+  Args:
+    event_size: the Normal's number of coordinates.
+    hidden_units: the sizes of the hidden layers.
+    activation: of the hidden layers.
+    **kwargs: of a Keras layer.
+  """
+
+  def __init__(self, event_size: int, hidden_units: Sequence[int] = (200, 200), **kwargs):
+    super().__init__(event_size, 2, hidden_units=hidden_units, **kwargs)
+
+  def distribution(self, inputs) -> tfd.Distribution:
+    """The Normal given inputs [..., size]: batch shape [...], event shape [event_size]."""
+    loc, raw = tf.split(self.parameters(inputs), 2, axis=-1)
+    return tfd.Independent(tfd.Normal(loc, tf.math.softplus(raw + _SCALE_OFFSET)), 1)
+
+
+@keras.saving.register_keras_serializable("dregs_tf")
+class ConditionalBernoulli(_Conditional):
+  """Independent Bernoullis whose logits a net computes.
+
+  Args:
+    mean: the training data's mean, [event_size]. Its logit is a constant added to the logits, on
+      top of the trainable bias that starts at 0. None adds nothing.
+    event_size: the number of Bernoullis; needed where there is no mean.
+    hidden_units: the sizes of the hidden layers.
+    activation: of the hidden layers.
+    **kwargs: of a Keras layer.
+  """
+
+  def __init__(
+    self,
+    mean=None,
+    event_size: int | None = None,
+    hidden_units: Sequence[int] = (200, 200),
+    **kwargs,
+  ):
+    if mean is None and event_size is None:
+      raise ValueError("ConditionalBernoulli needs mean or event_size, got neither.")
+    self._mean = None if mean is None else np.asarray(mean, np.float64).ravel()
+    size = event_size if mean is None else self._mean.size
+    if event_size not in (None, size):
+      raise ValueError(f"event_size must be the size of mean, {size}, got {event_size}.")
+    super().__init__(size, 1, hidden_units=hidden_units, **kwargs)
+    clipped = np.clip(0.5 if mean is None else self._mean, 1e-3, 1 - 1e-3)
+    self._offset = np.log(clipped) - np.log1p(-clipped)
+
+  def distribution(self, inputs) -> tfd.Distribution:
+    """The Bernoullis given inputs [..., size]: batch shape [...], event shape [event_size]."""
+    logits = self.parameters(inputs)
+    return tfd.Independent(Bernoulli(logits + tf.constant(self._offset, logits.dtype)), 1)
+
+  def get_config(self):
+    return super().get_config() | {"mean": None if self._mean is None else self._mean.tolist()}

@@ -1,0 +1,87 @@
+"""The paper's model for structured prediction: prior, proposal and likelihood given a context."""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf.models import vae
+from dregs_tf.models.base import LatentVariableModel
+from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
+
+tfd = tfp.distributions
+
+
+@keras.saving.register_keras_serializable("dregs_tf")
+class StructuredVAE(LatentVariableModel):
+  """Predicts x from a context c through latents (Sec. 6.3), such as half an image from the other.
+
+  p(z | c) and q(z | x, c) are factorised Normals, p(x | z, c) is Bernoulli; nets of tanh layers.
+  Its batches are (context, observation) pairs.
+
+  Args:
+    context_mean: the mean of the training contexts, grey values in [0, 1] of shape [C]. The nets of
+      prior and proposal see the context minus this mean.
+    data_mean: the same of the observations, of shape [D].
+    latent_dim: the number of latent variables.
+    hidden_units: the sizes of each net's hidden layers.
+    **kwargs: of a Keras model, such as `name` and `dtype`.
+  """
+
+  def __init__(
+    self,
+    context_mean,
+    data_mean,
+    latent_dim: int = 50,
+    hidden_units: Sequence[int] = (200, 200),
+    **kwargs,
+  ):
+    super().__init__(**kwargs)
+    self.context_mean = vae.check_mean("context_mean", context_mean)
+    self.data_mean = vae.check_mean("data_mean", data_mean)
+    self.latent_dim = vae.check_positive("latent_dim", latent_dim)
+    self.hidden_units = tuple(vae.check_positive("hidden_units", units) for units in hidden_units)
+    options = {"hidden_units": self.hidden_units, "dtype": self.dtype_policy}
+    self.conditional_prior = ConditionalNormal(self.latent_dim, name="prior", **options)
+    self.encoder = ConditionalNormal(self.latent_dim, name="encoder", **options)
+    self.decoder = ConditionalBernoulli(self.data_mean, name="decoder", **options)
+    context_shape = (None, self.context_mean.size)
+    self.conditional_prior.build(context_shape)
+    self.encoder.build([(None, self.data_mean.size), context_shape])
+    self.decoder.build([(None, self.latent_dim), context_shape])
+    self.built = True
+
+  def prior(self, context) -> tfd.Distribution:
+    """p(z | c) for contexts [batch_size, C]: batch shape [batch_size], event shape [latent_dim]."""
+    return self.conditional_prior.distribution(self._centred(context))
+
+  def proposal(self, x, context) -> tfd.Distribution:
+    """q(z | x, c) for x [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
+    vae.check_size("x", x, self.data_mean.size)
+    x = x - tf.constant(self.data_mean, x.dtype)
+    return self.encoder.distribution([x, self._centred(context)])
+
+  def likelihood(self, z, context) -> tfd.Distribution:
+    """p(x | z, c) for z [..., batch_size, latent_dim]: batch shape [..., batch_size], event [D]."""
+    return self.decoder.distribution([z, tf.cast(self._checked(context), z.dtype)])
+
+  def _centred(self, context) -> tf.Tensor:
+    context = self._checked(context)
+    return context - tf.constant(self.context_mean, context.dtype)
+
+  def _checked(self, context) -> tf.Tensor:
+    if context is None:
+      raise ValueError(
+        "StructuredVAE takes batches of (context, observation) pairs, got observations alone."
+      )
+    vae.check_size("context", context, self.context_mean.size)
+    return context
+
+  def get_config(self):
+    return super().get_config() | {
+      "context_mean": self.context_mean.tolist(),
+      "data_mean": self.data_mean.tolist(),
+      "latent_dim": self.latent_dim,
+      "hidden_units": list(self.hidden_units),
+    }

@@ -1,0 +1,105 @@
+"""The paper's generative model: a fixed Normal prior, a Bernoulli decoder, one layer of latents."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf.models.base import LatentVariableModel
+from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
+
+tfd = tfp.distributions
+
+
+@keras.saving.register_keras_serializable("dregs_tf")
+class VAE(LatentVariableModel):
+  """A variational autoencoder of binary data (Sec. 6.2; Burda et al. 2015, one stochastic layer).
+
+  p(z) = N(0, I), p(x | z) Bernoulli, q(z | x) a factorised Normal; nets of tanh layers.
+
+  Args:
+    data_mean: the mean of the training data, grey values in [0, 1] of shape [D]. The encoder sees
+      its input minus this mean, the decoder's logits start from its logit.
+    latent_dim: the number of latent variables.
+    hidden_units: the sizes of each net's hidden layers.
+    **kwargs: of a Keras model, such as `name` and `dtype`.
+  """
+
+  def __init__(
+    self, data_mean, latent_dim: int = 50, hidden_units: Sequence[int] = (200, 200), **kwargs
+  ):
+    super().__init__(**kwargs)
+    self.data_mean = check_mean("data_mean", data_mean)
+    self.latent_dim = check_positive("latent_dim", latent_dim)
+    self.hidden_units = tuple(check_positive("hidden_units", units) for units in hidden_units)
+    options = {"hidden_units": self.hidden_units, "dtype": self.dtype_policy}
+    self.encoder = ConditionalNormal(self.latent_dim, name="encoder", **options)
+    self.decoder = ConditionalBernoulli(self.data_mean, name="decoder", **options)
+    self.encoder.build((None, self.data_mean.size))
+    self.decoder.build((None, self.latent_dim))
+    self.built = True
+
+  def prior(self, context=None) -> tfd.Distribution:
+    """p(z) = N(0, I): batch shape [], event shape [latent_dim]."""
+    refuse_context(self, context)
+    zeros = tf.zeros([self.latent_dim], at_least_float32(self.compute_dtype))
+    return tfd.Independent(tfd.Normal(zeros, tf.ones_like(zeros)), 1)
+
+  def proposal(self, x, context=None) -> tfd.Distribution:
+    """q(z | x) for x of shape [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
+    refuse_context(self, context)
+    check_size("x", x, self.data_mean.size)
+    return self.encoder.distribution(x - tf.constant(self.data_mean, x.dtype))
+
+  def likelihood(self, z, context=None) -> tfd.Distribution:
+    """p(x | z) for z of shape [..., latent_dim]: batch shape [...], event shape [D]."""
+    refuse_context(self, context)
+    return self.decoder.distribution(z)
+
+  def get_config(self):
+    return super().get_config() | {
+      "data_mean": self.data_mean.tolist(),
+      "latent_dim": self.latent_dim,
+      "hidden_units": list(self.hidden_units),
+    }
+
+
+def check_mean(name: str, mean) -> np.ndarray:
+  """`mean` as a float32 vector; a ValueError names it unless it is one of values in [0, 1]."""
+  mean = np.asarray(mean, np.float32)
+  if mean.ndim != 1 or not mean.size or not np.all((mean >= 0) & (mean <= 1)):
+    values = f", values {mean.min()} to {mean.max()}" if mean.size else ""
+    raise ValueError(
+      f"{name} must be a vector of grey values in [0, 1], got shape {list(mean.shape)}{values}."
+    )
+  return mean
+
+
+def check_positive(name: str, value) -> int:
+  """`value` as an int; a ValueError names it unless it is a positive integer."""
+  if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+    raise ValueError(f"{name} must be a positive int, got {value!r}.")
+  return int(value)
+
+
+def check_size(name: str, tensor: tf.Tensor, size: int) -> None:
+  """Raises unless the tensor's shape is [batch_size, size]."""
+  if tensor.shape.rank != 2 or tensor.shape[-1] not in (None, size):
+    raise ValueError(f"{name} must have shape [batch_size, {size}], got {tensor.shape}.")
+
+
+def refuse_context(model: keras.Model, context) -> None:
+  """Raises if a model that has no use for a context is given one."""
+  if context is not None:
+    raise ValueError(
+      f"{type(model).__name__} takes batches of observations alone, got (context, observation) pairs: "
+      "drop the labels, or use a conditional model such as StructuredVAE."
+    )
+
+
+def at_least_float32(dtype: str) -> tf.DType:
+  """The dtype of latents and log-weights, given the dtype that the layers compute in."""
+  dtype = tf.as_dtype(dtype)
+  return tf.float32 if dtype.size < 4 else dtype
