@@ -1,0 +1,59 @@
+"""Trains a latent-variable model with a Monte Carlo bound; the same command again resumes it.
+
+  python bin/train.py --bound=jvi_dreg --num_samples=64
+"""
+
+from absl import flags
+
+from dregs_tf import cli, config
+
+_DEFAULTS = config.TrainConfig()
+
+flags.DEFINE_enum("bound", _DEFAULTS.bound, config.BOUNDS, "Bound and its gradient estimator.")
+flags.DEFINE_integer("num_samples", _DEFAULTS.num_samples, "K, samples of each example.")
+flags.DEFINE_float(
+  "alpha",
+  None,
+  f"For --bound=dreg_alpha: weight of RWS-DReG against IWAE-DReG, in [0, 1]. ({config.DEFAULT_ALPHA})",
+)
+flags.DEFINE_integer(
+  "jvi_order", None, f"For --bound=jvi, jvi_dreg: order of the jackknife. ({config.DEFAULT_ORDER})"
+)
+flags.DEFINE_string(
+  "dataset",
+  _DEFAULTS.dataset,
+  "digits (comes with the package), mnist, omniglot, or a path to an .npz or .mat file.",
+)
+flags.DEFINE_enum(
+  "task",
+  _DEFAULTS.task,
+  config.TASKS,
+  "generative: model whole images; structured: predict the bottom half from the top half.",
+)
+flags.DEFINE_string(
+  "data_dir", None, "Folder of prepared TensorFlow Datasets; else $TFDS_DATA_DIR or a download."
+)
+flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples in a step.")
+flags.DEFINE_integer("latent_dim", _DEFAULTS.latent_dim, "Latent variables.")
+flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Adam's learning rate.")
+flags.DEFINE_integer("max_steps", _DEFAULTS.max_steps, "Steps to train; may grow on resuming.")
+flags.DEFINE_integer("summarize_every", _DEFAULTS.summarize_every, "Steps between summaries.")
+flags.DEFINE_integer("checkpoint_every", _DEFAULTS.checkpoint_every, "Steps between checkpoints.")
+flags.DEFINE_boolean(
+  "gradient_statistics",
+  _DEFAULTS.gradient_statistics,
+  "Follow variance and SNR of the proposal's and the model's gradients.",
+)
+flags.DEFINE_boolean("jit_compile", _DEFAULTS.jit_compile, "Compile the step with XLA.")
+flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of variables, data order and noise.")
+flags.DEFINE_string("logdir", None, "Where the run is kept; a folder in ./runs unless given.")
+
+
+def main():
+  """Checks the flags, then loads TensorFlow and trains."""
+  settings = cli.from_flags(config.TrainConfig)
+  cli.load_runners().train(settings)
+
+
+if __name__ == "__main__":
+  cli.run(main)

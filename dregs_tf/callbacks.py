@@ -1,0 +1,179 @@
+"""Keras callbacks of a run: summaries, checkpoints, progress, and stopping in good order.
+
+A Keras epoch is an interval between two summaries: it ends at a multiple of `summarize_every`, or at
+the last step. `step` counts the steps of the run, as the optimizer does.
+"""
+
+import contextlib
+import math
+import signal
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from dregs_tf import checkpoints, plots
+from dregs_tf.config import TrainConfig
+from dregs_tf.errors import Interrupted
+
+
+class StepCallback(keras.callbacks.Callback):
+  """A callback that knows the number of the step."""
+
+  def __init__(self, start_step: int):
+    super().__init__()
+    self.step = start_step
+
+  def on_train_batch_end(self, batch, logs=None):
+    self.step += 1
+    self.on_step_end(self.step, logs or {})
+
+  def on_step_end(self, step: int, logs: dict) -> None:
+    """Called after each step."""
+
+
+class StopOnNonFinite(StepCallback):
+  """Stops a run whose bound is NaN or +inf, before anything of it is saved."""
+
+  def __init__(self, start_step: int, directory):
+    super().__init__(start_step)
+    self._directory = directory
+
+  def on_step_end(self, step, logs):
+    value = float(np.ravel(logs["bound"])[0])
+    if math.isnan(value) or value == math.inf:
+      saved = checkpoints.find(self._directory)
+      good = f"The last good checkpoint is {saved[-1][1]}." if saved else "There is no checkpoint."
+      raise FloatingPointError(
+        f"The bound {self.model.bound.name} became {value} at step {step}: a log-weight is NaN or "
+        f"+inf. {good}"
+      )
+
+
+class RestoreMetrics(keras.callbacks.Callback):
+  """Gives the running means of an interrupted interval back, once; Keras resets them."""
+
+  def __init__(self, metrics: list[keras.metrics.Metric]):
+    super().__init__()
+    self._values = [variable.numpy() for metric in metrics for variable in metric.variables]
+
+  def on_epoch_begin(self, epoch, logs=None):
+    variables = [variable for metric in self.model.metrics for variable in metric.variables]
+    for variable, value in zip(variables, self._values, strict=False):
+      variable.assign(value)
+    self._values = []
+
+
+class Summaries(StepCallback):
+  """At the end of each interval: a row of metrics.csv, TensorBoard scalars and pictures."""
+
+  def __init__(self, start_step: int, directory, example, image_shape: tuple[int, int]):
+    super().__init__(start_step)
+    self._file = checkpoints.MetricsFile(directory / "metrics.csv", start_step)
+    self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+    self._example = example
+    self._image_shape = image_shape
+
+  def on_epoch_begin(self, epoch, logs=None):
+    self._begun_at, self._begun_step = time.monotonic(), self.step
+
+  def on_epoch_end(self, epoch, logs=None):
+    values = by_split(logs or {})
+    self._file.append({"step": self.step} | values)
+    seconds = time.monotonic() - self._begun_at
+    with self._writer.as_default(step=self.step):
+      for name, value in values.items():
+        split, _, metric = name.partition("_")
+        tf.summary.scalar(f"{metric}/{split}", value)
+      tf.summary.scalar("steps_per_second", (self.step - self._begun_step) / seconds)
+      for name, picture in plots.pictures(self.model, self._example, self._image_shape).items():
+        tf.summary.image(name, picture[None, ..., None])
+    self._writer.flush()
+
+
+class Checkpoints(StepCallback):
+  """Saves the model every so many steps, at the end, and when the process is asked to stop."""
+
+  def __init__(self, start_step: int, config: TrainConfig, stop: "StopRequest"):
+    super().__init__(start_step)
+    self._config = config
+    self._stop = stop
+
+  def on_step_end(self, step, logs):
+    ends_interval = step % self._config.summarize_every == 0 or step == self._config.max_steps
+    if not ends_interval:
+      self._save_if_due()
+
+  def on_epoch_end(self, epoch, logs=None):
+    # After the row of this step is written: a checkpoint vouches for the rows up to its step.
+    self._save_if_due()
+
+  def _save_if_due(self):
+    asked = self._stop.signal_name is not None
+    due = self.step % self._config.checkpoint_every == 0 or self.step == self._config.max_steps
+    if asked or due:
+      checkpoints.save(self.model, self._config.directory, self.step)
+    if asked:
+      raise Interrupted(
+        f"Stopped by {self._stop.signal_name} at step {self.step}, saved in "
+        f"{self._config.directory}. The same command goes on from there."
+      )
+
+
+class StopRequest:
+  """Whether the process was asked to stop, by SIGTERM or Ctrl-C; a second time stops it at once."""
+
+  signal_name: str | None = None
+
+  def _on_signal(self, number, frame):
+    if self.signal_name:
+      raise KeyboardInterrupt
+    self.signal_name = signal.Signals(number).name
+
+  @contextlib.contextmanager
+  def listening(self):
+    """Takes the signals in; gives them back at the end."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, self._on_signal) for number in numbers}
+    try:
+      yield
+    finally:
+      for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Progress(StepCallback):
+  """A bar in a terminal; elsewhere a line at each summary."""
+
+  def __init__(self, start_step: int, last_step: int):
+    super().__init__(start_step)
+    self._last_step = last_step
+    self._bar = tqdm(
+      total=last_step, initial=start_step, unit=" steps", disable=not sys.stderr.isatty()
+    )
+
+  def on_step_end(self, step, logs):
+    self._bar.update()
+
+  def on_epoch_end(self, epoch, logs=None):
+    values = by_split(logs or {})
+    text = ", ".join(f"{split} {values[f'{split}_bound']:.2f}" for split in ("train", "valid"))
+    line = f"step {self.step:>{len(str(self._last_step))}}/{self._last_step}  bound in nats: {text}"
+    if self._bar.disable:
+      print(line, file=sys.stderr, flush=True)
+    else:
+      self._bar.write(line, file=sys.stderr)
+
+  def close(self) -> None:
+    """Leaves the bar as it is."""
+    self._bar.close()
+
+
+def by_split(logs: dict) -> dict[str, float]:
+  """Keras' logs with `train_` and `valid_` in front of every metric, the training set's first."""
+  train = {f"train_{name}": float(v) for name, v in logs.items() if not name.startswith("val_")}
+  valid = {f"valid_{name[4:]}": float(v) for name, v in logs.items() if name.startswith("val_")}
+  return train | valid

@@ -1,0 +1,166 @@
+"""What a run is told to do: plain values, checked before TensorFlow is loaded."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+from dregs_tf.errors import ConfigError
+
+# `bounds.names()`, without loading TensorFlow; a test compares the two.
+BOUNDS = (
+  "elbo",
+  "elbo_stl",
+  "iwae",
+  "iwae_dreg",
+  "rws",
+  "rws_dreg",
+  "stl",
+  "dreg_alpha",
+  "jvi",
+  "jvi_dreg",
+  "iwae_dreg_norm",
+  "rws_dreg_norm",
+)
+TASKS = ("generative", "structured")
+SPLITS = ("train", "valid", "test")
+
+DEFAULT_ALPHA = 0.9  # the authors'
+DEFAULT_ORDER = 1
+
+_FILE_NAME = "config.json"
+
+# What a resumed run may change: how long it goes on, and where things are.
+_MAY_CHANGE = ("max_steps", "data_dir", "logdir")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """What `bin/train.py` takes, flag by flag."""
+
+  bound: str = "iwae_dreg"
+  num_samples: int = 64
+  alpha: float | None = None
+  jvi_order: int | None = None
+  dataset: str = "digits"
+  task: str = "generative"
+  data_dir: str | None = None
+  batch_size: int = 32
+  latent_dim: int = 50
+  learning_rate: float = 3e-4
+  max_steps: int = 5000
+  summarize_every: int = 500
+  checkpoint_every: int = 500
+  gradient_statistics: bool = False
+  jit_compile: bool = True
+  seed: int = 0
+  logdir: str | None = None
+
+  def __post_init__(self):
+    _check_choice("bound", self.bound, BOUNDS)
+    _check_choice("task", self.task, TASKS)
+    for name in ("batch_size", "latent_dim", "max_steps", "summarize_every", "checkpoint_every"):
+      _check_int(name, getattr(self, name), at_least=1)
+    _check_int("seed", self.seed, at_least=0)
+    if not (_is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
+      raise ConfigError(f"--learning_rate must be a positive number, got {self.learning_rate!r}.")
+    if self.alpha is not None:
+      if self.bound != "dreg_alpha":
+        raise ConfigError(f"--alpha goes with --bound=dreg_alpha, got --bound={self.bound}.")
+      if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):
+        raise ConfigError(f"--alpha must be in [0, 1], got {self.alpha!r}.")
+    if self.jvi_order is not None:
+      if self.bound not in ("jvi", "jvi_dreg"):
+        raise ConfigError(
+          f"--jvi_order goes with --bound=jvi or jvi_dreg, got --bound={self.bound}."
+        )
+      _check_int("jvi_order", self.jvi_order, at_least=1)
+    least = self.bound_options.get("order", 0) + 1
+    _check_int("num_samples", self.num_samples, at_least=least, note=f" for --bound={self.bound}")
+
+  @property
+  def bound_options(self) -> dict:
+    """The options of `bounds.get`."""
+    if self.bound == "dreg_alpha":
+      return {"alpha": DEFAULT_ALPHA if self.alpha is None else self.alpha}
+    if self.bound in ("jvi", "jvi_dreg"):
+      return {"order": DEFAULT_ORDER if self.jvi_order is None else self.jvi_order}
+    return {}
+
+  @property
+  def directory(self) -> pathlib.Path:
+    """The logdir; unless it was given, one that the run's main flags name."""
+    if self.logdir:
+      return pathlib.Path(self.logdir)
+    options = "".join(f"_{name}{value}" for name, value in self.bound_options.items())
+    data = pathlib.Path(self.dataset).stem
+    name = f"{data}_{self.task}_{self.bound}{options}_K{self.num_samples}_seed{self.seed}"
+    return pathlib.Path("runs") / name
+
+  def save(self) -> None:
+    """Writes the configuration into its directory."""
+    text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+    (self.directory / _FILE_NAME).write_text(text)
+
+  def check_resumes(self, saved: "TrainConfig") -> None:
+    """Raises unless this configuration can go on with the run that `saved` began."""
+    differ = [
+      f"--{field.name} was {getattr(saved, field.name)}, now {getattr(self, field.name)}"
+      for field in dataclasses.fields(self)
+      if field.name not in _MAY_CHANGE and getattr(saved, field.name) != getattr(self, field.name)
+    ]
+    if differ:
+      raise ConfigError(
+        f"--logdir={self.directory} holds another run: {'; '.join(differ)}. "
+        "Give the same flags to resume it, or another --logdir."
+      )
+
+
+def load(directory) -> TrainConfig | None:
+  """The configuration of the run in `directory`, None if there is none.
+
+  Raises:
+    ConfigError: if there is one that cannot be read.
+  """
+  path = pathlib.Path(directory) / _FILE_NAME
+  if not path.exists():
+    return None
+  try:
+    config = TrainConfig(**json.loads(path.read_text()))
+  except (OSError, TypeError, ValueError) as error:
+    raise ConfigError(f"{path} is not a configuration of this version: {error}") from error
+  return dataclasses.replace(config, logdir=str(directory))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """What `bin/eval.py` takes, flag by flag."""
+
+  logdir: str = ""
+  num_samples: int = 5000
+  split: str = "test"
+  batch_size: int = 100
+  data_dir: str | None = None
+  seed: int = 0
+
+  def __post_init__(self):
+    if not self.logdir:
+      raise ConfigError("--logdir must name the directory of a training run.")
+    _check_choice("split", self.split, SPLITS)
+    _check_int("num_samples", self.num_samples, at_least=1)
+    _check_int("batch_size", self.batch_size, at_least=1)
+    _check_int("seed", self.seed, at_least=0)
+
+
+def _check_choice(name: str, value, allowed) -> None:
+  if value not in allowed:
+    raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def _check_int(name: str, value, at_least: int, note: str = "") -> None:
+  if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+    raise ConfigError(f"--{name} must be a whole number of at least {at_least}{note}, got {value!r}.")
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,204 @@
+"""Trains and evaluates a model as a configuration says: what the binaries call."""
+
+import csv
+import dataclasses
+import json
+import math
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from dregs_tf import bounds, callbacks, checkpoints, config, data, models, plots
+from dregs_tf.errors import ConfigError
+
+# Rows of log-weights (samples times images) that an evaluation of the bound takes at a time.
+_EVAL_ROWS = 12800
+
+
+def train(settings: config.TrainConfig) -> dict[str, float]:
+  """Trains a model, or goes on where the same run was interrupted, and evaluates it.
+
+  Leaves in the run's directory config.json, checkpoints, TensorBoard events, metrics.csv, run.png and
+  result.json.
+
+  Returns:
+    What result.json holds: the step, and the bound on the test set in nats.
+
+  Raises:
+    ConfigError: if the directory holds a run with another configuration, or is in use.
+    DataError: if the data set cannot be loaded.
+    FloatingPointError: if the bound becomes NaN or +inf.
+    Interrupted: if SIGTERM or Ctrl-C came; the run is saved.
+  """
+  directory = settings.directory
+  with checkpoints.locked(directory):
+    saved = config.load(directory)
+    if saved:
+      settings.check_resumes(saved)
+    images = data.load(settings.dataset, settings.data_dir)
+    settings.save()
+    _say(f"{images.description}")
+    step, model = checkpoints.load_newest(directory) or (0, build_model(settings, images))
+    if step:
+      _say(f"Resuming at step {step} of {settings.max_steps}.")
+    _fit(model, settings, images, step)
+    return _conclude(model, settings, images)
+
+
+def build_model(settings: config.TrainConfig, images: data.Images) -> models.LatentVariableModel:
+  """The compiled model of a new run; its initial variables are a function of the seed."""
+  keras.utils.set_random_seed(settings.seed)
+  if settings.task == "structured":
+    means = data.top_and_bottom(images.mean, images.image_shape)
+    model = models.StructuredVAE(*means, latent_dim=settings.latent_dim)
+  else:
+    model = models.VAE(images.mean, latent_dim=settings.latent_dim)
+  model.compile(
+    optimizer=keras.optimizers.Adam(settings.learning_rate, epsilon=1e-8),
+    bound=bounds.get(settings.bound, **settings.bound_options),
+    num_samples=settings.num_samples,
+    seed=settings.seed,
+    gradient_statistics=settings.gradient_statistics,
+    jit_compile=settings.jit_compile,
+  )
+  return model
+
+
+def _fit(model, settings, images, start_step: int) -> None:
+  """Keras' fit, an epoch for each interval between summaries."""
+  options = {"image_shape": images.image_shape, "task": settings.task}
+  valid = data.eval_batches(images.valid, _eval_batch_size(settings), **options)
+  stop = callbacks.StopRequest()
+  progress = callbacks.Progress(start_step, settings.max_steps)
+  observers = [
+    callbacks.StopOnNonFinite(start_step, settings.directory),
+    callbacks.Summaries(start_step, settings.directory, _example(valid), images.image_shape),
+    callbacks.Checkpoints(start_step, settings, stop),
+    progress,
+  ]
+  if start_step % settings.summarize_every:
+    observers.insert(0, callbacks.RestoreMetrics(model.metrics))
+  try:
+    with stop.listening():
+      for first, intervals, length in segments(
+        start_step, settings.max_steps, settings.summarize_every
+      ):
+        model.fit(
+          data.train_batches(
+            images.train, settings.batch_size, settings.seed, start_step=first, **options
+          ),
+          epochs=intervals,
+          steps_per_epoch=length,
+          validation_data=valid,
+          callbacks=observers,
+          shuffle=False,
+          verbose=0,
+        )
+  finally:
+    progress.close()
+
+
+def segments(start: int, end: int, every: int) -> list[tuple[int, int, int]]:
+  """Cuts the steps from `start` to `end` at the multiples of `every`.
+
+  Returns:
+    (first step, number of intervals, their length): the rest of an interrupted interval, the full
+    ones, and what is left at the end; those that are empty are left out.
+  """
+  rest = min(-start % every, end - start)
+  full = (end - start - rest) // every
+  last = end - start - rest - full * every
+  parts = [
+    (start, 1, rest),
+    (start + rest, full, every),
+    (start + rest + full * every, 1, last),
+  ]
+  return [part for part in parts if part[1] > 0 and part[2] > 0]
+
+
+def _conclude(model, settings, images) -> dict[str, float]:
+  """Evaluates the trained model on the test set, and says what to do next."""
+  options = {"image_shape": images.image_shape, "task": settings.task}
+  test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
+  bound = model.evaluate(test, verbose=0, return_dict=True)["bound"]
+  result = {"step": settings.max_steps, "test_bound": bound}
+  directory = settings.directory
+  (directory / "result.json").write_text(json.dumps(result) + "\n")
+  with open(directory / "metrics.csv", newline="") as file:
+    rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+  title = f"{images.name}, {settings.bound}, K = {settings.num_samples}"
+  pictures = plots.pictures(model, _example(test), images.image_shape)
+  plots.run_figure(directory / "run.png", title, rows, pictures)
+  _say(
+    f"Test bound ({settings.bound}, K = {settings.num_samples}) after {settings.max_steps} steps: "
+    f"{bound:.2f} nats.\n"
+    f"Figure:    {directory / 'run.png'}\n"
+    f"Look:      tensorboard --logdir={directory}\n"
+    f"Evaluate:  python bin/eval.py --logdir={directory} --num_samples=5000 --split=test"
+  )
+  return result
+
+
+def evaluate(settings: config.EvalConfig) -> dict[str, float]:
+  """The log-likelihood of a split under a trained model, a lower bound with many samples.
+
+  Returns:
+    The mean over examples in nats, its standard error, and what it was measured with; the same is
+    left in the run's directory as evaluation_SPLIT_K.json.
+
+  Raises:
+    ConfigError: if the directory holds no run with a checkpoint.
+    DataError: if the data set cannot be loaded.
+  """
+  run = config.load(settings.logdir)
+  if run is None:
+    raise ConfigError(f"--logdir={settings.logdir} holds no run: there is no config.json.")
+  loaded = checkpoints.load_newest(run.directory)
+  if loaded is None:
+    raise ConfigError(f"--logdir={settings.logdir} holds no checkpoint to evaluate.")
+  step, model = loaded
+  images = data.load(run.dataset, settings.data_dir or run.data_dir)
+  grey = getattr(images, settings.split)
+  batches = data.eval_batches(
+    grey, settings.batch_size, image_shape=images.image_shape, task=run.task
+  )
+  values = []
+  with tqdm(total=len(grey), unit=" images", disable=not sys.stderr.isatty()) as bar:
+    for i, batch in enumerate(batches):
+      context, x = batch if isinstance(batch, tuple) else (None, batch)
+      seed = [settings.seed, i]
+      values.append(model.log_likelihood(x, settings.num_samples, context=context, seed=seed).numpy())
+      bar.update(len(values[-1]))
+      if bar.disable and (i + 1) % 20 == 0:
+        _say(f"{(i + 1) * settings.batch_size} of {len(grey)} images", file=sys.stderr)
+  values = np.concatenate(values).astype(np.float64)
+  result = dataclasses.asdict(settings) | {
+    "step": step,
+    "num_images": len(values),
+    "log_likelihood": float(values.mean()),
+    "standard_error": float(values.std(ddof=1) / math.sqrt(len(values))),
+  }
+  name = f"evaluation_{settings.split}_{settings.num_samples}.json"
+  (run.directory / name).write_text(json.dumps(result) + "\n")
+  _say(
+    f"log p(x) of the {settings.split} set ({len(values)} images, step {step}, lower bound with "
+    f"{settings.num_samples} samples): {result['log_likelihood']:.3f} +- "
+    f"{result['standard_error']:.3f} nats (standard error over images)."
+  )
+  return result
+
+
+def _eval_batch_size(settings) -> int:
+  return max(1, min(500, _EVAL_ROWS // settings.num_samples))
+
+
+def _example(batches: tf.data.Dataset):
+  """The first batch."""
+  return next(iter(batches))
+
+
+def _say(text: str, file=None) -> None:
+  print(text, file=file, flush=True)
