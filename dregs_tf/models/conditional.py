@@ -13,12 +13,55 @@ tfd = tfp.distributions
 _SCALE_OFFSET = 0.25
 
 
-class Bernoulli(tfd.Bernoulli):
-  """A Bernoulli whose log-density is x * logit - softplus(logit): one softplus instead of two."""
+class Normal(tfd.Normal):
+  """A Normal whose samples come from the Philox generator.
+
+  It is the same on every device, compiled with XLA or not, and on a CPU ten times faster than what
+  XLA takes unless told.
+  """
+
+  def _sample_n(self, n, seed=None):
+    loc, scale = tf.convert_to_tensor(self.loc), tf.convert_to_tensor(self.scale)
+    shape = tf.concat([[n], self._batch_shape_tensor(loc=loc, scale=scale)], axis=0)
+    noise = tf.random.stateless_normal(
+      shape, tfp.random.sanitize_seed(seed), dtype=loc.dtype, alg="philox"
+    )
+    return loc + scale * noise
+
+
+class IndependentBernoulli(tfd.Independent):
+  """Bernoullis along the last axis, with a log-density that costs little more than one exp.
+
+  log p(x) = sum_d x_d logit_d - softplus(logit_d).
+  """
+
+  def __init__(self, logits: tf.Tensor, name: str = "IndependentBernoulli"):
+    super().__init__(tfd.Bernoulli(logits), reinterpreted_batch_ndims=1, name=name)
+    self._parameters = {"logits": logits, "name": name}
 
   def _log_prob(self, event):
-    logits = self._logits_parameter_no_checks()
-    return tf.cast(event, logits.dtype) * logits - tf.math.softplus(logits)
+    logits = self.distribution.logits_parameter()
+    event = tf.cast(event, logits.dtype)
+    return tf.reduce_sum(event * logits, axis=-1) - sum_softplus(logits)
+
+
+# exp(-|x|) + 1 is at most 2, and float32 ends at 2^128: so many of them can be multiplied.
+_FACTORS_AT_MOST = 120
+
+
+@tf.custom_gradient
+def sum_softplus(logits: tf.Tensor):
+  """sum_d log(1 + exp(logits_d)) over the last axis, one logarithm for many terms.
+
+  softplus(x) = max(x, 0) + log(1 + exp(-|x|)), and a sum of logarithms is that of a product. The
+  gradient is a sigmoid.
+  """
+  size = logits.shape[-1]
+  at_a_time = max(n for n in range(1, _FACTORS_AT_MOST + 1) if size % n == 0)
+  shape = tf.concat([tf.shape(logits)[:-1], [size // at_a_time, at_a_time]], axis=0)
+  products = tf.reduce_prod(tf.reshape(1 + tf.exp(-tf.abs(logits)), shape), axis=-1)
+  total = tf.reduce_sum(tf.nn.relu(logits), axis=-1) + tf.reduce_sum(tf.math.log(products), axis=-1)
+  return total, lambda upstream: upstream[..., tf.newaxis] * tf.sigmoid(logits)
 
 
 @keras.saving.register_keras_serializable("dregs_tf")
@@ -122,7 +165,7 @@ class ConditionalNormal(_Conditional):
   def distribution(self, inputs) -> tfd.Distribution:
     """The Normal given inputs [..., size]: batch shape [...], event shape [event_size]."""
     loc, raw = tf.split(self.parameters(inputs), 2, axis=-1)
-    return tfd.Independent(tfd.Normal(loc, tf.math.softplus(raw + _SCALE_OFFSET)), 1)
+    return tfd.Independent(Normal(loc, tf.math.softplus(raw + _SCALE_OFFSET)), 1)
 
 
 @keras.saving.register_keras_serializable("dregs_tf")
@@ -158,7 +201,7 @@ class ConditionalBernoulli(_Conditional):
   def distribution(self, inputs) -> tfd.Distribution:
     """The Bernoullis given inputs [..., size]: batch shape [...], event shape [event_size]."""
     logits = self.parameters(inputs)
-    return tfd.Independent(Bernoulli(logits + tf.constant(self._offset, logits.dtype)), 1)
+    return IndependentBernoulli(logits + tf.constant(self._offset, logits.dtype))
 
   def get_config(self):
     return super().get_config() | {"mean": None if self._mean is None else self._mean.tolist()}

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf.models.base import LatentVariableModel
-from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
+from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal, Normal
 
 tfd = tfp.distributions
 
@@ -45,7 +45,7 @@ class VAE(LatentVariableModel):
     """p(z) = N(0, I): batch shape [], event shape [latent_dim]."""
     refuse_context(self, context)
     zeros = tf.zeros([self.latent_dim], at_least_float32(self.compute_dtype))
-    return tfd.Independent(tfd.Normal(zeros, tf.ones_like(zeros)), 1)
+    return tfd.Independent(Normal(zeros, tf.ones_like(zeros)), 1)
 
   def proposal(self, x, context=None) -> tfd.Distribution:
     """q(z | x) for x of shape [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""

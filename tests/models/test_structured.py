@@ -86,7 +86,9 @@ def test_fit_and_evaluate_take_pairs(form, gradient_statistics):
     pair = tuple(part.astype("uint8") for part in pair)
   dataset = tf.data.Dataset.from_tensor_slices(pair).batch(4)
   data = {"x": CONTEXT, "y": X, "batch_size": 4} if form == "arrays" else {"x": dataset}
-  model = helpers.compiled(helpers.structured(), gradient_statistics=gradient_statistics)
+  model = helpers.compiled(
+    helpers.structured(), gradient_statistics=gradient_statistics, run_eagerly=form != "dataset"
+  )
   before = helpers.values(model)
   history = model.fit(**data, verbose=0).history
   assert np.isfinite(history["bound"][0])
