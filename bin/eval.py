@@ -1,6 +1,6 @@
 """Evaluates a trained model: its log-likelihood on a split, as a bound with many samples.
 
-  python bin/eval.py --logdir=LOGDIR --num_samples=5000 --split=test
+python bin/eval.py --logdir=LOGDIR --num_samples=5000 --split=test
 """
 
 from absl import flags

@@ -1,6 +1,6 @@
 """Trains a latent-variable model with a Monte Carlo bound; the same command again resumes it.
 
-  python bin/train.py --bound=jvi_dreg --num_samples=64
+python bin/train.py --bound=jvi_dreg --num_samples=64
 """
 
 from absl import flags
@@ -11,6 +11,11 @@ _DEFAULTS = config.TrainConfig()
 
 flags.DEFINE_enum("bound", _DEFAULTS.bound, config.BOUNDS, "Bound and its gradient estimator.")
 flags.DEFINE_integer("num_samples", _DEFAULTS.num_samples, "K, samples of each example.")
+flags.DEFINE_integer(
+  "num_backward_samples",
+  None,
+  "M, samples of each example that the gradient is taken through; unbiased and cheaper. All K unless given.",
+)
 flags.DEFINE_float(
   "alpha",
   None,

@@ -21,10 +21,13 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import gradients, seeds
+from dregs_tf import gradients, seeds, selection
 from dregs_tf import importance_weights as iw
 
 tfd = tfp.distributions
+
+# How many samples are evaluated at a time where no gradient is recorded: bounds the memory.
+_SAMPLES_AT_A_TIME = 256
 
 
 class Coefficients(NamedTuple):
@@ -40,23 +43,28 @@ class Average(NamedTuple):
 
   value: [batch_size], in nats. first: the weight u_i of dlog w_i in the value's total derivative.
   second: the weight v_i of the path after the second reparameterisation (Eq. 7).
+  difference: u_i - v_i, which must not cancel where one weight holds all the mass (Eq. 9).
   """
 
   value: tf.Tensor
   first: tf.Tensor
   second: tf.Tensor
+  difference: tf.Tensor
 
 
 def _elbo(log_weights: tf.Tensor) -> Average:
   """The mean of K ELBOs."""
   uniform = tf.ones_like(log_weights) / tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
-  return Average(tf.reduce_mean(log_weights, axis=0), uniform, uniform)
+  return Average(tf.reduce_mean(log_weights, axis=0), uniform, uniform, tf.zeros_like(uniform))
 
 
 def _iwae(log_weights: tf.Tensor) -> Average:
   """The K-sample bound L_K = log (1/K) sum_i w_i, with wbar and wbar^2 (Eqs. 3 and 7)."""
-  weights = iw.normalize(log_weights)
-  return Average(iw.log_mean(log_weights), weights, weights**2)
+  log_normalized = iw.log_normalize(log_weights)
+  weights = tf.exp(log_normalized)
+  others = tf.exp(iw.leave_one_out_log_sum(log_normalized))  # 1 - wbar
+  difference = tf.math.multiply_no_nan(others, weights)
+  return Average(iw.log_mean(log_weights), weights, weights**2, difference)
 
 
 def _jvi(log_weights: tf.Tensor, order: int) -> Average:
@@ -71,11 +79,15 @@ def _jvi(log_weights: tf.Tensor, order: int) -> Average:
   if num_samples is None:
     raise ValueError("axis 0 of log_weights, the samples, must be of a known size for JVI.")
   exact = tf.cast(log_weights, tf.float64)
-  total = [0.0, 0.0, 0.0]
+  total = [0.0] * len(Average._fields)
   for j in range(order + 1):
     scale = (-1) ** j * (num_samples - j) ** order / (math.factorial(order - j) * math.factorial(j))
     total = [t + scale * part for t, part in zip(total, _subset_average(exact, j), strict=True)]
-  return Average(*(tf.cast(part, log_weights.dtype) for part in total))
+  average = Average(*(tf.cast(part, log_weights.dtype) for part in total))
+  # Without any weight the sum would be one of infinities.
+  no_weight = tf.reduce_all(log_weights == -math.inf, axis=0)
+  minus_infinity = tf.constant(-math.inf, log_weights.dtype)
+  return average._replace(value=tf.where(no_weight, minus_infinity, average.value))
 
 
 def _subset_average(log_weights: tf.Tensor, num_left_out: int) -> Average:
@@ -91,16 +103,18 @@ def _subset_average(log_weights: tf.Tensor, num_left_out: int) -> Average:
   num_samples = log_weights.shape[0]
   sample, out = tf.meshgrid(tf.range(num_samples), tf.range(num_samples), indexing="ij")
   others = tf.gather(log_weights, sample[:-1] + tf.cast(sample[:-1] >= out[:-1], tf.int32))
-  value, first, second = _subset_average(others, num_left_out - 1)
+  value, *weights = _subset_average(others, num_left_out - 1)
 
   def put_back(part):
     """[K-1 others, K, ...] -> [K, ...], the mean over who is out; who is out weighs 0."""
-    place = tf.stack([tf.minimum(sample - tf.cast(sample > out, tf.int32), num_samples - 2), out], -1)
+    place = tf.stack(
+      [tf.minimum(sample - tf.cast(sample > out, tf.int32), num_samples - 2), out], -1
+    )
     part = tf.gather_nd(part, place)
     is_out = tf.reshape(sample == out, [num_samples, num_samples] + [1] * (part.shape.rank - 2))
     return tf.reduce_mean(tf.where(is_out, tf.zeros_like(part), part), axis=1)
 
-  return Average(tf.reduce_mean(value, axis=0), put_back(first), put_back(second))
+  return Average(tf.reduce_mean(value, axis=0), *map(put_back, weights))
 
 
 def _leave_one_out_average(log_weights: tf.Tensor) -> Average:
@@ -118,16 +132,19 @@ def _leave_one_out_average(log_weights: tf.Tensor) -> Average:
     inverse = tf.where(log_sums == -math.inf, log_sums, -log_sums) * power
     scale = iw.leave_one_out_log_sum(inverse)
     log_weight = log_weights * power + scale
-    return tf.where(log_weights == -math.inf, tf.zeros_like(scale), tf.exp(log_weight)) / num_samples
+    return (
+      tf.where(log_weights == -math.inf, tf.zeros_like(scale), tf.exp(log_weight)) / num_samples
+    )
 
-  return Average(value, weights(1.0), weights(2.0))
+  first, second = weights(1.0), weights(2.0)
+  return Average(value, first, second, first - second)
 
 
 class _Row(NamedTuple):
-  """One bound of the table. a = u, b = b_u u + b_v v, c = c_u u."""
+  """One bound of the table. a = u, b = b_v v + b_d (u - v), c = c_u u."""
 
   average: Callable[..., Average]
-  b: Any  # (b_u, b_v), or a function of alpha that returns them
+  b: Any  # (b_v, b_d), or a function of alpha that returns them
   c: int  # c_u
   reference: str
   shared_out: bool = False  # whether b is divided by its sum over the samples
@@ -140,26 +157,27 @@ class _Row(NamedTuple):
   @property
   def is_total_derivative(self) -> bool:
     """Whether a = b = -c: then the surrogate is sum_i a_i log w_i, and nothing has to be stopped."""
-    return self.b == (1, 0) and self.c == -1
+    return self.b == (1, 1) and self.c == -1
 
 
 # fmt: off
 # a = u in every row. u = wbar and v = wbar^2 where the average is _iwae; both are 1/K where it is
-# _elbo, and the jackknife's combinations of wbar and wbar^2 on subsets where it is _jvi.
+# _elbo, and the jackknife's combinations of wbar and wbar^2 on subsets where it is _jvi. So
+# (1, 0) is b = v, (0, 1) is b = u - v, and (1, 1) is b = u.
 _BOUNDS = {
-  # name                  average  b: (u, v) times                     c: u times  equation
-  "elbo":           _Row(_elbo,   (1, 0),                                -1,       "Fig. 1, K ELBOs"),
-  "elbo_stl":       _Row(_elbo,   (1, 0),                                 0,       "Roeder et al. 2017"),
-  "iwae":           _Row(_iwae,   (1, 0),                                -1,       "Eqs. 3, 11"),
-  "iwae_dreg":      _Row(_iwae,   (0, 1),                                 0,       "Eqs. 7, 12"),
-  "rws":            _Row(_iwae,   (0, 0),                                 1,       "Eqs. 8, 13"),
-  "rws_dreg":       _Row(_iwae,   (1, -1),                                0,       "Eqs. 9, 14"),
-  "stl":            _Row(_iwae,   (1, 0),                                 0,       "Eq. 15"),
-  "dreg_alpha":     _Row(_iwae,   lambda alpha: (alpha, 1 - 2 * alpha),   0,       "Eqs. 10, 16"),
-  "jvi":            _Row(_jvi,    (1, 0),                                -1,       "Sec. 4.2"),
-  "jvi_dreg":       _Row(_jvi,    (0, 1),                                 0,       "Sec. 4.2, Eq. 7"),
-  "iwae_dreg_norm": _Row(_iwae,   (0, 1),                                 0,       "authors' code", True),
-  "rws_dreg_norm":  _Row(_iwae,   (1, -1),                                0,       "authors' code", True),
+  # name                  average  b: (v, u - v) times             c: u times  equation
+  "elbo":           _Row(_elbo,   (1, 1),                          -1,       "Fig. 1, K ELBOs"),
+  "elbo_stl":       _Row(_elbo,   (1, 1),                           0,       "Roeder et al. 2017"),
+  "iwae":           _Row(_iwae,   (1, 1),                          -1,       "Eqs. 3, 11"),
+  "iwae_dreg":      _Row(_iwae,   (1, 0),                           0,       "Eqs. 7, 12"),
+  "rws":            _Row(_iwae,   (0, 0),                           1,       "Eqs. 8, 13"),
+  "rws_dreg":       _Row(_iwae,   (0, 1),                           0,       "Eqs. 9, 14"),
+  "stl":            _Row(_iwae,   (1, 1),                           0,       "Eq. 15"),
+  "dreg_alpha":     _Row(_iwae,   lambda alpha: (1 - alpha, alpha), 0,       "Eqs. 10, 16"),
+  "jvi":            _Row(_jvi,    (1, 1),                          -1,       "Sec. 4.2"),
+  "jvi_dreg":       _Row(_jvi,    (1, 0),                           0,       "Sec. 4.2, Eq. 7"),
+  "iwae_dreg_norm": _Row(_iwae,   (1, 0),                           0,       "authors' code", True),
+  "rws_dreg_norm":  _Row(_iwae,   (0, 1),                           0,       "authors' code", True),
 }
 # fmt: on
 
@@ -192,16 +210,18 @@ class Bound:
   @tf.autograph.experimental.do_not_convert
   def value_and_coefficients(self, log_weights: tf.Tensor) -> tuple[tf.Tensor, Coefficients]:
     """`value` and `coefficients` at the cost of one; both are stopped."""
-    log_weights = tf.stop_gradient(tf.convert_to_tensor(log_weights))
-    check_num_samples(log_weights.shape[0] or self.min_samples, self, "axis 0 of log_weights")
+    log_weights = _at_least_float32(tf.stop_gradient(tf.convert_to_tensor(log_weights)))
+    if log_weights.shape[0] is not None:
+      check_num_samples(log_weights.shape[0], self, "axis 0 of log_weights")
     row = _BOUNDS[self.name]
     options = dict(self.options)
     order = {"order": options["order"]} if "order" in options else {}
-    value, u, v = row.average(log_weights, **order)
+    value, *weights = row.average(log_weights, **order)
     # A sample of weight 0 has no say, also where the weights are 1/K.
-    u, v = (tf.where(log_weights == -math.inf, tf.zeros_like(part), part) for part in (u, v))
-    b_u, b_v = row.b(_as_scalar(options["alpha"], u.dtype)) if "alpha" in options else row.b
-    b = b_u * u + b_v * v
+    no_weight = log_weights == -math.inf
+    u, v, difference = (tf.where(no_weight, tf.zeros_like(part), part) for part in weights)
+    b_v, b_d = row.b(_as_scalar(options["alpha"], u.dtype)) if "alpha" in options else row.b
+    b = u if (b_v, b_d) == (1, 1) else b_v * v + b_d * difference
     if row.shared_out:
       # 0 where every term is, as when one weight holds all the mass.
       b = tf.math.divide_no_nan(b, tf.reduce_sum(b, axis=0))
@@ -257,11 +277,13 @@ def get(name: str, **options) -> Bound:
   options = {**defaults, **options}
   if "order" in options:
     order = options["order"]
-    if isinstance(order, bool) or not isinstance(order, int) or order < 0:
+    if isinstance(order, bool) or not hasattr(order, "__index__") or order < 0:
       raise ValueError(f"order must be an int of 0 or more, got {order!r}.")
   if "alpha" in options:
     alpha = options["alpha"]
-    if isinstance(alpha, numbers.Real) and not 0 <= alpha <= 1:
+    is_tensor = hasattr(alpha, "dtype") and hasattr(alpha, "shape") and len(alpha.shape) == 0
+    is_number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
+    if not (0 <= alpha <= 1 if is_number else is_tensor):
       raise ValueError(f"alpha must be in [0, 1], got {alpha!r}.")
   return Bound(name, tuple(sorted(options.items())))
 
@@ -273,6 +295,7 @@ def estimate(
   num_samples: int,
   seed=None,
   stopped_proposal=None,
+  num_backward_samples: int | None = None,
 ) -> Estimate:
   """A bound of each example and its gradient, from one evaluation of the model.
 
@@ -283,13 +306,16 @@ def estimate(
   Args:
     bound: a `Bound`, or a name that `get` takes.
     target_log_prob_fn: log p(x, z) as a function of samples [num_samples, batch_size, ...], of shape
-      [num_samples, batch_size].
+      [num_samples, batch_size]. With `num_backward_samples` it is called with fewer samples too.
     proposal: q(z | x), a fully reparameterised distribution of batch shape [batch_size].
     num_samples: K, a positive int; for JVI more than its order.
     seed: an int or a stateless seed of shape [2]: the same seed draws the same samples. None draws
       new ones at every call.
     stopped_proposal: the proposal with its parameters stopped, for one that
       `dregs_tf.stop_parameters` cannot stop. Only its `log_prob` is used.
+    num_backward_samples: M of at most K; None for all. The value takes all K samples, the gradient
+      a random M of them, heavy ones for certain: cheaper, and unbiased for the gradient of all K
+      (see `dregs_tf/selection.py`).
 
   Returns:
     An `Estimate`. Log-weights, values and coefficients are float32 or better.
@@ -301,28 +327,29 @@ def estimate(
   """
   bound = get(bound) if isinstance(bound, str) else bound
   _check_arguments(bound, proposal, num_samples, stopped_proposal)
+  check_num_backward_samples(num_backward_samples, num_samples)
   row = _BOUNDS[bound.name]
-  set_ratio = None
-  samples = proposal.sample(num_samples, seed=seeds.stateless(seed))
-  if row.is_total_derivative:
-    log_q, gated = proposal.log_prob(samples), samples
-  elif not row.has_path:
-    gated = tf.nest.map_structure(tf.stop_gradient, samples)
-    log_q = proposal.log_prob(gated)  # log q~
+  if row.has_path and not row.is_total_derivative and stopped_proposal is None:
+    stopped_proposal = gradients.stop_parameters(proposal)
+  seed = seeds.stateless(seed)
+  samples = proposal.sample(num_samples, seed=seed)
+  if num_backward_samples in (None, num_samples):
+    log_p, log_q, set_ratio = _evaluate(
+      row, target_log_prob_fn, proposal, stopped_proposal, samples
+    )
+    log_p = _checked(log_p, log_q, num_samples)
+    log_weights = tf.stop_gradient(log_p - log_q)
+    value, (a, b, c) = bound.value_and_coefficients(log_weights)
   else:
-    if stopped_proposal is None:
-      stopped_proposal = gradients.stop_parameters(proposal)
-    # New tensors: a bijector's cache would answer for the old ones, past the stopped parameters.
-    log_q = stopped_proposal.log_prob(tf.nest.map_structure(tf.identity, samples))  # log q^
-    gated, set_ratio = gradients.gate(samples)
-  log_q = _at_least_float32(log_q)
-  log_p = _at_least_float32(tf.convert_to_tensor(target_log_prob_fn(gated)))
-  _check_shapes(log_p, log_q, num_samples)
-  if log_p.dtype != log_q.dtype:
-    log_p, log_q = tf.cast(log_p, tf.float64), tf.cast(log_q, tf.float64)
+    log_weights = _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_samples)
+    value, coefficients = bound.value_and_coefficients(log_weights)
+    chosen, (a, b, c) = selection.select(coefficients, num_backward_samples, seeds.fold_in(seed, 1))
+    recorded = tf.nest.map_structure(lambda z: selection.take(z, chosen), samples)
+    log_p, log_q, set_ratio = _evaluate(
+      row, target_log_prob_fn, proposal, stopped_proposal, recorded
+    )
+    log_p = _checked(log_p, log_q, num_backward_samples)
 
-  log_weights = tf.stop_gradient(log_p - log_q)
-  value, (a, b, c) = bound.value_and_coefficients(log_weights)
   if set_ratio:
     a, ratio = _finite_ratio(a, b)
     set_ratio(ratio)
@@ -334,11 +361,73 @@ def estimate(
   return Estimate(value + (surrogate - tf.stop_gradient(surrogate)), log_weights, samples)
 
 
+def _evaluate(row: _Row, target_log_prob_fn, proposal, stopped_proposal, samples):
+  """log p and log q, each with the gradients that the bound's surrogate needs, and the gate.
+
+  log p is differentiable in the model's parameters, and in the samples behind a gate whose ratio the
+  third result sets; it is None where there is nothing to set. log q is q itself for a total
+  derivative, q~ where only the score counts, and q^ otherwise.
+  """
+  set_ratio = None
+  if row.is_total_derivative:
+    log_q, gated = proposal.log_prob(samples), samples
+  elif not row.has_path:
+    gated = tf.nest.map_structure(tf.stop_gradient, samples)
+    log_q = proposal.log_prob(gated)
+  else:
+    # New tensors: a bijector's cache would answer for the old ones, past the stopped parameters.
+    log_q = stopped_proposal.log_prob(tf.nest.map_structure(tf.identity, samples))
+    gated, set_ratio = gradients.gate(samples)
+  log_p = tf.convert_to_tensor(target_log_prob_fn(gated))
+  return *_same_dtype(log_p, log_q), set_ratio
+
+
+def _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_samples) -> tf.Tensor:
+  """The log-weights alone, [num_samples, batch_size], stopped; at most 256 samples at a time."""
+  samples = tf.nest.map_structure(tf.stop_gradient, samples)
+  log_q = proposal.log_prob(samples)
+
+  def log_prob(samples):
+    return _at_least_float32(tf.convert_to_tensor(target_log_prob_fn(samples)))
+
+  at_once, rest = divmod(num_samples, _SAMPLES_AT_A_TIME)
+  if at_once == 0 or (at_once, rest) == (1, 0):
+    log_p = log_prob(samples)
+  else:
+    first = tf.nest.map_structure(lambda z: z[:rest], samples)
+    chunks = tf.nest.map_structure(
+      lambda z: tf.reshape(
+        z[rest:], tf.concat([[at_once, _SAMPLES_AT_A_TIME], tf.shape(z)[1:]], axis=0)
+      ),
+      samples,
+    )
+    dtype = _at_least_float32(log_q).dtype
+    log_p = tf.map_fn(
+      lambda z: tf.cast(log_prob(z), dtype),
+      chunks,
+      fn_output_signature=tf.TensorSpec([_SAMPLES_AT_A_TIME, *log_q.shape[1:]], dtype),
+    )
+    log_p = tf.reshape(log_p, tf.concat([[num_samples - rest], tf.shape(log_q)[1:]], axis=0))
+    if rest:
+      log_p = tf.concat([tf.cast(log_prob(first), dtype), log_p], axis=0)
+  log_p, log_q = _same_dtype(log_p, log_q)
+  log_p = _checked(log_p, log_q, num_samples)
+  return tf.stop_gradient(log_p - log_q)
+
+
 def _finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """a and b / a, finite where a vanishes, as JVI's can: there a becomes too small to matter."""
   tiny = tf.constant(1e-20 if a.dtype == tf.float32 else 1e-100, a.dtype)
   a = tf.where(tf.logical_and(tf.abs(a) < tiny, tf.not_equal(b, 0)), tiny, a)
   return a, tf.math.divide_no_nan(b, a)
+
+
+def _same_dtype(log_p: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Both in float32 or better, and alike."""
+  log_p, log_q = _at_least_float32(log_p), _at_least_float32(log_q)
+  if log_p.dtype != log_q.dtype:
+    log_p, log_q = tf.cast(log_p, tf.float64), tf.cast(log_q, tf.float64)
+  return log_p, log_q
 
 
 def _at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
@@ -374,8 +463,20 @@ def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_sampl
     )
 
 
-def _check_shapes(log_p, log_q, num_samples):
-  """Refuses a target whose shape is not the proposal's: broadcasting would hide it."""
+def check_num_backward_samples(num_backward_samples: int | None, num_samples: int) -> None:
+  """Raises unless it is None or an int from 1 to num_samples."""
+  if num_backward_samples is None:
+    return
+  if isinstance(num_backward_samples, bool) or not hasattr(num_backward_samples, "__index__"):
+    raise TypeError(f"num_backward_samples must be an int or None, got {num_backward_samples!r}.")
+  if not 1 <= num_backward_samples <= num_samples:
+    raise ValueError(
+      f"num_backward_samples must be from 1 to num_samples={num_samples}, got {num_backward_samples}."
+    )
+
+
+def _checked(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tf.Tensor:
+  """log_p. Refuses a target whose shape is not the proposal's: broadcasting would hide it."""
   expected = tf.TensorShape([num_samples]) + log_q.shape[1:]
   if log_p.shape.rank != expected.rank or not log_p.shape.is_compatible_with(expected):
     raise ValueError(
@@ -387,3 +488,5 @@ def _check_shapes(log_p, log_q, num_samples):
     tf.debugging.assert_equal(
       tf.shape(log_p), tf.shape(log_q), "target_log_prob_fn must return [num_samples, batch_size]."
     )
+    log_p = tf.reshape(log_p, tf.shape(log_q))  # XLA drops the assertion, not this.
+  return log_p

@@ -40,6 +40,7 @@ class TrainConfig:
 
   bound: str = "iwae_dreg"
   num_samples: int = 64
+  num_backward_samples: int | None = None
   alpha: float | None = None
   jvi_order: int | None = None
   dataset: str = "digits"
@@ -77,6 +78,13 @@ class TrainConfig:
       _check_int("jvi_order", self.jvi_order, at_least=1)
     least = self.bound_options.get("order", 0) + 1
     _check_int("num_samples", self.num_samples, at_least=least, note=f" for --bound={self.bound}")
+    if self.num_backward_samples is not None:
+      _check_int("num_backward_samples", self.num_backward_samples, at_least=1)
+      if self.num_backward_samples > self.num_samples:
+        raise ConfigError(
+          f"--num_backward_samples must be at most --num_samples={self.num_samples}, "
+          f"got {self.num_backward_samples}."
+        )
 
   @property
   def bound_options(self) -> dict:
@@ -94,7 +102,10 @@ class TrainConfig:
       return pathlib.Path(self.logdir)
     options = "".join(f"_{name}{value}" for name, value in self.bound_options.items())
     data = pathlib.Path(self.dataset).stem
-    name = f"{data}_{self.task}_{self.bound}{options}_K{self.num_samples}_seed{self.seed}"
+    samples = f"K{self.num_samples}"
+    if self.num_backward_samples:
+      samples += f"-{self.num_backward_samples}"
+    name = f"{data}_{self.task}_{self.bound}{options}_{samples}_seed{self.seed}"
     return pathlib.Path("runs") / name
 
   def save(self) -> None:
@@ -159,7 +170,9 @@ def _check_choice(name: str, value, allowed) -> None:
 
 def _check_int(name: str, value, at_least: int, note: str = "") -> None:
   if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-    raise ConfigError(f"--{name} must be a whole number of at least {at_least}{note}, got {value!r}.")
+    raise ConfigError(
+      f"--{name} must be a whole number of at least {at_least}{note}, got {value!r}."
+    )
 
 
 def _is_number(value) -> bool:

@@ -76,7 +76,7 @@ class PathOnly:
         path = [_expand_to(upstream, slope) * slope for slope in slopes]
         return (path, [None] * len(variables)) if variables else path
 
-      return value, backward
+      return tf.stop_gradient(value), backward
 
     return log_density(*leaves)
 
@@ -88,9 +88,12 @@ def stop_parameters(distribution: tfd.Distribution) -> tfd.Distribution:
   bijectors and linear operators found there, with every Tensor and Variable stopped.
 
   Raises:
+    TypeError: if it is not a distribution.
     ValueError: if a parameter is something whose gradients cannot be stopped from outside: a
       function, a network, or an object that does not say what it was built from.
   """
+  if not isinstance(distribution, tfd.Distribution):
+    raise TypeError(f"stop_parameters takes a tfp Distribution, got {distribution!r}.")
   try:
     stopped = _stop(distribution, type(distribution).__name__)
   except _CannotStopError as error:
@@ -139,7 +142,9 @@ def _rebuild(value, where: str):
     ) from error
   if stopped.trainable_variables:
     names = ", ".join(v.name for v in stopped.trainable_variables)
-    raise _CannotStopError(f"{where} holds variables that are not among its `parameters` ({names}).")
+    raise _CannotStopError(
+      f"{where} holds variables that are not among its `parameters` ({names})."
+    )
   return stopped
 
 

@@ -20,6 +20,9 @@ def log_mean(log_weights: tf.Tensor) -> tf.Tensor:
 
 def log_normalize(log_weights: tf.Tensor) -> tf.Tensor:
   """log wbar_i = log (w_i / sum_j w_j), [num_samples, ...]; -inf throughout if every weight is 0."""
+  # First to log-weights of about 0: their sum is rounded to the size that they have then.
+  largest = tf.reduce_max(log_weights, axis=0)
+  log_weights -= tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
   total = log_sum(log_weights)
   return log_weights - tf.where(total == -float("inf"), tf.zeros_like(total), total)
 

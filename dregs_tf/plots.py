@@ -39,7 +39,9 @@ def pictures(model, example, image_shape: tuple[int, int]) -> dict[str, np.ndarr
   return {
     "reconstructions": tile(np.concatenate([whole(x), whole(reconstructed)]), image_shape, columns),
     "samples": tile(
-      np.reshape(whole(sampled), (-1, image_shape[0] * image_shape[1])), image_shape, columns_sampled
+      np.reshape(whole(sampled), (-1, image_shape[0] * image_shape[1])),
+      image_shape,
+      columns_sampled,
     ),
   }
 

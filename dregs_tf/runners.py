@@ -61,6 +61,7 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
     bound=bounds.get(settings.bound, **settings.bound_options),
     num_samples=settings.num_samples,
     seed=settings.seed,
+    num_backward_samples=settings.num_backward_samples,
     gradient_statistics=settings.gradient_statistics,
     jit_compile=settings.jit_compile,
   )
@@ -170,7 +171,9 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
     for i, batch in enumerate(batches):
       context, x = batch if isinstance(batch, tuple) else (None, batch)
       seed = [settings.seed, i]
-      values.append(model.log_likelihood(x, settings.num_samples, context=context, seed=seed).numpy())
+      values.append(
+        model.log_likelihood(x, settings.num_samples, context=context, seed=seed).numpy()
+      )
       bar.update(len(values[-1]))
       if bar.disable and (i + 1) % 20 == 0:
         _say(f"{(i + 1) * settings.batch_size} of {len(grey)} images", file=sys.stderr)

@@ -17,8 +17,9 @@ def stateless(seed) -> tf.Tensor:
   """An int, a stateless seed or None as an int32 Tensor of shape [2].
 
   Args:
-    seed: an int (any size), an integer Tensor or sequence of shape [2], or None, which draws a new
-      seed from TensorFlow's global generator at every call, inside a `tf.function` too.
+    seed: an int (taken modulo 2^64) or an integer scalar, an integer Tensor or sequence of shape [2],
+      or None, which draws a new seed from TensorFlow's global generator at every call, inside a
+      `tf.function` too.
 
   Raises:
     ValueError: if `seed` is none of these.
@@ -36,6 +37,8 @@ def stateless(seed) -> tf.Tensor:
     seed = tf.convert_to_tensor(seed)
   except (TypeError, ValueError) as error:
     raise ValueError(f"seed must be {allowed}, got {seed!r}.") from error
+  if seed.dtype.is_integer and seed.shape.rank == 0:
+    return tf.bitcast(tf.cast(seed, tf.int64), tf.int32)  # the low word first, as `words` has it
   if not seed.dtype.is_integer or not seed.shape.is_compatible_with([2]):
     raise ValueError(f"seed must be {allowed}, got dtype {seed.dtype.name}, shape {seed.shape}.")
   return tf.cast(seed, tf.int32)

@@ -37,6 +37,16 @@ def softmax(log_weights: np.ndarray) -> np.ndarray:
   return weights / np.where(total == 0, 1.0, total)
 
 
+def times_others(wbar):
+  """wbar_i - wbar_i^2 as wbar_i times the sum of the others, which does not cancel; over axis 0."""
+  return wbar * sum(
+    [
+      wbar[j] * (np.arange(len(wbar)) != j).reshape([-1] + [1] * (len(wbar.shape) - 1))
+      for j in range(len(wbar))
+    ]
+  )
+
+
 def jackknife(log_weights: np.ndarray, order: int):
   """JVI_m, u and v of log-weights [K, B], by listing the subsets one by one."""
   num_samples = len(log_weights)
@@ -123,7 +133,7 @@ def surrogate(name: str, problem: Problem, samples, options: dict | None = None)
     path = alpha * wbar + (1 - 2 * alpha) * wbar**2
     return _total(wbar * problem.tilde_p(samples) + path * problem.hat(samples))
   if name in ("iwae_dreg_norm", "rws_dreg_norm"):  # the authors' released code
-    path = wbar**2 if name == "iwae_dreg_norm" else wbar - wbar**2
+    path = wbar**2 if name == "iwae_dreg_norm" else times_others(wbar)
     path /= tf.reduce_sum(path, axis=0)
     return _total(wbar * problem.tilde_p(samples) + path * problem.hat(samples))
 
@@ -140,9 +150,7 @@ def surrogate(name: str, problem: Problem, samples, options: dict | None = None)
         total += scale * _log_mean(inside)
       else:  # Eq. 12 on every subset
         wbar = tf.stop_gradient(tf.nn.softmax(inside, axis=0))
-        total += scale * _total(
-          wbar * tf.gather(tilde_p, group) + wbar**2 * tf.gather(hat, group)
-        )
+        total += scale * _total(wbar * tf.gather(tilde_p, group) + wbar**2 * tf.gather(hat, group))
   return total
 
 

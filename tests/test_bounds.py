@@ -1,4 +1,4 @@
-"""The bounds' values, coefficients and estimates against the paper's equations written out by hand."""
+"""The bounds' values, coefficients and estimates against the paper's equations, by hand."""
 
 import functools
 import math
@@ -24,6 +24,8 @@ IDS = ["-".join([name, *map(str, options.values())]) for name, options in VARIAN
 # One of each, for what is slow to trace or compile.
 FEW = [v for v in VARIANTS if v[1].get("order", 1) in (1, 2) and v[1].get("alpha", 0.3) == 0.3]
 FEW_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FEW]
+# One of each way that an estimate is put together; the rows differ in numbers alone.
+KINDS = [v for v in FEW if v[0] in ("iwae", "iwae_dreg", "rws", "dreg_alpha", "jvi_dreg")]
 every_variant = pytest.mark.parametrize("name,options", VARIANTS, ids=IDS)
 few_variants = pytest.mark.parametrize("name,options", FEW, ids=FEW_IDS)
 
@@ -57,7 +59,8 @@ def by_hand(name, log_weights, options):
   if name == "iwae_dreg_norm":
     return bound, wbar, wbar**2 / (wbar**2).sum(axis=0), 0 * wbar
   if name == "rws_dreg_norm":
-    return bound, wbar, (wbar - wbar**2) / (wbar - wbar**2).sum(axis=0), 0 * wbar
+    path = oracles.times_others(wbar)
+    return bound, wbar, path / path.sum(axis=0), 0 * wbar
   value, u, v = oracles.jackknife(log_weights, options["order"])
   return {"jvi": (value, u, u, -u), "jvi_dreg": (value, u, v, 0 * u)}[name]
 
@@ -90,7 +93,9 @@ def test_float32_values_and_coefficients(name, options):
     (value, *coefficients), by_hand(name, log_weights, options), strict=True
   ):
     assert actual.dtype == tf.float32
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-4 if "order" in options else 1e-5)
+    np.testing.assert_allclose(
+      actual, expected, rtol=1e-5, atol=2e-4 if "order" in options else 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["jvi", "jvi_dreg"])
@@ -125,7 +130,7 @@ def test_jackknife_of_degenerate_weights(case, order):
     tf.constant(log_weights)
   )
   for actual, expected in zip((value, u, v), oracles.jackknife(log_weights, order), strict=True):
-    np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @every_variant
@@ -137,7 +142,7 @@ def test_coefficients_of_degenerate_weights(name, options, case):
   with np.errstate(invalid="ignore"):
     _, *expected = by_hand(name, log_weights, options)
   for actual, e in zip(coefficients, expected, strict=True):
-    np.testing.assert_allclose(actual, np.nan_to_num(e, nan=0.0), rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(actual, np.nan_to_num(e, nan=0.0), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -313,13 +318,14 @@ def independent(distribution, event_shape):
   return tfd.Independent(distribution, reinterpreted_batch_ndims=len(event_shape))
 
 
-def shared_problem(event_shape, dtype=tf.float64, batch_size=3, observations=None, seed=1):
+def shared_problem(event_shape, dtype=tf.float64, observations=None, parameters=None):
   """A Gaussian model and proposal of latents `event_shape`; p and q share weight and raw_scale."""
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(1)
   x = observations
   if x is None:
-    x = tf.constant(rng.normal(size=[batch_size, *event_shape]), dtype)
-  parameters = [tf.Variable(rng.normal(size=event_shape), dtype=dtype) for _ in range(3)]
+    x = tf.constant(rng.normal(size=[3, *event_shape]), dtype)
+  if parameters is None:
+    parameters = [tf.Variable(rng.normal(size=event_shape), dtype=dtype) for _ in range(3)]
 
   def target(parameters, z):
     weight, raw_scale, _ = parameters
@@ -370,7 +376,6 @@ def joint_problem(kind):
 
 PROBLEMS = {
   "scalar": lambda: shared_problem([]),
-  "vector": lambda: shared_problem([2]),
   "matrix": lambda: shared_problem([2, 4]),
   "joint_sequential": lambda: joint_problem("sequential"),
   "joint_named": lambda: joint_problem("named"),
@@ -406,55 +411,64 @@ def assert_agree(name, options, estimate, log_weights, actual, expected, toleran
     np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
 @every_variant
-def test_estimate_is_the_literal_surrogate(name, options, problem):
+def test_estimate_is_the_literal_surrogate(name, options):
+  assert_agree(name, options, *estimate_and_oracle(shared_problem([2]), name, options))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("name,options", KINDS)
+def test_estimate_is_the_literal_surrogate_for_any_latents(name, options, problem):
   assert_agree(name, options, *estimate_and_oracle(PROBLEMS[problem](), name, options))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
-def test_estimate_is_the_literal_surrogate_when_compiled(jit_compile):
+COMPILED = {"graph": (False, KINDS), "xla": (True, KINDS[:-1])}
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+def test_estimate_is_the_literal_surrogate_when_compiled(mode):
   """The oracle runs inside the same function: XLA draws other normals than the kernels do."""
   problem = shared_problem([2])
+  jit_compile, variants = COMPILED[mode]
 
   @tf.function(jit_compile=jit_compile)
   def compiled():
-    return [estimate_and_oracle(problem, name, options) for name, options in FEW]
+    return [estimate_and_oracle(problem, name, options) for name, options in variants]
 
-  for (name, options), results in zip(FEW, compiled(), strict=True):
+  for (name, options), results in zip(variants, compiled(), strict=True):
     assert_agree(name, options, *results)
 
 
-def test_gradient_taken_outside_of_the_function():
+@pytest.mark.parametrize("name", ["iwae", "iwae_dreg", "rws", "rws_dreg", "jvi_dreg"])
+def test_gradient_taken_outside_of_the_function(name):
   problem = shared_problem([2])
 
   @tf.function
-  def traced(name, options):
-    estimate = bounds.estimate(
-      bounds.get(name, **options),
+  def traced():
+    return bounds.estimate(
+      name,
       functools.partial(problem.target, problem.parameters),
       problem.proposal(problem.parameters),
       num_samples=5,
       seed=7,
     )
-    return estimate.objective, estimate.log_weights
 
-  for name, options in FEW:
-    with tf.GradientTape() as tape:
-      objective, _ = traced(name, options)
-    actual = oracles.gradients(tape, objective, problem.parameters)
-    estimate, log_weights, _, expected = estimate_and_oracle(problem, name, options)
-    estimate = estimate._replace(objective=objective)
-    assert_agree(name, options, estimate, log_weights, actual, expected)
+  with tf.GradientTape() as tape:
+    estimate = traced()
+  actual = oracles.gradients(tape, estimate.objective, problem.parameters)
+  _, log_weights, _, expected = estimate_and_oracle(problem, name, {})
+  assert_agree(name, {}, estimate, log_weights, actual, expected)
 
 
-@pytest.mark.parametrize("name,options", [("iwae", {}), ("iwae_dreg", {}), ("jvi_dreg", {"order": 2})])
+@pytest.mark.parametrize(
+  "name,options", [("iwae", {}), ("iwae_dreg", {}), ("jvi_dreg", {"order": 2})]
+)
 def test_unknown_batch_size(name, options):
   parameters = shared_problem([2]).parameters
 
   @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float64)])
   def traced(x):
-    problem = shared_problem([2], observations=x)._replace(parameters=parameters)
+    problem = shared_problem([2], observations=x, parameters=parameters)
     return estimate_and_oracle(problem, name, options)
 
   for batch_size in (3, 1, 4):
@@ -595,9 +609,13 @@ def test_proposals_made_of_functions_are_refused(problem):
     estimate_and_oracle(problem, "iwae_dreg", {})
 
 
-@pytest.mark.parametrize("problem", UNREACHABLE)
-@few_variants
-def test_path_only_makes_them_exact(name, options, problem):
+PATH_ONLY = [(name, "hierarchy") for name in bounds.names()]
+PATH_ONLY += [("iwae_dreg", problem) for problem in UNREACHABLE if problem != "hierarchy"]
+
+
+@pytest.mark.parametrize("name,problem", PATH_ONLY)
+def test_path_only_makes_them_exact(name, problem):
+  options = {}
   problem = UNREACHABLE[problem]()
   stopped = dregs_tf.PathOnly(problem.proposal(problem.parameters))
   results = estimate_and_oracle(problem, name, options, stopped_proposal=stopped)
@@ -631,13 +649,9 @@ def test_path_only_when_compiled(jit_compile):
   @tf.function(jit_compile=jit_compile)
   def compiled():
     stopped = dregs_tf.PathOnly(problem.proposal(problem.parameters))
-    return [
-      estimate_and_oracle(problem, name, {}, stopped_proposal=stopped)
-      for name in ("iwae_dreg", "jvi_dreg")
-    ]
+    return estimate_and_oracle(problem, "iwae_dreg", {}, stopped_proposal=stopped)
 
-  for name, results in zip(("iwae_dreg", "jvi_dreg"), compiled(), strict=True):
-    assert_agree(name, {}, *results)
+  assert_agree("iwae_dreg", {}, *compiled())
 
 
 def test_a_stopped_proposal_built_by_hand():
@@ -651,7 +665,7 @@ def test_a_stopped_proposal_built_by_hand():
 
 
 def posterior_gradients(name, options, seed):
-  """d objective / d (loc, raw_scale) of q at q = N(x/2, 1/2), the posterior of N(0, 1) N(x|z, 1)."""
+  """d objective / d (loc, log_scale) at q = N(x/2, 1/2), the posterior of N(0, 1) N(x|z, 1)."""
   x = tf.constant([0.75, -1.5, 3.0], tf.float64)
   loc, log_scale = tf.Variable(x / 2), tf.Variable(0.5 * math.log(0.5) * tf.ones_like(x))
   one = tf.constant(1.0, tf.float64)
@@ -713,9 +727,10 @@ def test_gradient_of_the_proposal_is_that_of_tfp():
     )
   np.testing.assert_allclose(estimate.objective, -loss, rtol=1e-12)
   actual = oracles.gradients(tape, estimate.objective, [loc, raw_scale])
-  expected = oracles.gradients(tape, -loss, [loc, raw_scale])
-  for a, e in zip(actual, expected, strict=True):
-    np.testing.assert_allclose(a, e, rtol=1e-11)
+  of_loss = oracles.gradients(tape, loss, [loc, raw_scale])
+  for a, e in zip(actual, of_loss, strict=True):
+    assert np.abs(a).min() > 1e-3
+    np.testing.assert_allclose(a, -e, rtol=1e-11)
 
 
 def test_gradient_of_the_model_is_not_that_of_tfp():
@@ -739,7 +754,11 @@ def test_gradient_of_the_model_is_not_that_of_tfp():
     objective = tf.reduce_mean(estimate.objective)
     loss = tf.reduce_mean(tfp_loss(target, proposal, 10, seed))
   above, below = (
-    np.mean(oracles.log_mean_exp((target(estimate.samples, m) - proposal.log_prob(estimate.samples)).numpy()))
+    np.mean(
+      oracles.log_mean_exp(
+        (target(estimate.samples, m) - proposal.log_prob(estimate.samples)).numpy()
+      )
+    )
     for m in (1.0 + step, 1.0 - step)
   )
   ours = tape.gradient(objective, mu)
@@ -808,25 +827,26 @@ def test_no_estimator_costs_more_matrix_products_than_iwae(name, options, matrix
 # --- degenerate log-weights ---------------------------------------------------------------------
 
 
-def masked_estimate(name, options, mask, num_samples=5, bad=-INF):
+def masked_estimate(name, options, mask, bad=-INF, parameters=None, examples=(0, 1, 2)):
   """An estimate of `shared_problem` whose log p is `bad` outside of `mask` [K, B], and its rows.
 
-  Returns the estimate and the gradient of each example's objective, [B, number of parameters].
+  Returns the estimate and the gradient of the objective of each of the `examples`.
   """
-  problem = shared_problem([2])
+  problem = shared_problem([2], parameters=parameters)
   with tf.GradientTape(persistent=True) as tape:
     estimate = bounds.estimate(
       bounds.get(name, **options),
       lambda z: tf.where(mask, problem.target(problem.parameters, z), tf.constant(bad, tf.float64)),
       problem.proposal(problem.parameters),
-      num_samples,
+      num_samples=5,
       seed=7,
     )
-    examples = tf.unstack(estimate.objective)
+    objectives = [estimate.objective[example] for example in examples]
   rows = [
-    tf.concat(tape.gradient(e, problem.parameters, unconnected_gradients="zero"), 0) for e in examples
+    tf.concat(tape.gradient(e, problem.parameters, unconnected_gradients="zero"), 0)
+    for e in objectives
   ]
-  return estimate, tf.stack(rows)
+  return estimate, rows
 
 
 ALL = np.ones([5, 3], bool)
@@ -897,8 +917,8 @@ def test_coefficients_of_a_single_weight_that_is_left(name, options):
 @every_variant
 @pytest.mark.parametrize("bad", [math.nan, INF], ids=["nan", "inf"])
 def test_nan_and_infinity_are_not_hidden(name, options, bad):
-  estimate, _ = masked_estimate(name, options, ONE_OUT, bad=bad)
-  of_all, _ = masked_estimate(name, options, ALL)
+  estimate, _ = masked_estimate(name, options, ONE_OUT, bad=bad, examples=())
+  of_all, _ = masked_estimate(name, options, ALL, examples=())
   assert not np.isfinite(estimate.objective[1])
   assert estimate.objective[1] != -INF
   for example in (0, 2):
@@ -906,18 +926,24 @@ def test_nan_and_infinity_are_not_hidden(name, options, bad):
 
 
 def test_degenerate_examples_under_xla():
-  """Row 0 of the result is masked: example 1 has no sample left and example 2 lost one."""
+  """Example 1 has no sample left, example 2 lost one, example 0 is whole."""
   mask = EXAMPLE_OUT & ONE_OUT[:, [0, 2, 1]]
-  names = [variant for variant in FEW if variant[1].get("order", 1) == 1]
+  names = ("iwae", "iwae_dreg", "rws")
+  parameters = shared_problem([2]).parameters
 
   @tf.function(jit_compile=True)
   def compiled():
-    return [
-      [(estimate.objective, rows) for estimate, rows in (masked_estimate(n, o, m) for m in (mask, ALL))]
-      for n, o in names
-    ]
+    results = []
+    for name in names:
+      for m in (mask, ALL):
+        estimate, rows = masked_estimate(name, {}, m, parameters=parameters)
+        results.append((estimate.objective, rows))
+    return results
 
-  for (name, _), ((objective, rows), (of_all, rows_of_all)) in zip(names, compiled(), strict=True):
+  results = compiled()
+  for name, (objective, rows), (of_all, rows_of_all) in zip(
+    names, results[::2], results[1::2], strict=True
+  ):
     np.testing.assert_allclose(objective[0], of_all[0], rtol=1e-12, err_msg=name)
     np.testing.assert_allclose(rows[0], rows_of_all[0], rtol=1e-12, err_msg=name)
     np.testing.assert_array_equal(rows[1], np.zeros(6), err_msg=name)
@@ -966,8 +992,17 @@ def test_refuses_what_is_not_a_bound():
 
 
 @pytest.mark.parametrize("name", ["iwae", "iwae_dreg", "rws"])
-@pytest.mark.parametrize("num_samples,error", [(0, ValueError), (-1, ValueError), (1.5, TypeError),
-                                               (True, TypeError), (None, TypeError), ("5", TypeError)])
+@pytest.mark.parametrize(
+  "num_samples,error",
+  [
+    (0, ValueError),
+    (-1, ValueError),
+    (1.5, TypeError),
+    (True, TypeError),
+    (None, TypeError),
+    ("5", TypeError),
+  ],
+)
 def test_refuses_num_samples(name, num_samples, error):
   with pytest.raises(error, match=f"num_samples must be .*, got {num_samples!r}"):
     bounds.estimate(name, *standard(), num_samples=num_samples)
@@ -985,15 +1020,19 @@ def test_refuses_a_target_of_the_wrong_shape(name, shape):
     bounds.estimate(name, lambda z: tf.zeros(shape), proposal, num_samples=5)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("shape", [[5, 1], [1, 3], [5, 4]], ids=str)
-def test_refuses_a_target_of_the_wrong_shape_that_is_known_only_when_it_runs(shape):
-  @tf.function(input_signature=[tf.TensorSpec([None, None]), tf.TensorSpec([None])])
+def test_refuses_a_target_whose_wrong_shape_is_known_only_when_it_runs(shape, jit_compile):
+  """XLA drops assertions: what is not refused there is broadcast in silence."""
+  signature = [tf.TensorSpec([None, None]), tf.TensorSpec([None])]
+
+  @tf.function(input_signature=signature, jit_compile=jit_compile)
   def traced(log_p, loc):
     return bounds.estimate("iwae_dreg", lambda z: log_p, tfd.Normal(loc, 1.0), 5).objective
 
-  assert traced(tf.zeros([5, 3]), tf.zeros([3])).shape == [3]
   with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
     traced(tf.zeros(shape), tf.zeros([3]))
+  assert traced(tf.zeros([5, 3]), tf.zeros([3])).shape == [3]
 
 
 def test_refuses_a_stopped_proposal_that_is_the_proposal():
@@ -1053,10 +1092,12 @@ def test_same_seed_same_samples_in_a_function():
 
 
 @pytest.mark.parametrize(
-  "seed", [1.5, "one", [1, 2, 3], [1], [1.0, 2.0], [[1, 2]], {}, object()], ids=repr
+  "seed", [1.5, "one", [1, 2, 3], [1], [1.0, 2.0], [[1, 2]], {}, slice(2)], ids=repr
 )
 def test_refuses_a_seed(seed):
-  with pytest.raises(ValueError, match="seed must be an int, an integer Tensor of shape .2., or None"):
+  with pytest.raises(
+    ValueError, match="seed must be an int, an integer Tensor of shape .2., or None"
+  ):
     draw(seed)
 
 

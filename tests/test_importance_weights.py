@@ -32,7 +32,7 @@ DTYPES = {"float32": (tf.float32, 2e-6), "float64": (tf.float64, 1e-13)}
 
 
 def exact(log_weights):
-  """Every quantity of one example, a list of K log-weights, in 50 digits; sums of positive terms."""
+  """Every quantity of one example, a list of K log-weights, in 50 digits."""
   with mpmath.workdps(50):
     weights = [
       mpmath.mpf(0) if lw == -INF else mpmath.exp(mpmath.mpf(float(lw))) for lw in log_weights
@@ -81,13 +81,13 @@ def test_examples_are_independent_columns(function, trailing):
   ).numpy()
   expected = np.stack([exact(column)[function] for column in columns.T], axis=-1)
   assert actual.shape[-len(trailing) :] == tuple(trailing)
-  np.testing.assert_allclose(
-    actual.reshape(expected.shape), expected, rtol=1e-13, atol=1e-30
-  )
+  np.testing.assert_allclose(actual.reshape(expected.shape), expected, rtol=1e-13, atol=1e-30)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gap", [0.0, 1e-7, 1e-3, 0.5, 5.0, 15.0, 17.0, 30.0, 36.5, 40.0, 700.0, 9e3])
+@pytest.mark.parametrize(
+  "gap", [0.0, 1e-7, 1e-3, 0.5, 5.0, 15.0, 17.0, 30.0, 36.5, 40.0, 700.0, 9e3]
+)
 def test_leave_one_out_keeps_its_digits_when_one_weight_dominates(gap, dtype):
   """log(sum - w_i) would lose all its digits from a gap of 16 nats (float32) or 36 (float64) on."""
   dtype, tolerance = DTYPES[dtype]

@@ -1,6 +1,8 @@
 """The Keras model from which every latent-variable model derives: three distributions and a bound."""
 
 import functools
+import itertools
+import math
 import random
 
 import keras
@@ -10,6 +12,7 @@ import tensorflow_probability as tfp
 from dregs_tf import bounds, seeds
 from dregs_tf import importance_weights as iw
 from dregs_tf.models.gradient_moments import GradientMoments
+from dregs_tf.models.metrics import Mean
 
 tfd = tfp.distributions
 
@@ -57,22 +60,39 @@ class LatentVariableModel(keras.Model):
 
   def target_log_prob(self, x, z, context=None) -> tf.Tensor:
     """log p(x, z | context) in nats, [num_samples, batch_size]."""
+    x, context = as_floats(x), as_floats(context)
     likelihood = self.likelihood(z, context).log_prob(x)
     prior = self.prior(context).log_prob(z)
+    if likelihood.shape.rank != prior.shape.rank:
+      raise ValueError(
+        f"{type(self).__name__}: log p(x | z) and log p(z) must have the shape [num_samples, batch_size], "
+        f"got likelihood(z, context).log_prob(x) of {likelihood.shape} and "
+        f"prior(context).log_prob(z) of {prior.shape}. Where axes of the event are left, wrap the "
+        "distribution in tfd.Independent."
+      )
     return _at_least_float32(likelihood) + _at_least_float32(prior)
 
   def estimate(
-    self, x, context=None, *, bound: bounds.Bound | str, num_samples: int, seed=None
+    self, x, context=None, *, bound: bounds.Bound | str, num_samples: int, **options
   ) -> bounds.Estimate:
-    """`bounds.estimate` of observations x [batch_size, ...]: the bound of each and its gradient."""
+    """`bounds.estimate` of observations x [batch_size, ...]: the bound of each and its gradient.
+
+    Args:
+      x: observations.
+      context: contexts, for a conditional model.
+      bound: as `bounds.estimate` takes it, as are the next two.
+      num_samples: K.
+      **options: `seed` and `num_backward_samples`.
+    """
+    x, context = as_floats(x), as_floats(context)
     proposal = self.proposal(x, context)
     return bounds.estimate(
       bound,
       lambda z: self.target_log_prob(x, z, context),
       proposal,
       num_samples,
-      seed=seed,
       stopped_proposal=self.stopped_proposal(proposal),
+      **options,
     )
 
   def compile(
@@ -81,6 +101,7 @@ class LatentVariableModel(keras.Model):
     bound: bounds.Bound | str = "iwae_dreg",
     num_samples: int = 64,
     seed: int | None = None,
+    num_backward_samples: int | None = None,
     gradient_statistics: bool = False,
     **kwargs,
   ) -> None:
@@ -93,6 +114,8 @@ class LatentVariableModel(keras.Model):
       num_samples: K, the number of samples of each example.
       seed: the noise of a step is a function of the seed and of the step's number. None draws a
         seed, as Keras layers do: `keras.utils.set_random_seed` fixes it.
+      num_backward_samples: M of at most K; None for all. The bound takes all K samples, its gradient
+        a random M of them, heavy ones for certain: cheaper, still unbiased.
       gradient_statistics: whether to follow variance and signal-to-noise ratio of the gradients of
         the proposal's and of the model's parameters while training (moving averages, decay 0.99).
       **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
@@ -102,24 +125,28 @@ class LatentVariableModel(keras.Model):
     """
     bound = bounds.get(bound) if isinstance(bound, str) else bound
     if not isinstance(bound, bounds.Bound):
-      raise TypeError(f"bound must be a Bound or one of {', '.join(bounds.names())}, got {bound!r}.")
+      raise TypeError(
+        f"bound must be a Bound or one of {', '.join(bounds.names())}, got {bound!r}."
+      )
     bounds.check_num_samples(num_samples, bound)
+    bounds.check_num_backward_samples(num_backward_samples, num_samples)
     for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
       if kwargs.get(argument) is not None:
         raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")
     super().compile(optimizer=optimizer, **kwargs)
     self.bound = bound
     self.num_samples = int(num_samples)
+    self.num_backward_samples = num_backward_samples
     self.seed = random.randint(1, int(1e9)) if seed is None else seed
-    self._bound_metric = keras.metrics.Mean(name="bound")
-    self._sample_size_metric = keras.metrics.Mean(name="effective_sample_size")
-    self.gradient_statistics = bool(gradient_statistics)
+    self._bound_metric = Mean(name="bound")
+    self._sample_size_metric = Mean(name="effective_sample_size")
     self._compile_arguments = {"optimizer": self.optimizer, "seed": self.seed, **kwargs}
-    self._moments = (
-      [GradientMoments(name="proposal_gradient"), GradientMoments(name="model_gradient")]
-      if gradient_statistics
-      else []
-    )
+    if self.gradient_statistics:
+      # Of an earlier `compile`: Keras would keep its variables.
+      self._layers.remove(self.gradient_moments)
+    self.gradient_moments = GradientMoments() if gradient_statistics else None
+    if gradient_statistics and self.built:
+      self._build_moments()
 
   def get_compile_config(self) -> dict:
     """What `compile` was called with, for saving."""
@@ -131,26 +158,28 @@ class LatentVariableModel(keras.Model):
         "bound": self.bound.name,
         "bound_options": dict(self.bound.options),
         "num_samples": self.num_samples,
+        "num_backward_samples": self.num_backward_samples,
         "gradient_statistics": self.gradient_statistics,
-        "gradient_sizes": [moments.size for moments in self._moments],
       }
     )
 
   def compile_from_config(self, config: dict) -> None:
     """Compiles a loaded model as it was when it was saved."""
     config = keras.saving.deserialize_keras_object(config)
-    options, sizes = config.pop("bound_options"), config.pop("gradient_sizes")
+    options = config.pop("bound_options")
     self.compile(**config | {"bound": bounds.get(config["bound"], **options)})
-    for moments, size in zip(self._moments, sizes, strict=True):
-      if size:
-        moments.build(size)
     if self.built:
       self.optimizer.build(self.trainable_variables)
 
   @property
+  def gradient_statistics(self) -> bool:
+    """Whether variance and SNR of the gradients are followed."""
+    return getattr(self, "gradient_moments", None) is not None
+
+  @property
   def metrics(self) -> list[keras.metrics.Metric]:
-    """The running means that training and evaluation report."""
-    return [self._bound_metric, self._sample_size_metric] if self.compiled else []
+    """The running means that training and evaluation report, and a subclass' own metrics."""
+    return [metric for metric in super().metrics if metric is not self._loss_tracker]
 
   def call(self, inputs):
     """The expected observation at a sampled z, as `reconstruct`; also how Keras builds the model."""
@@ -160,10 +189,12 @@ class LatentVariableModel(keras.Model):
   def train_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `fit`: a gradient of the bound's mean over the batch, and an update."""
     context, x = _split(data)
-    seed = self._seed_for(_TRAIN, self.optimizer.iterations)
+    # With gradient accumulation `iterations` stands still between updates, `_iterations` does not.
+    step = getattr(self.optimizer, "_iterations", self.optimizer.iterations)
+    seed = self._seed_for(_TRAIN, step)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     with tf.GradientTape() as tape:
-      estimate = self._estimate(x, context, seed)
+      estimate = self._estimate(x, context, seed, num_backward_samples=self.num_backward_samples)
       loss = -tf.reduce_mean(estimate.objective) / replicas
       scaled_loss = self.optimizer.scale_loss(loss)
     variables = self.trainable_variables
@@ -193,7 +224,8 @@ class LatentVariableModel(keras.Model):
       seed: as `bounds.estimate` takes it.
     """
     bounds.check_num_samples(num_samples, bounds.get("iwae"))
-    x, context = _as_floats(x), None if context is None else _as_floats(context)
+    num_samples = int(num_samples)
+    x, context = as_floats(x), as_floats(context)
     batch = max(1, min(x.shape[0], 100))
     seed = seeds.fold_in(seeds.stateless(seed), _LOG_LIKELIHOOD)
     parts = []
@@ -202,7 +234,7 @@ class LatentVariableModel(keras.Model):
       context_part = None if context is None else context[part]
       part_seed = seeds.fold_in(seed, start)
       parts.append(self._log_likelihood(x[part], context_part, num_samples, part_seed))
-    return tf.concat(parts, axis=0)
+    return tf.concat(parts, axis=0) if parts else tf.zeros([0])
 
   @functools.cached_property
   def _log_likelihood(self):
@@ -235,7 +267,7 @@ class LatentVariableModel(keras.Model):
       seed: as `bounds.estimate` takes it.
       mean: whether to return the likelihood's mean at each sampled z rather than a draw from it.
     """
-    context = None if context is None else _as_floats(context)
+    context = as_floats(context)
     seed = seeds.stateless(seed)
     z = self.prior(context).sample(n, seed=seeds.fold_in(seed, 0))
     likelihood = self.likelihood(z, context)
@@ -243,12 +275,14 @@ class LatentVariableModel(keras.Model):
 
   def reconstruct(self, x, context=None, seed=None) -> tf.Tensor:
     """The likelihood's mean at one sample of the proposal, for x [batch_size, ...], same shape."""
-    x, context = _as_floats(x), None if context is None else _as_floats(context)
+    x, context = as_floats(x), as_floats(context)
     z = self.proposal(x, context).sample(1, seed=seeds.stateless(seed))
     return self.likelihood(z, context).mean()[0]
 
-  def _estimate(self, x, context, seed) -> bounds.Estimate:
-    return self.estimate(x, context, bound=self.bound, num_samples=self.num_samples, seed=seed)
+  def _estimate(self, x, context, seed, **options) -> bounds.Estimate:
+    return self.estimate(
+      x, context, bound=self.bound, num_samples=self.num_samples, seed=seed, **options
+    )
 
   def _seed_for(self, purpose: int, step) -> tf.Tensor:
     """A seed for the noise of a step, another one on each replica."""
@@ -263,45 +297,66 @@ class LatentVariableModel(keras.Model):
     self._sample_size_metric.update_state(iw.effective_sample_size(estimate.log_weights))
     return {metric.name: metric.result() for metric in self.metrics}
 
+  def _build_moments(self) -> None:
+    size = sum(math.prod(variable.shape) for variable in self.trainable_variables)
+    self.gradient_moments.build(size)
+
   def _update_gradient_statistics(self, x, context, variables, gradients) -> dict[str, tf.Tensor]:
     """Follows the gradients of the proposal's and of the model's parameters, shared ones in both."""
+    if not self.gradient_moments.built:
+      self._build_moments()
     scale = self.optimizer.scale_loss(tf.ones([]))
-    groups = self._gradient_groups(x, context, variables)
+    gradients = [
+      tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+      for variable, gradient in zip(variables, gradients, strict=True)
+    ]
+    gradient = tf.concat([tf.reshape(g, [-1]) / tf.cast(scale, g.dtype) for g in gradients], axis=0)
+    replica = tf.distribute.get_replica_context()
+    if replica is not None and replica.num_replicas_in_sync > 1:
+      gradient = replica.all_reduce("SUM", gradient)
+    self.gradient_moments.update(gradient)
     logs = {}
-    for moments, group in zip(self._moments, groups, strict=True):
-      members = [gradients[i] for i in group if gradients[i] is not None]
-      if members:
-        moments.update([tf.convert_to_tensor(g) / tf.cast(scale, g.dtype) for g in members])
-        logs |= {f"{moments.name}_variance": moments.variance(), f"{moments.name}_snr": moments.snr()}
+    for name, slices in self._gradient_groups(x, context, variables).items():
+      variance, snr = self.gradient_moments.variance_and_snr(slices)
+      logs |= {f"{name}_gradient_variance": variance, f"{name}_gradient_snr": snr}
     return logs
 
-  def _gradient_groups(self, x, context, variables) -> tuple[list[int], list[int]]:
-    """The positions of the variables that the proposal depends on, and of those that p does.
+  def _gradient_groups(self, x, context, variables) -> dict[str, list[tuple[int, int]]]:
+    """The coordinates (start, end) of the variables that the proposal and that p depend on.
 
     Read off which gradients exist. Only traced: nothing of it is executed in a compiled step.
     """
     with tf.GradientTape(persistent=True) as tape:
       z = self.proposal(x, context).sample(1, seed=[0, 0])
       log_p = self.target_log_prob(x, tf.nest.map_structure(tf.stop_gradient, z), context)
-    return tuple(
-      [i for i, g in enumerate(tape.gradient(target, variables)) if g is not None]
-      for target in (z, log_p)
-    )
+    ends = list(itertools.accumulate(math.prod(variable.shape) for variable in variables))
+    coordinates = list(zip([0, *ends[:-1]], ends, strict=True))
+    groups = {
+      name: [
+        place
+        for place, gradient in zip(coordinates, tape.gradient(target, variables), strict=True)
+        if gradient is not None
+      ]
+      for name, target in (("proposal", z), ("model", log_p))
+    }
+    return {name: places for name, places in groups.items() if places}
 
 
 def _split(data):
   """(context, x) from a batch, which is x, (x,) or (context, x), as floats."""
-  if isinstance(data, (tuple, list)):
-    *context, x = [part for part in data if part is not None]
-    if len(context) > 1:
-      raise ValueError(
-        f"A batch must be observations or a (context, observation) pair, got {len(data)} parts."
-      )
-    return (_as_floats(context[0]) if context else None), _as_floats(x)
-  return None, _as_floats(data)
+  first, second, weights = keras.utils.unpack_x_y_sample_weight(data)
+  if weights is not None:
+    raise ValueError(
+      "A batch must be observations or a (context, observation) pair, got 3 parts: there are no sample "
+      "weights."
+    )
+  return (None, as_floats(first)) if second is None else (as_floats(first), as_floats(second))
 
 
-def _as_floats(tensor) -> tf.Tensor:
+def as_floats(tensor) -> tf.Tensor | None:
+  """A Tensor of floats from anything like an array, None from None."""
+  if tensor is None:
+    return None
   tensor = tf.convert_to_tensor(tensor)
   return tensor if tensor.dtype.is_floating else tf.cast(tensor, keras.config.floatx())
 

@@ -8,13 +8,13 @@ _DECAY = 0.99
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class GradientMoments(keras.layers.Layer):
-  """Exponential moving averages of g and g^2 over all coordinates of a gradient, debiased.
+  """Exponential moving averages of g and g^2 for every coordinate of a gradient, debiased.
 
-  variance = mean over coordinates of (m2 - m1^2), SNR^2 = mean(m1^2) / variance, with averages of
-  decay 0.99 (the authors' released code, there without the debiasing).
+  Over a net's coordinates, variance = mean(m2 - m1^2) and SNR^2 = mean(m1^2) / variance, with
+  averages of decay 0.99 (the authors' released code, there without the debiasing).
   """
 
-  size: int | None = None  # until built
+  size: int | None = None  # the number of coordinates, until built
 
   def build(self, size: int) -> None:
     """Makes the averages of a gradient of `size` coordinates."""
@@ -25,20 +25,19 @@ class GradientMoments(keras.layers.Layer):
     self.size = size
     self.built = True
 
-  def update(self, gradients: list[tf.Tensor]) -> None:
-    """Takes in one gradient, given as a list of Tensors."""
-    gradient = tf.concat([tf.reshape(tf.cast(g, tf.float32), [-1]) for g in gradients], axis=0)
-    if not self.built:
-      self.build(int(gradient.shape[0]))
+  def update(self, gradient: tf.Tensor) -> None:
+    """Takes in one gradient, a vector of `size` coordinates."""
+    gradient = tf.cast(gradient, tf.float32)
     for average, new in ((self._first, gradient), (self._second, gradient**2), (self._mass, 1.0)):
       average.assign(_DECAY * average + (1 - _DECAY) * new)
 
-  def variance(self) -> tf.Tensor:
-    """The mean over coordinates of the gradient's variance, a scalar."""
-    return tf.reduce_mean(self._second / self._mass - (self._first / self._mass) ** 2)
+  def variance_and_snr(self, slices: list[tuple[int, int]]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Variance and SNR, scalars, over the coordinates in the slices, each (start, end)."""
 
-  def snr(self) -> tf.Tensor:
-    """The gradient's signal-to-noise ratio, a scalar."""
-    return tf.sqrt(
-      tf.math.divide_no_nan(tf.reduce_mean((self._first / self._mass) ** 2), self.variance())
-    )
+    def part(average):
+      return tf.concat([average[start:end] for start, end in slices], axis=0) / self._mass
+
+    squared_mean = part(self._first) ** 2
+    # Rounding can take a variance below 0.
+    variance = tf.reduce_mean(tf.nn.relu(part(self._second) - squared_mean))
+    return variance, tf.sqrt(tf.math.divide_no_nan(tf.reduce_mean(squared_mean), variance))

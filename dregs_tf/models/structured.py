@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf.models import vae
-from dregs_tf.models.base import LatentVariableModel
+from dregs_tf.models.base import LatentVariableModel, as_floats
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
 
 tfd = tfp.distributions
@@ -41,7 +41,7 @@ class StructuredVAE(LatentVariableModel):
     self.context_mean = vae.check_mean("context_mean", context_mean)
     self.data_mean = vae.check_mean("data_mean", data_mean)
     self.latent_dim = vae.check_positive("latent_dim", latent_dim)
-    self.hidden_units = tuple(vae.check_positive("hidden_units", units) for units in hidden_units)
+    self.hidden_units = vae.check_sizes("hidden_units", hidden_units)
     options = {"hidden_units": self.hidden_units, "dtype": self.dtype_policy}
     self.conditional_prior = ConditionalNormal(self.latent_dim, name="prior", **options)
     self.encoder = ConditionalNormal(self.latent_dim, name="encoder", **options)
@@ -58,12 +58,14 @@ class StructuredVAE(LatentVariableModel):
 
   def proposal(self, x, context) -> tfd.Distribution:
     """q(z | x, c) for x [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
+    x = as_floats(x)
     vae.check_size("x", x, self.data_mean.size)
     x = x - tf.constant(self.data_mean, x.dtype)
     return self.encoder.distribution([x, self._centred(context)])
 
   def likelihood(self, z, context) -> tfd.Distribution:
     """p(x | z, c) for z [..., batch_size, latent_dim]: batch shape [..., batch_size], event [D]."""
+    z = as_floats(z)
     return self.decoder.distribution([z, tf.cast(self._checked(context), z.dtype)])
 
   def _centred(self, context) -> tf.Tensor:
@@ -75,6 +77,7 @@ class StructuredVAE(LatentVariableModel):
       raise ValueError(
         "StructuredVAE takes batches of (context, observation) pairs, got observations alone."
       )
+    context = as_floats(context)
     vae.check_size("context", context, self.context_mean.size)
     return context
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf.models.base import LatentVariableModel
+from dregs_tf.models.base import LatentVariableModel, as_floats
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal, Normal
 
 tfd = tfp.distributions
@@ -33,7 +33,7 @@ class VAE(LatentVariableModel):
     super().__init__(**kwargs)
     self.data_mean = check_mean("data_mean", data_mean)
     self.latent_dim = check_positive("latent_dim", latent_dim)
-    self.hidden_units = tuple(check_positive("hidden_units", units) for units in hidden_units)
+    self.hidden_units = check_sizes("hidden_units", hidden_units)
     options = {"hidden_units": self.hidden_units, "dtype": self.dtype_policy}
     self.encoder = ConditionalNormal(self.latent_dim, name="encoder", **options)
     self.decoder = ConditionalBernoulli(self.data_mean, name="decoder", **options)
@@ -50,13 +50,14 @@ class VAE(LatentVariableModel):
   def proposal(self, x, context=None) -> tfd.Distribution:
     """q(z | x) for x of shape [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
     refuse_context(self, context)
+    x = as_floats(x)
     check_size("x", x, self.data_mean.size)
     return self.encoder.distribution(x - tf.constant(self.data_mean, x.dtype))
 
   def likelihood(self, z, context=None) -> tfd.Distribution:
     """p(x | z) for z of shape [..., latent_dim]: batch shape [...], event shape [D]."""
     refuse_context(self, context)
-    return self.decoder.distribution(z)
+    return self.decoder.distribution(as_floats(z))
 
   def get_config(self):
     return super().get_config() | {
@@ -82,6 +83,15 @@ def check_positive(name: str, value) -> int:
   if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
     raise ValueError(f"{name} must be a positive int, got {value!r}.")
   return int(value)
+
+
+def check_sizes(name: str, values) -> tuple[int, ...]:
+  """`values` as a tuple; a ValueError names it unless it is a sequence of positive integers."""
+  if not isinstance(values, (list, tuple)):
+    raise ValueError(
+      f"{name} must be a sequence of positive ints, such as (200, 200), got {values!r}."
+    )
+  return tuple(check_positive(name, value) for value in values)
 
 
 def check_size(name: str, tensor: tf.Tensor, size: int) -> None:

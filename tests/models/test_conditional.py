@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import models
-from dregs_tf.models.conditional import MLP, Bernoulli
+from dregs_tf.models.conditional import MLP, IndependentBernoulli, Normal
 from tests.models import helpers
 
 tfd = tfp.distributions
@@ -77,25 +77,96 @@ def test_bernoulli_needs_a_mean_or_a_size():
     models.ConditionalBernoulli(MEAN, event_size=4)
 
 
-def test_bernoulli_log_prob_is_tfds():
-  logits = tf.constant([-1e3, -40.0, -1.5, 0.0, 0.3, 40.0, 1e3], tf.float64)
-  for x in (0.0, 0.3, 1.0):
-    x = tf.constant(x, tf.float64)
+# 11 * 11 and a prime above the number of factors that are multiplied at a time, and usual sizes.
+@pytest.mark.parametrize("size", [1, 7, 121, 127, 392, 784])
+def test_bernoulli_log_prob_is_tfds(size):
+  random = np.random.RandomState(0)
+  logits = tf.constant(random.normal(size=(3, 4, size)) * 5)
+  x = tf.constant(random.choice([0, 0.3, 1], size=(4, size)))
+  with tf.GradientTape() as tape:
+    tape.watch(logits)
+    log_prob = IndependentBernoulli(logits).log_prob(x)
+  expected = tfd.Independent(tfd.Bernoulli(logits), 1).log_prob(x)
+  np.testing.assert_allclose(log_prob, expected, rtol=1e-12)
+  np.testing.assert_allclose(tape.gradient(log_prob, logits), x - tf.sigmoid(logits), atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 120, 784])
+def test_bernoulli_log_prob_of_extreme_logits(size, dtype):
+  logits = tf.constant([[-1e3], [-40.0], [-1e-3], [0.0], [1e-3], [40.0], [1e3]], dtype)
+  logits = tf.tile(logits, [1, size])
+  for x in (0.0, 1.0):
+    x = tf.fill([size], tf.constant(x, dtype))
     with tf.GradientTape() as tape:
       tape.watch(logits)
-      log_prob = Bernoulli(logits).log_prob(x)
-    np.testing.assert_allclose(log_prob, tfd.Bernoulli(logits).log_prob(x), rtol=1e-12, atol=1e-12)
-    slope = tape.gradient(log_prob, logits)
-    np.testing.assert_allclose(slope, x - tf.sigmoid(logits), rtol=1e-12, atol=1e-15)
+      log_prob = IndependentBernoulli(logits).log_prob(x)
+    expected = tfd.Independent(tfd.Bernoulli(tf.cast(logits, "float64")), 1).log_prob(x)
+    atol = size * (1e-4 if dtype == "float32" else 1e-12)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-6, atol=atol)
+    np.testing.assert_allclose(tape.gradient(log_prob, logits), x - tf.sigmoid(logits), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [tf.uint8, tf.bool, tf.int32, tf.float64])
 def test_bernoulli_log_prob_of_any_dtype(dtype):
-  logits = tf.constant([-2.0, 0.5])
+  logits = tf.constant([[-2.0, 0.5]])
   x = tf.constant([1.0, 0.0])
-  log_prob = Bernoulli(logits).log_prob(tf.cast(x, dtype))
-  np.testing.assert_allclose(log_prob, tfd.Bernoulli(logits).log_prob(x), rtol=1e-6)
+  log_prob = IndependentBernoulli(logits).log_prob(tf.cast(x, dtype))
+  expected = tfd.Independent(tfd.Bernoulli(logits), 1).log_prob(x)
+  np.testing.assert_allclose(log_prob, expected, rtol=1e-6)
   assert log_prob.dtype == tf.float32
+
+
+def test_bernoulli_is_an_ordinary_distribution():
+  logits = tf.constant(_inputs(3, 4, 5))
+  distribution = IndependentBernoulli(logits)
+  expected = tfd.Independent(tfd.Bernoulli(logits), 1)
+  assert (distribution.batch_shape, distribution.event_shape) == ([3, 4], [5])
+  for method in ("mean", "variance", "entropy", "mode"):
+    np.testing.assert_allclose(getattr(distribution, method)(), getattr(expected, method)())
+  np.testing.assert_array_equal(distribution.copy().mean(), expected.mean())
+  assert distribution.sample(2, seed=[0, 1]).shape == [2, 3, 4, 5]
+
+
+def test_normal_is_an_ordinary_reparameterised_normal():
+  loc, scale = tf.constant(_inputs(4, 3)), tf.constant(np.exp(_inputs(3, seed=1)))
+  with tf.GradientTape(persistent=True) as tape:
+    tape.watch([loc, scale])
+    distribution = Normal(loc, scale)
+    samples = distribution.sample(5, seed=[0, 1])
+  noise = (samples - loc) / scale
+  assert samples.shape == [5, 4, 3]
+  np.testing.assert_allclose(tape.gradient(samples, loc), np.full([4, 3], 5.0), rtol=1e-12)
+  np.testing.assert_allclose(
+    tape.gradient(samples, scale), tf.reduce_sum(noise, axis=[0, 1]), rtol=1e-9
+  )
+  assert distribution.reparameterization_type == tfd.FULLY_REPARAMETERIZED
+  expected = tfd.Normal(loc, scale)
+  np.testing.assert_allclose(distribution.log_prob(samples), expected.log_prob(samples))
+  np.testing.assert_allclose(distribution.kl_divergence(expected), np.zeros([4, 3]), atol=1e-12)
+  assert distribution.sample([2, 6], seed=3).shape == [2, 6, 4, 3]
+  assert distribution.sample().shape == [4, 3]
+  assert Normal(0.0, 1.0).sample(7, seed=3).shape == [7]
+
+
+def test_normal_draws_standard_noise():
+  draws = Normal(tf.constant([1.0, -2.0]), tf.constant([0.5, 3.0])).sample(20_000, seed=[0, 1])
+  noise = (draws.numpy() - [1.0, -2.0]) / [0.5, 3.0]
+  # Six standard errors of mean and variance: less than one false alarm in 10^8.
+  np.testing.assert_allclose(noise.mean(axis=0), 0, atol=6 / 20_000**0.5)
+  np.testing.assert_allclose(noise.var(axis=0), 1, atol=6 * (2 / 20_000) ** 0.5)
+  assert abs(np.corrcoef(noise.T)[0, 1]) < 6 / 20_000**0.5
+
+
+def _draw(seed):
+  return Normal(tf.zeros([4, 3]), 1.0).sample(5, seed=seed)
+
+
+def test_same_seed_same_samples():
+  seed = tf.constant([3, 4])
+  np.testing.assert_array_equal(_draw(seed), _draw(seed))
+  np.testing.assert_allclose(tf.function(_draw)(seed), _draw(seed), rtol=1e-6)
+  assert np.all(_draw(seed) != _draw(tf.constant([3, 5])))
 
 
 @pytest.mark.parametrize("leading", [(), (4,), (3, 4), (2, 3, 4)])

@@ -134,7 +134,7 @@ def _check_statistics(model, steps, groups):
     np.testing.assert_allclose(logs[f"{name}_gradient_snr"], snr, rtol=2e-3)
 
 
-@pytest.mark.parametrize(("make", "data", "of_proposal", "of_model"), _cases())
+@pytest.mark.parametrize(("make", "data", "of_proposal", "of_model"), list(_cases()))
 def test_gradient_statistics_are_debiased_averages(make, data, of_proposal, of_model):
   model = helpers.compiled(
     make(), run_eagerly=True, gradient_statistics=True, optimizer=keras.optimizers.SGD(0.1)
@@ -177,12 +177,14 @@ def test_gradient_statistics_change_nothing_else():
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_gradient_statistics_in_a_traced_step():
-  model = helpers.compiled(helpers.vae(), gradient_statistics=True)
-  history = model.fit(X, batch_size=4, epochs=2, verbose=0).history
+@pytest.mark.parametrize("seed", range(4))
+def test_gradient_statistics_of_a_single_step(seed):
+  model = helpers.compiled(helpers.vae(), gradient_statistics=True, run_eagerly=True, seed=seed)
+  logs = model.train_step(tf.constant(X))
   for name in ("proposal", "model"):
-    assert np.all(np.array(history[f"{name}_gradient_variance"]) > 0)
-    assert np.all(np.array(history[f"{name}_gradient_snr"]) > 0)
+    # The variance of one gradient is 0, also where rounding says otherwise.
+    assert 0 <= logs[f"{name}_gradient_variance"] < 1e-6
+    assert not np.isnan(logs[f"{name}_gradient_snr"])
 
 
 def test_gradient_statistics_are_off_unless_asked_for():

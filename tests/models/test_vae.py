@@ -132,10 +132,9 @@ def test_steps_per_execution_does_not_change_the_numbers():
 def test_jit_compile():
   model = helpers.compiled(helpers.vae(), jit_compile=True)
   before = helpers.values(model)
-  history = model.fit(X[:8], batch_size=4, verbose=0).history
-  assert np.isfinite(history["bound"][0])
+  assert np.isfinite(model.fit(X, batch_size=5, verbose=0).history["bound"][0])
   assert all((new != old).any() for new, old in zip(helpers.values(model), before, strict=True))
-  assert np.isfinite(model.evaluate(X[:8], batch_size=4, verbose=0, return_dict=True)["bound"])
+  assert np.isfinite(model.evaluate(X, batch_size=5, verbose=0)).all()
 
 
 @pytest.mark.parametrize("form", ["numpy", "dataset", "dataset_of_tuples", "uint8", "bool"])
@@ -189,9 +188,8 @@ def test_fit_learns():
   patterns = helpers.binary(3, 6, seed=4)
   x = np.tile(patterns, [10, 1])
   model = helpers.compiled(helpers.vae(), optimizer=keras.optimizers.Adam(0.02))
-  before = model.evaluate(x, verbose=0, return_dict=True)["bound"]
   history = model.fit(x, batch_size=10, epochs=60, verbose=0).history["bound"]
-  after = model.evaluate(x, verbose=0, return_dict=True)["bound"]
+  before, after = history[0], model.evaluate(x, verbose=0, return_dict=True)["bound"]
   # Three equally likely patterns: no model of these data has more than -log 3 nats.
   assert before < -3.5
   assert history[-1] > before + 1
@@ -281,7 +279,10 @@ def test_other_batch_sizes_are_not_traced_again():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ({"data_mean": [0.5, 1.5]}, r"data_mean must be a vector of grey values in \[0, 1\].* 0.5 to 1.5"),
+    (
+      {"data_mean": [0.5, 1.5]},
+      r"data_mean must be a vector of grey values in \[0, 1\].* 0.5 to 1.5",
+    ),
     ({"data_mean": [-0.1, 0.5]}, "data_mean must be a vector of grey values"),
     ({"data_mean": [0.5, np.nan]}, "data_mean must be a vector of grey values"),
     ({"data_mean": np.full([2, 3], 0.5)}, r"data_mean must be a vector.* got shape \[2, 3\]"),
@@ -341,13 +342,15 @@ def test_data_of_the_wrong_shape_are_refused(run_eagerly):
 
 def test_too_many_parts_of_a_batch_are_refused():
   model = helpers.compiled(helpers.vae())
-  with pytest.raises(ValueError, match="observations or a .context, observation. pair, got 3 parts"):
+  with pytest.raises(
+    ValueError, match="observations or a .context, observation. pair, got 3 parts"
+  ):
     model.fit(X, X, sample_weight=np.ones(10), verbose=0)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(policy):
-  model = helpers.compiled(helpers.vae(dtype=policy))
+  model = helpers.compiled(helpers.vae(dtype=policy), run_eagerly=policy == "mixed_float16")
   before = helpers.values(model)
   history = model.fit(X, batch_size=5, verbose=0).history
   assert np.isfinite(history["bound"][0])
@@ -383,7 +386,9 @@ def test_sample_returns_means():
   assert 0 < means.numpy().min() < means.numpy().max() < 1
   # The same z, drawn from: 4000 draws differ from their means by 5 standard errors at most.
   draws = model.sample(4000, seed=0)
-  np.testing.assert_allclose(np.mean(draws, axis=0), np.mean(means, axis=0), atol=5 * 0.5 / 4000**0.5)
+  np.testing.assert_allclose(
+    np.mean(draws, axis=0), np.mean(means, axis=0), atol=5 * 0.5 / 4000**0.5
+  )
 
 
 def test_reconstruct():

@@ -1,0 +1,100 @@
+"""Chooses the samples that are worth a backward pass, so that the gradient stays unbiased.
+
+Once the coefficients are numbers, every surrogate is linear in its samples: S = sum_i a_i s_i(theta).
+Choose a random subset in which sample i is with probability pi_i > 0 wherever a_i is not 0, and
+
+  S^ = sum_{i chosen} (a_i / pi_i) s_i(theta)
+
+has the expectation sum_i pi_i (a_i / pi_i) grad s_i = grad S over the choice (Horvitz and Thompson
+1952), whatever the signs of the coefficients. So this is exact in expectation for every bound, given
+the K samples. What the choice costs is variance, sum_i a_i^2 (1 / pi_i - 1) |grad s_i|^2 and cross
+terms; for a given number M it is small where pi_i is proportional to the size of what sample i
+carries, and certain samples (pi_i = 1) add none. Hence
+
+  pi_i = min(1, tau r_i),  tau such that sum_i pi_i = M,  r_i = max(|a_i|, |b_i|, |c_i|),
+
+the largest of the sample's coefficients: for the bounds with normalised weights r = wbar, for JVI,
+whose coefficients have both signs, it is their size. Systematic sampling draws exactly M samples with
+these probabilities: the numbers u, u + 1, ..., u + M - 1, with one uniform u, fall into intervals of
+lengths pi_1, ..., pi_K laid end to end.
+"""
+
+import tensorflow as tf
+
+
+def select(coefficients, num_chosen: int, seed: tf.Tensor):
+  """Which samples to record, and their coefficients divided by their probabilities.
+
+  Args:
+    coefficients: a tuple of Tensors [num_samples, ...], the numbers of a surrogate.
+    num_chosen: M.
+    seed: a stateless seed, of shape [2].
+
+  Returns:
+    The chosen samples' positions, int32 [num_chosen, ...], and the tuple of their coefficients, each
+    [num_chosen, ...]. Where fewer than M samples matter, the rest have coefficients of 0.
+  """
+  sizes = tf.reduce_max(tf.abs(tf.stack(coefficients)), axis=0)
+  probabilities = inclusion_probabilities(sizes, num_chosen)
+  offset = uniform(tf.shape(sizes)[1:], seed, sizes.dtype)
+  chosen, is_real = systematic(probabilities, num_chosen, offset)
+  taken = take(probabilities, chosen)
+  scale = tf.where(is_real, tf.math.reciprocal_no_nan(taken), tf.zeros_like(taken))
+  return chosen, tuple(take(c, chosen) * scale for c in coefficients)
+
+
+def uniform(shape: tf.Tensor, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+  """Uniform numbers in [0, 1), one for each example."""
+  return tf.random.stateless_uniform(shape, seed, dtype=dtype, alg="philox")
+
+
+def inclusion_probabilities(sizes: tf.Tensor, num_chosen: int) -> tf.Tensor:
+  """pi_i = min(1, tau r_i) with sum_i pi_i = num_chosen, or 1 where r_i > 0 if too few are.
+
+  Args:
+    sizes: r_i >= 0 of shape [num_samples, ...].
+    num_chosen: M.
+  """
+  descending = tf.sort(sizes, axis=0, direction="DESCENDING")
+  # rest[h]: the sum of all but the h largest, summed from the smallest.
+  rest = tf.cumsum(descending, axis=0, reverse=True)
+  certain = tf.reshape(tf.range(tf.shape(sizes)[0]), [-1] + [1] * (sizes.shape.rank - 1))
+  # If h samples are certain, tau = (M - h) / rest[h]. Right is the smallest h for which no other
+  # sample exceeds 1; for larger ones tau is smaller.
+  left = tf.cast(num_chosen - certain, sizes.dtype)
+  fits = tf.logical_and(descending * left <= rest, tf.logical_and(left > 0, rest > 0))
+  tau = tf.reduce_max(tf.where(fits, left / rest, tf.zeros_like(rest)), axis=0)
+  too_few = tf.logical_not(tf.reduce_any(fits, axis=0))
+  return tf.where(
+    tf.logical_and(too_few, sizes > 0), tf.ones_like(sizes), tf.minimum(tau * sizes, 1)
+  )
+
+
+def systematic(probabilities: tf.Tensor, num_chosen: int, offset: tf.Tensor):
+  """The samples that offset, offset + 1, ..., fall on, when each takes as much room as it is probable.
+
+  Args:
+    probabilities: pi_i of shape [num_samples, ...], each at most 1.
+    num_chosen: M.
+    offset: uniform in [0, 1), of shape [...].
+
+  Returns:
+    Positions, int32 [num_chosen, ...], and whether each is one: past the sum of the probabilities
+    there is no sample.
+  """
+  ends = tf.cumsum(probabilities, axis=0)
+  steps = tf.reshape(
+    tf.range(num_chosen, dtype=ends.dtype), [num_chosen] + [1] * (ends.shape.rank - 1)
+  )
+  points = offset + steps
+  passed = tf.cast(ends[tf.newaxis] <= points[:, tf.newaxis], tf.int32)
+  position = tf.reduce_sum(passed, axis=1)
+  last = tf.shape(probabilities)[0] - 1
+  return tf.minimum(position, last), position <= last
+
+
+def take(tensor: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+  """tensor[positions[m, ...], ...]: [num_samples, *batch, ...] -> [num_chosen, *batch, ...]."""
+  size = tf.shape(positions)
+  batch = tf.meshgrid(*[tf.range(size[i]) for i in range(positions.shape.rank)], indexing="ij")[1:]
+  return tf.gather_nd(tensor, tf.stack([positions, *batch], axis=-1))

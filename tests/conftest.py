@@ -1,0 +1,21 @@
+"""Settings of all tests: a quiet TensorFlow, GPUs that are shared, the same cases in every run."""
+
+import os
+import sys
+
+import hypothesis
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
+# The first call of a TensorFlow function takes seconds: no deadline.
+hypothesis.settings.register_profile("dregs_tf", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("dregs_tf")
+
+
+@pytest.fixture(autouse=True)
+def same_random_state():
+  """What a test draws without a seed does not depend on the tests before it."""
+  if "keras" in sys.modules:
+    sys.modules["keras"].utils.set_random_seed(0)

@@ -1,0 +1,49 @@
+"""Tests that what the README shows runs as it stands."""
+
+import pathlib
+import re
+
+import numpy as np
+
+from dregs_tf import bounds, config
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def digits(count: int) -> np.ndarray:
+  return np.random.default_rng(0).integers(0, 2, (count, 64)).astype("float32")
+
+
+def run(example: str) -> dict:
+  names = {"__name__": "readme"}
+  exec(compile(example, "README.md", "exec"), names)
+  return names
+
+
+def test_own_keras_model():
+  names = run(EXAMPLES[0])
+  model = names["MyVAE"]()
+  model.compile("adam")
+  history = model.fit(digits(40), batch_size=10, epochs=3, verbose=0).history["bound"]
+  assert history[-1] > history[0]
+
+
+def test_own_latent_variable_model(tmp_path):
+  model = run(EXAMPLES[1])["model"]
+  history = model.fit(digits(40), batch_size=10, epochs=3, verbose=0).history["bound"]
+  assert history[-1] > history[0]
+  assert model.log_likelihood(digits(3), num_samples=50).shape == (3,)
+  assert model.sample(16).shape == (16, 64)
+  assert model.reconstruct(digits(3)).shape == (3, 64)
+  model.save(tmp_path / "m.keras")
+
+
+def test_the_table_of_bounds_is_complete():
+  table = re.findall(r"^\| `(\w+)`", README, flags=re.MULTILINE)
+  assert tuple(table) == bounds.names()
+
+
+def test_every_flag_is_listed():
+  listed = re.findall(r"^\| `--(\w+)`", README, flags=re.MULTILINE)
+  assert set(listed) == set(config.TrainConfig.__dataclass_fields__) | {"debug"}

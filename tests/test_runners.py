@@ -1,0 +1,197 @@
+"""Tests of whole runs: what a run leaves behind, exact resumption, refusals, evaluation."""
+
+import csv
+import dataclasses
+import json
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dregs_tf import callbacks, checkpoints, config, runners
+from dregs_tf.errors import ConfigError, Interrupted
+
+
+def settings(directory, **changes) -> config.TrainConfig:
+  values = {
+    "bound": "jvi_dreg",
+    "num_samples": 3,
+    "latent_dim": 2,
+    "batch_size": 7,
+    "max_steps": 10,
+    "summarize_every": 4,
+    "checkpoint_every": 3,
+    "gradient_statistics": True,
+    "jit_compile": False,
+  }
+  return config.TrainConfig(logdir=str(directory), **values | changes)
+
+
+def rows(directory) -> list[dict]:
+  with open(directory / "metrics.csv", newline="") as file:
+    return list(csv.DictReader(file))
+
+
+def final_variables(directory) -> list[np.ndarray]:
+  _, model = checkpoints.load_newest(directory)
+  return [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+  """A run that was never stopped."""
+  directory = tmp_path_factory.mktemp("runs") / "whole"
+  return directory, runners.train(settings(directory))
+
+
+def test_a_run_leaves_what_it_should(whole_run):
+  directory, result = whole_run
+  assert [row["step"] for row in rows(directory)] == ["4", "8", "10"]
+  assert list(rows(directory)[0])[0] == "step"
+  assert {"train_bound", "valid_bound", "train_proposal_gradient_snr"} <= set(rows(directory)[0])
+  assert all(np.isfinite(float(value)) for row in rows(directory) for value in row.values())
+  assert json.loads((directory / "result.json").read_text()) == result
+  assert result["step"] == 10
+  assert [step for step, _ in checkpoints.find(directory)] == [6, 9, 10]
+  assert (directory / "run.png").read_bytes().startswith(b"\x89PNG")
+  tags = {
+    value.tag
+    for path in (directory / "tensorboard").iterdir()
+    for event in tf.compat.v1.train.summary_iterator(str(path))
+    for value in event.summary.value
+  }
+  assert {"bound/train", "bound/valid", "reconstructions", "samples"} <= tags
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 5, 6, 9])
+def test_a_stopped_run_goes_on_to_the_same_numbers(whole_run, tmp_path, monkeypatch, stop_after):
+  whole, result = whole_run
+
+  def stop(self, step, logs):
+    if step == stop_after:
+      signal.raise_signal(signal.SIGTERM)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(callbacks.StopOnNonFinite, "on_step_end", stop)
+    with pytest.raises(Interrupted, match=f"SIGTERM at step {stop_after}"):
+      runners.train(settings(tmp_path))
+  assert runners.train(settings(tmp_path)) == result
+  assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+  for ours, theirs in zip(final_variables(tmp_path), final_variables(whole), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_that_died_loses_only_the_steps_since_its_checkpoint(
+  whole_run, tmp_path, monkeypatch
+):
+  whole, result = whole_run
+
+  def die(self, step, logs):
+    if step == 8:
+      raise KeyboardInterrupt  # not asked for: nothing is saved
+
+  with monkeypatch.context() as patched:
+    patched.setattr(callbacks.StopOnNonFinite, "on_step_end", die)
+    with pytest.raises(KeyboardInterrupt):
+      runners.train(settings(tmp_path))
+  assert checkpoints.find(tmp_path)[-1][0] == 6
+  assert runners.train(settings(tmp_path)) == result
+  assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_a_longer_run_continues_a_finished_one(whole_run, tmp_path):
+  whole, result = whole_run
+  runners.train(settings(tmp_path, max_steps=8))
+  assert runners.train(settings(tmp_path)) == result
+  assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(whole_run, tmp_path):
+  _, result = whole_run
+  runners.train(settings(tmp_path))
+  newest = checkpoints.find(tmp_path)[-1][1]
+  newest.write_bytes(newest.read_bytes()[:1000])
+  with pytest.warns(UserWarning, match=newest.name):
+    assert runners.train(settings(tmp_path)) == result
+
+
+def test_another_configuration_is_refused_and_nothing_is_touched(whole_run):
+  directory, _ = whole_run
+  before = {p: p.stat().st_mtime_ns for p in directory.rglob("*.keras")}
+  with pytest.raises(ConfigError, match="--seed was 0, now 1"):
+    runners.train(settings(directory, seed=1))
+  assert {p: p.stat().st_mtime_ns for p in directory.rglob("*.keras")} == before
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+  with checkpoints.locked(tmp_path), pytest.raises(ConfigError, match="in use"):
+    runners.train(settings(tmp_path))
+
+
+def test_a_bound_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+  original = callbacks.StopOnNonFinite.on_step_end
+
+  def poison(self, step, logs):
+    original(self, step, logs | ({"bound": np.nan} if step == 8 else {}))
+
+  monkeypatch.setattr(callbacks.StopOnNonFinite, "on_step_end", poison)
+  with pytest.raises(FloatingPointError) as error:
+    runners.train(settings(tmp_path))
+  assert "jvi_dreg" in str(error.value)
+  assert "step 8" in str(error.value)
+  assert str(checkpoints.find(tmp_path)[-1][1]) in str(error.value)
+  assert checkpoints.find(tmp_path)[-1][0] == 6
+
+
+def test_structured_task_trains_and_evaluates(tmp_path, capsys):
+  runners.train(settings(tmp_path, task="structured", bound="rws_dreg", gradient_statistics=False))
+  result = runners.evaluate(config.EvalConfig(logdir=str(tmp_path), num_samples=20))
+  assert np.isfinite(result["log_likelihood"])
+  assert "standard error" in capsys.readouterr().out
+
+
+def test_evaluation_averages_over_all_images(whole_run):
+  directory, _ = whole_run
+  evaluation = config.EvalConfig(
+    logdir=str(directory), num_samples=11, split="valid", batch_size=60
+  )
+  result = runners.evaluate(evaluation)
+  assert result["num_images"] == 250
+  assert result["step"] == 10
+  again = runners.evaluate(dataclasses.replace(evaluation))
+  assert again["log_likelihood"] == result["log_likelihood"]
+  more = runners.evaluate(dataclasses.replace(evaluation, num_samples=400))
+  assert result["log_likelihood"] < more["log_likelihood"] < 0
+  assert 0 < result["standard_error"] < 5
+  assert (directory / "evaluation_valid_11.json").exists()
+
+
+def test_evaluating_what_is_no_run_is_refused(tmp_path):
+  with pytest.raises(ConfigError, match=r"no config\.json"):
+    runners.evaluate(config.EvalConfig(logdir=str(tmp_path)))
+  settings(tmp_path).save()
+  with pytest.raises(ConfigError, match="no checkpoint"):
+    runners.evaluate(config.EvalConfig(logdir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+  "start, end, every, expected",
+  [
+    (0, 10, 4, [(0, 2, 4), (8, 1, 2)]),
+    (0, 8, 4, [(0, 2, 4)]),
+    (3, 10, 4, [(3, 1, 1), (4, 1, 4), (8, 1, 2)]),
+    (3, 5, 10, [(3, 1, 2)]),
+    (8, 10, 4, [(8, 1, 2)]),
+    (10, 10, 4, []),
+  ],
+)
+def test_segments(start, end, every, expected):
+  assert runners.segments(start, end, every) == expected
+
+
+def test_checkpoints_load_without_our_code_knowing_the_run(whole_run):
+  directory, _ = whole_run
+  model = keras.saving.load_model(checkpoints.find(directory)[-1][1])
+  assert int(model.optimizer.iterations) == 10
