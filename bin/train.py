@@ -14,12 +14,12 @@ flags.DEFINE_integer("num_samples", _DEFAULTS.num_samples, "K, samples of each e
 flags.DEFINE_integer(
   "num_backward_samples",
   None,
-  "M, samples of each example that the gradient is taken through; unbiased and cheaper. All K unless given.",
+  "M, samples of each example that the gradient is taken through; all K unless given.",
 )
 flags.DEFINE_float(
   "alpha",
   None,
-  f"For --bound=dreg_alpha: weight of RWS-DReG against IWAE-DReG, in [0, 1]. ({config.DEFAULT_ALPHA})",
+  f"For --bound=dreg_alpha: weight of RWS-DReG, in [0, 1]. ({config.DEFAULT_ALPHA})",
 )
 flags.DEFINE_integer(
   "jvi_order", None, f"For --bound=jvi, jvi_dreg: order of the jackknife. ({config.DEFAULT_ORDER})"

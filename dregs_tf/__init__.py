@@ -1,4 +1,4 @@
-"""Doubly reparameterised gradient estimators for Monte Carlo objectives, for TensorFlow and Keras."""
+"""Doubly reparameterised gradient estimators for Monte Carlo objectives, in TensorFlow."""
 
 import importlib
 

@@ -99,7 +99,7 @@ def _subset_average(log_weights: tf.Tensor, num_left_out: int) -> Average:
     return _iwae(log_weights)
   if num_left_out == 1:
     return _leave_one_out_average(log_weights)
-  # Leave out each sample in turn, then fewer among the others: axis 0 the others, axis 1 who is out.
+  # Leave out each sample in turn, then fewer of the others: axis 0 the others, axis 1 who is out.
   num_samples = log_weights.shape[0]
   sample, out = tf.meshgrid(tf.range(num_samples), tf.range(num_samples), indexing="ij")
   others = tf.gather(log_weights, sample[:-1] + tf.cast(sample[:-1] >= out[:-1], tf.int32))
@@ -156,7 +156,7 @@ class _Row(NamedTuple):
 
   @property
   def is_total_derivative(self) -> bool:
-    """Whether a = b = -c: then the surrogate is sum_i a_i log w_i, and nothing has to be stopped."""
+    """Whether a = b = -c: the surrogate is sum_i a_i log w_i, and nothing has to be stopped."""
     return self.b == (1, 1) and self.c == -1
 
 
@@ -200,7 +200,7 @@ class Bound:
     return dict(self.options).get("order", 0) + 1
 
   def value(self, log_weights: tf.Tensor) -> tf.Tensor:
-    """The bound of each example in nats, [batch_size], from log_weights [num_samples, batch_size]."""
+    """The bound in nats, [batch_size], from log_weights [num_samples, batch_size]."""
     return self.value_and_coefficients(log_weights)[0]
 
   def coefficients(self, log_weights: tf.Tensor) -> Coefficients:
@@ -236,7 +236,7 @@ def _as_scalar(value, dtype: tf.DType):
 class Estimate(NamedTuple):
   """What `estimate` returns.
 
-  objective: [batch_size]; its value is the bound in nats, its gradient the estimator's. Maximise it.
+  objective: [batch_size]; its value is the bound in nats, its gradient the estimator's: maximise.
   log_weights: [num_samples, batch_size], in nats, stopped.
   samples: [num_samples, batch_size, ...], or a structure of such Tensors.
   """
@@ -259,9 +259,9 @@ def get(name: str, **options) -> Bound:
 
   Args:
     name: one of `names()`.
-    **options: `alpha` in [0, 1] for dreg_alpha: the weight of RWS-DReG against IWAE-DReG, 0.9 unless
-      told; a scalar Tensor or Variable serves too. `order` of 0 or more for jvi and jvi_dreg, 1
-      unless told.
+    **options: `alpha` in [0, 1] for dreg_alpha: the weight of RWS-DReG against IWAE-DReG, 0.9
+      unless told; a scalar Tensor or Variable serves too. `order` of 0 or more for jvi and
+      jvi_dreg, 1 unless told.
 
   Raises:
     ValueError: if there is no such bound, if it does not take the option, or the option's value
@@ -305,8 +305,8 @@ def estimate(
 
   Args:
     bound: a `Bound`, or a name that `get` takes.
-    target_log_prob_fn: log p(x, z) as a function of samples [num_samples, batch_size, ...], of shape
-      [num_samples, batch_size]. With `num_backward_samples` it is called with fewer samples too.
+    target_log_prob_fn: log p(x, z) as a function of samples [num_samples, batch_size, ...], of
+      shape [num_samples, batch_size]. `num_backward_samples` has it called with fewer, too.
     proposal: q(z | x), a fully reparameterised distribution of batch shape [batch_size].
     num_samples: K, a positive int; for JVI more than its order.
     seed: an int or a stateless seed of shape [2]: the same seed draws the same samples. None draws
@@ -364,8 +364,8 @@ def estimate(
 def _evaluate(row: _Row, target_log_prob_fn, proposal, stopped_proposal, samples):
   """log p and log q, each with the gradients that the bound's surrogate needs, and the gate.
 
-  log p is differentiable in the model's parameters, and in the samples behind a gate whose ratio the
-  third result sets; it is None where there is nothing to set. log q is q itself for a total
+  log p is differentiable in the model's parameters, and in the samples behind a gate whose ratio
+  the third result sets; it is None where there is nothing to set. log q is q itself for a total
   derivative, q~ where only the score counts, and q^ otherwise.
   """
   set_ratio = None
@@ -443,13 +443,14 @@ def _check_arguments(bound, proposal, num_samples, stopped_proposal):
   kinds = tf.nest.flatten(proposal.reparameterization_type)
   if any(kind is not tfd.FULLY_REPARAMETERIZED for kind in kinds):
     raise ValueError(
-      f"proposal must be fully reparameterised, {type(proposal).__name__} is not: use a distribution "
-      "whose samples are differentiable in its parameters (for a mixture, reparameterize=True)."
+      f"proposal must be fully reparameterised, {type(proposal).__name__} is not: use a "
+      "distribution whose samples are differentiable in its parameters (for a mixture, "
+      "reparameterize=True)."
     )
   if stopped_proposal is proposal:
     raise ValueError(
-      "stopped_proposal is the proposal itself, with nothing stopped: build it from parameters under "
-      "tf.stop_gradient, or pass dregs_tf.PathOnly(proposal)."
+      "stopped_proposal is the proposal itself, with nothing stopped: build it from parameters "
+      "under tf.stop_gradient, or pass dregs_tf.PathOnly(proposal)."
     )
 
 
@@ -471,7 +472,8 @@ def check_num_backward_samples(num_backward_samples: int | None, num_samples: in
     raise TypeError(f"num_backward_samples must be an int or None, got {num_backward_samples!r}.")
   if not 1 <= num_backward_samples <= num_samples:
     raise ValueError(
-      f"num_backward_samples must be from 1 to num_samples={num_samples}, got {num_backward_samples}."
+      f"num_backward_samples must be from 1 to num_samples={num_samples}, "
+      f"got {num_backward_samples}."
     )
 
 
@@ -481,8 +483,8 @@ def _checked(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tf.Tensor:
   if log_p.shape.rank != expected.rank or not log_p.shape.is_compatible_with(expected):
     raise ValueError(
       "target_log_prob_fn must return log p(x, z) of shape [num_samples, batch_size] = "
-      f"{expected}, the shape of the proposal's log_prob, got {log_p.shape}. Where axes of the event "
-      "are left, wrap the distribution (target or proposal) in tfd.Independent."
+      f"{expected}, the shape of the proposal's log_prob, got {log_p.shape}. Where axes of the "
+      "event are left, wrap the distribution (target or proposal) in tfd.Independent."
     )
   if not (log_p.shape.is_fully_defined() and log_q.shape.is_fully_defined()):
     tf.debugging.assert_equal(

@@ -1,7 +1,7 @@
 """Keras callbacks of a run: summaries, checkpoints, progress, and stopping in good order.
 
-A Keras epoch is an interval between two summaries: it ends at a multiple of `summarize_every`, or at
-the last step. `step` counts the steps of the run, as the optimizer does.
+A Keras epoch is an interval between two summaries: it ends at a multiple of `summarize_every`, or
+at the last step. `step` counts the steps of the run, as the optimizer does.
 """
 
 import contextlib

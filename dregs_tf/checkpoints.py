@@ -18,7 +18,7 @@ _NUM_KEPT = 3
 
 
 def save(model: keras.Model, directory: pathlib.Path, step: int) -> pathlib.Path:
-  """Writes the whole model, optimizer and moving averages included; an old file stays until it is."""
+  """Writes the whole model, optimizer and moving averages included, all of it or nothing."""
   folder = directory / _FOLDER
   folder.mkdir(exist_ok=True)
   path = folder / f"step-{step:09d}.keras"

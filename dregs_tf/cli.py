@@ -67,8 +67,8 @@ def load_runners():
   """The module `dregs_tf.runners`, TensorFlow loaded with it, its start-up messages left out."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   with _stderr_to_devnull():
-    from dregs_tf import runners
-
     import tensorflow as tf
+
+    from dregs_tf import runners
   tf.get_logger().setLevel("ERROR")
   return runners

@@ -1,4 +1,4 @@
-"""The only file that plays with autodiff: gated gradients, and distributions with stopped parameters."""
+"""The only file that plays with autodiff: gated gradients, distributions that are stopped."""
 
 import inspect
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def _expand_to(ratio: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
 
 
 class PathOnly:
-  """A distribution's log-density, differentiable in its argument alone (q^ in the paper's notation).
+  """A distribution's log-density, differentiable in its argument alone: q^ in the paper.
 
   It serves any distribution, also one whose parameters `stop_parameters` cannot reach: a joint
   distribution with dependent parts, a flow whose layers are networks. Pass it as

@@ -1,4 +1,4 @@
-"""Arithmetic of log importance weights: every function reduces or normalises over axis 0, the samples.
+"""Arithmetic of log importance weights: everything runs over axis 0, the samples.
 
 `log_weights` is a Tensor of shape [num_samples, ...] in nats. A log-weight of -inf is a sample of
 weight 0. NaN and +inf are not hidden: they make the result NaN (or +inf).
@@ -19,7 +19,7 @@ def log_mean(log_weights: tf.Tensor) -> tf.Tensor:
 
 
 def log_normalize(log_weights: tf.Tensor) -> tf.Tensor:
-  """log wbar_i = log (w_i / sum_j w_j), [num_samples, ...]; -inf throughout if every weight is 0."""
+  """log wbar_i = log (w_i / sum_j w_j), [num_samples, ...]; -inf if every weight is 0."""
   # First to log-weights of about 0: their sum is rounded to the size that they have then.
   largest = tf.reduce_max(log_weights, axis=0)
   log_weights -= tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))

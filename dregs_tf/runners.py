@@ -21,8 +21,8 @@ _EVAL_ROWS = 12800
 def train(settings: config.TrainConfig) -> dict[str, float]:
   """Trains a model, or goes on where the same run was interrupted, and evaluates it.
 
-  Leaves in the run's directory config.json, checkpoints, TensorBoard events, metrics.csv, run.png and
-  result.json.
+  Leaves in the run's directory config.json, checkpoints, TensorBoard events, metrics.csv, run.png
+  and result.json.
 
   Returns:
     What result.json holds: the step, and the bound on the test set in nats.

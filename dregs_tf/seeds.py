@@ -17,9 +17,9 @@ def stateless(seed) -> tf.Tensor:
   """An int, a stateless seed or None as an int32 Tensor of shape [2].
 
   Args:
-    seed: an int (taken modulo 2^64) or an integer scalar, an integer Tensor or sequence of shape [2],
-      or None, which draws a new seed from TensorFlow's global generator at every call, inside a
-      `tf.function` too.
+    seed: an int (taken modulo 2^64) or an integer scalar, an integer Tensor or sequence of shape
+      [2], or None, which draws a new seed from TensorFlow's global generator at every call, inside
+      a `tf.function` too.
 
   Raises:
     ValueError: if `seed` is none of these.

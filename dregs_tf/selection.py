@@ -1,22 +1,23 @@
 """Chooses the samples that are worth a backward pass, so that the gradient stays unbiased.
 
-Once the coefficients are numbers, every surrogate is linear in its samples: S = sum_i a_i s_i(theta).
-Choose a random subset in which sample i is with probability pi_i > 0 wherever a_i is not 0, and
+Once the coefficients are numbers, every surrogate is linear in its samples: S = sum_i a_i s_i, with
+s_i a function of the parameters. Choose a random subset in which sample i is with probability
+pi_i, positive wherever a_i is not 0, and
 
-  S^ = sum_{i chosen} (a_i / pi_i) s_i(theta)
+  S^ = sum_{i chosen} (a_i / pi_i) s_i
 
-has the expectation sum_i pi_i (a_i / pi_i) grad s_i = grad S over the choice (Horvitz and Thompson
-1952), whatever the signs of the coefficients. So this is exact in expectation for every bound, given
-the K samples. What the choice costs is variance, sum_i a_i^2 (1 / pi_i - 1) |grad s_i|^2 and cross
-terms; for a given number M it is small where pi_i is proportional to the size of what sample i
-carries, and certain samples (pi_i = 1) add none. Hence
+has the gradient's expectation sum_i pi_i (a_i / pi_i) grad s_i = grad S over the choice (Horvitz
+and Thompson 1952), whatever the signs of the coefficients. So it is exact in expectation for every
+bound, given the K samples. What the choice costs is variance, sum_i a_i^2 (1 / pi_i - 1)
+|grad s_i|^2 and cross terms: certain samples, of pi_i = 1, add none, and for a given number M of
+samples it is small where pi_i is proportional to what sample i carries. Hence
 
   pi_i = min(1, tau r_i),  tau such that sum_i pi_i = M,  r_i = max(|a_i|, |b_i|, |c_i|),
 
-the largest of the sample's coefficients: for the bounds with normalised weights r = wbar, for JVI,
-whose coefficients have both signs, it is their size. Systematic sampling draws exactly M samples with
-these probabilities: the numbers u, u + 1, ..., u + M - 1, with one uniform u, fall into intervals of
-lengths pi_1, ..., pi_K laid end to end.
+the largest of the sample's coefficients: where weights are normalised r = wbar, and for JVI, whose
+coefficients have both signs, it is their size. Systematic sampling draws exactly M samples with
+these probabilities: lay intervals of lengths pi_1, ..., pi_K end to end and take those that the
+numbers u, u + 1, ..., u + M - 1 fall into, with one uniform u.
 """
 
 import tensorflow as tf
@@ -31,8 +32,8 @@ def select(coefficients, num_chosen: int, seed: tf.Tensor):
     seed: a stateless seed, of shape [2].
 
   Returns:
-    The chosen samples' positions, int32 [num_chosen, ...], and the tuple of their coefficients, each
-    [num_chosen, ...]. Where fewer than M samples matter, the rest have coefficients of 0.
+    The chosen samples' positions, int32 [num_chosen, ...], and the tuple of their coefficients,
+    each [num_chosen, ...]. Where fewer than M samples matter, the rest have coefficients of 0.
   """
   sizes = tf.reduce_max(tf.abs(tf.stack(coefficients)), axis=0)
   probabilities = inclusion_probabilities(sizes, num_chosen)
@@ -71,7 +72,7 @@ def inclusion_probabilities(sizes: tf.Tensor, num_chosen: int) -> tf.Tensor:
 
 
 def systematic(probabilities: tf.Tensor, num_chosen: int, offset: tf.Tensor):
-  """The samples that offset, offset + 1, ..., fall on, when each takes as much room as it is probable.
+  """The samples that offset, offset + 1, ... fall on, each as long as it is probable.
 
   Args:
     probabilities: pi_i of shape [num_samples, ...], each at most 1.

@@ -203,7 +203,7 @@ def test_one_sample():
   log_weights = tf.constant(random_log_weights(1, 3))
   ones, zeros = np.ones([1, 3]), np.zeros([1, 3])
   expected = {"elbo": (1, 1, -1), "iwae": (1, 1, -1), "rws": (1, 0, 1), "rws_dreg": (1, 0, 0)}
-  expected |= {name: (1, 1, 0) for name in ("elbo_stl", "iwae_dreg", "stl", "iwae_dreg_norm")}
+  expected |= dict.fromkeys(("elbo_stl", "iwae_dreg", "stl", "iwae_dreg_norm"), (1, 1, 0))
   expected["rws_dreg_norm"] = (1, 0, 0)
   for name, row in expected.items():
     value, coefficients = bounds.get(name).value_and_coefficients(log_weights)

@@ -1,4 +1,4 @@
-"""Tests of the configurations: what is refused, with which words, and what may change on resuming."""
+"""Tests of the configurations: what is refused, in which words, and what may change."""
 
 import dataclasses
 import math

@@ -1,4 +1,6 @@
-"""Tests of the sparse backward pass: probabilities, exact unbiasedness, and what it leaves alone."""
+"""Tests of the sparse backward pass: probabilities, exact unbiasedness, bounded memory."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ def pieces(probabilities: np.ndarray):
   """The offsets' intervals in which the choice does not change: (length, an offset within)."""
   ends = np.cumsum(probabilities, axis=0) % 1
   borders = np.unique(np.concatenate([[0.0, 1.0], ends.ravel()]))
-  return [(high - low, (low + high) / 2) for low, high in zip(borders, borders[1:], strict=False)]
+  return [(high - low, (low + high) / 2) for low, high in itertools.pairwise(borders)]
 
 
 @pytest.mark.parametrize("num_samples, num_chosen, spread", CASES)

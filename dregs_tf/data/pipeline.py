@@ -113,7 +113,7 @@ def train_batches(
 
   steps_per_epoch = len(images) // batch_size
   start_epoch, first_offset = divmod(start_step, steps_per_epoch)
-  # The CPU, also where there is a GPU: tf.data runs there, and would copy the images back each step.
+  # The CPU, also where there is a GPU: tf.data runs there, and would copy images back each step.
   with tf.device("CPU:0"):
     images = tf.constant(images)
     stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)

@@ -1,4 +1,4 @@
-"""Reads MNIST and Omniglot through TensorFlow Datasets (TFDS), from prepared data or by download."""
+"""Reads MNIST and Omniglot through TensorFlow Datasets (TFDS), prepared or by download."""
 
 import contextlib
 import http.client

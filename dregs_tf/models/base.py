@@ -1,4 +1,4 @@
-"""The Keras model from which every latent-variable model derives: three distributions and a bound."""
+"""The Keras model that every latent-variable model derives from: three distributions."""
 
 import functools
 import itertools
@@ -65,8 +65,8 @@ class LatentVariableModel(keras.Model):
     prior = self.prior(context).log_prob(z)
     if likelihood.shape.rank != prior.shape.rank:
       raise ValueError(
-        f"{type(self).__name__}: log p(x | z) and log p(z) must have the shape [num_samples, batch_size], "
-        f"got likelihood(z, context).log_prob(x) of {likelihood.shape} and "
+        f"{type(self).__name__}: log p(x | z) and log p(z) must have the shape [num_samples, "
+        f"batch_size], got likelihood(z, context).log_prob(x) of {likelihood.shape} and "
         f"prior(context).log_prob(z) of {prior.shape}. Where axes of the event are left, wrap the "
         "distribution in tfd.Independent."
       )
@@ -114,8 +114,8 @@ class LatentVariableModel(keras.Model):
       num_samples: K, the number of samples of each example.
       seed: the noise of a step is a function of the seed and of the step's number. None draws a
         seed, as Keras layers do: `keras.utils.set_random_seed` fixes it.
-      num_backward_samples: M of at most K; None for all. The bound takes all K samples, its gradient
-        a random M of them, heavy ones for certain: cheaper, still unbiased.
+      num_backward_samples: M of at most K; None for all. The bound takes all K samples, its
+        gradient a random M of them, heavy ones for certain: cheaper, still unbiased.
       gradient_statistics: whether to follow variance and signal-to-noise ratio of the gradients of
         the proposal's and of the model's parameters while training (moving averages, decay 0.99).
       **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
@@ -182,7 +182,7 @@ class LatentVariableModel(keras.Model):
     return [metric for metric in super().metrics if metric is not self._loss_tracker]
 
   def call(self, inputs):
-    """The expected observation at a sampled z, as `reconstruct`; also how Keras builds the model."""
+    """The expected observation at a sampled z, as `reconstruct`; how Keras builds the model."""
     context, x = _split(inputs)
     return self.reconstruct(x, context)
 
@@ -302,7 +302,7 @@ class LatentVariableModel(keras.Model):
     self.gradient_moments.build(size)
 
   def _update_gradient_statistics(self, x, context, variables, gradients) -> dict[str, tf.Tensor]:
-    """Follows the gradients of the proposal's and of the model's parameters, shared ones in both."""
+    """Follows the gradients of the proposal's and of the model's parameters."""
     if not self.gradient_moments.built:
       self._build_moments()
     scale = self.optimizer.scale_loss(tf.ones([]))
@@ -347,8 +347,8 @@ def _split(data):
   first, second, weights = keras.utils.unpack_x_y_sample_weight(data)
   if weights is not None:
     raise ValueError(
-      "A batch must be observations or a (context, observation) pair, got 3 parts: there are no sample "
-      "weights."
+      "A batch must be observations or a (context, observation) pair, got 3 parts: there are no "
+      "sample weights."
     )
   return (None, as_floats(first)) if second is None else (as_floats(first), as_floats(second))
 

@@ -48,7 +48,7 @@ class VAE(LatentVariableModel):
     return tfd.Independent(Normal(zeros, tf.ones_like(zeros)), 1)
 
   def proposal(self, x, context=None) -> tfd.Distribution:
-    """q(z | x) for x of shape [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
+    """q(z | x) for x [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
     refuse_context(self, context)
     x = as_floats(x)
     check_size("x", x, self.data_mean.size)
@@ -104,8 +104,8 @@ def refuse_context(model: keras.Model, context) -> None:
   """Raises if a model that has no use for a context is given one."""
   if context is not None:
     raise ValueError(
-      f"{type(model).__name__} takes batches of observations alone, got (context, observation) pairs: "
-      "drop the labels, or use a conditional model such as StructuredVAE."
+      f"{type(model).__name__} takes batches of observations alone, got (context, observation) "
+      "pairs: drop the labels, or use a conditional model such as StructuredVAE."
     )
 
 
