@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 
+from dregs_tf.data import mat_file
 from dregs_tf.data.images import DataError, Images, first_line
 
 _SPLITS = ("train", "valid", "test")
@@ -13,6 +14,8 @@ _NPZ_SPLIT_SEED = 20181004
 
 # Deflate, which is what numpy writes, cannot shrink data by more than this factor.
 _MAX_COMPRESSION = 1032
+
+_MAT_NAMES = ("data", "testdata")
 
 # The split of the code that introduced chardata.mat (Burda et al., yburda/iwae).
 _MAT_SPLIT_SEED = 123
@@ -70,8 +73,8 @@ def read_mat(path: pathlib.Path) -> Images:
   that the file comes with, `data` is permuted with seed 123 and its last 1,345 images
   are held out for validation; of a file with fewer than 13,450 columns, the last tenth.
 
-  Cut-off and junk files are refused, but scipy's reader is not hardened against files that are
-  damaged on purpose: read .mat files from sources you trust.
+  A file is read in a process of its own, so that one that crashes scipy's reader is refused like any
+  other that is damaged. That is no sandbox: read .mat files from sources you trust.
 
   Args:
     path: The file, of MATLAB's version 4 to 7.2.
@@ -82,9 +85,9 @@ def read_mat(path: pathlib.Path) -> Images:
   Raises:
     DataError: if the file cannot be read or does not hold such matrices.
   """
-  matrices = _read_mat_matrices(path)
+  matrices = mat_file.read(path, _MAT_NAMES)
   grey, image_shapes = {}, {}
-  for key in ("data", "testdata"):
+  for key in _MAT_NAMES:
     if key not in matrices:
       raise DataError(f"{path} has no matrix {key!r}; needed are data and testdata")
     grey[key], image_shapes[key] = _columns_to_images(matrices[key], f"matrix {key!r} of {path}")
@@ -143,16 +146,6 @@ def _check_header(archive, key: str, file_size: int, path: pathlib.Path) -> None
       f"array {key!r} of {path} declares the shape {shape}, more than the file can hold; "
       "the file is damaged"
     )
-
-
-def _read_mat_matrices(path: pathlib.Path) -> dict[str, np.ndarray]:
-  import scipy.io
-
-  try:
-    # mat_dtype: MATLAB stores whole numbers of a double matrix as small integers.
-    return scipy.io.loadmat(path, mat_dtype=True, variable_names=("data", "testdata"))
-  except Exception as error:  # Damaged bytes make scipy and zlib raise nearly anything.
-    raise DataError(f"{path} cannot be read as a .mat file: {first_line(error)}") from error
 
 
 def _declared_image_shape(array: np.ndarray | None, path: pathlib.Path) -> tuple[int, int] | None:

@@ -1,0 +1,70 @@
+"""The floor: the step's matrix products alone, each in one call of TensorFlow's or PyTorch's."""
+
+from benchmarks.contenders import DATA_DIM, HIDDEN, LATENT_DIM
+
+
+def make(name: str, batch_size: int, num_samples: int):
+  """The products of `tf`, `xla` or `torch`; `tf-forward` has those of the decoder's forward pass."""
+  library, _, part = name.partition("-")
+  rows = batch_size * num_samples
+  encoder = [(batch_size, n, m) for n, m in _layers(DATA_DIM, 2 * LATENT_DIM)]
+  decoder = [(rows, n, m) for n, m in _layers(LATENT_DIM, DATA_DIM)]
+  if part == "forward":
+    return _maker(library)(decoder, backward=False)
+  return _maker(library)([*encoder, *decoder], backward=True)
+
+
+def _layers(size_in: int, size_out: int) -> list[tuple[int, int]]:
+  return [(size_in, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, size_out)]
+
+
+def _maker(library: str):
+  return {"tf": _tensorflow, "xla": _tensorflow_xla, "torch": _torch}[library]
+
+
+def _tensorflow(shapes, backward: bool, jit_compile: bool = False):
+  import tensorflow as tf
+
+  inputs = [tf.random.normal([rows, n]) for rows, n, _ in shapes]
+  kernels = [tf.random.normal([n, m]) for _, n, m in shapes]
+  outputs = [tf.random.normal([rows, m]) for rows, _, m in shapes]
+
+  @tf.function(jit_compile=jit_compile)
+  def products():
+    results = [tf.matmul(x, w) for x, w in zip(inputs, kernels, strict=True)]
+    if backward:
+      results += [tf.matmul(x, y, transpose_a=True) for x, y in zip(inputs, outputs, strict=True)]
+      # The encoder's input needs no gradient.
+      pairs = list(zip(outputs, kernels, strict=True))[1:]
+      results += [tf.matmul(y, w, transpose_b=True) for y, w in pairs]
+    return results
+
+  def run(steps: int) -> None:
+    for _ in range(steps):
+      products()
+
+  return run
+
+
+def _tensorflow_xla(shapes, backward: bool):
+  return _tensorflow(shapes, backward, jit_compile=True)
+
+
+def _torch(shapes, backward: bool):
+  import torch
+
+  inputs = [torch.randn(rows, n) for rows, n, _ in shapes]
+  kernels = [torch.randn(n, m) for _, n, m in shapes]
+  outputs = [torch.randn(rows, m) for rows, _, m in shapes]
+
+  def run(steps: int) -> None:
+    for _ in range(steps):
+      for x, w in zip(inputs, kernels, strict=True):
+        x @ w
+      if backward:
+        for x, y in zip(inputs, outputs, strict=True):
+          x.T @ y
+        for y, w in list(zip(outputs, kernels, strict=True))[1:]:
+          y @ w.T
+
+  return run
