@@ -28,13 +28,20 @@ _INSTALL_REQUIRES = [
 ]
 
 _TEST_REQUIRES = [
+  "h5py>=3.11.0,<4",
   "hypothesis>=6.100.8,<7",
   "mpmath>=1.3.0,<1.5",
   "packaging>=24.0,<27",
   "pytest>=8.2.2,<10",
+  # Not imported: `pytest -n`.
+  "pytest-xdist>=3.6.1,<4",
   # Not imported: the linter. A new version may format differently.
   "ruff>=0.17.5,<0.18",
 ]
+
+
+# What `python -m benchmarks.train_step` compares with, where it is there.
+_BENCHMARKS_REQUIRES = ["jax>=0.10.2,<0.11", "torch>=2.13.0,<2.14"]
 
 
 def _version() -> str:
@@ -65,7 +72,7 @@ setuptools.setup(
   packages=setuptools.find_packages(include=["dregs_tf", "dregs_tf.*"]),
   python_requires=">=3.11",
   install_requires=_INSTALL_REQUIRES,
-  extras_require={"test": _TEST_REQUIRES},
+  extras_require={"benchmarks": _BENCHMARKS_REQUIRES, "test": _TEST_REQUIRES},
   classifiers=[
     "Intended Audience :: Science/Research",
     "Operating System :: POSIX",

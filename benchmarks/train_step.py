@@ -1,4 +1,4 @@
-"""Times training steps in turn: this library's, other implementations', and the matrix products alone.
+"""Times training steps in turn: this library's, others', and the matrix products alone.
 
   python -m benchmarks.train_step --output_dir=/tmp/benchmarks
 
@@ -146,7 +146,9 @@ def figure(path: pathlib.Path, results: dict[str, dict[str, dict]]) -> None:
     names = list(contenders_of_shape)[::-1]
     values = [1e3 * contenders_of_shape[n]["median"] for n in names]
     kinds = ("floor", "ours")
-    colours = ["C7" if n.startswith(kinds[0]) else "C0" if n.startswith(kinds[1]) else "C1" for n in names]
+    colours = [
+      "C7" if n.startswith(kinds[0]) else "C0" if n.startswith(kinds[1]) else "C1" for n in names
+    ]
     axes.barh(names, values, color=colours)
     axes.set_title(f"batch x samples = {shape}")
     axes.set_xlabel("ms a step (median)")

@@ -3,7 +3,6 @@
 Apart, so that one library's threads do not wait on another's, and that peak memory is its own.
 """
 
-import importlib
 import resource
 import sys
 import time
@@ -12,8 +11,7 @@ import time
 def main() -> None:
   """`worker.py MODULE NAME BATCH_SIZE NUM_SAMPLES`; reads numbers of steps, one a line."""
   module, name, batch_size, num_samples = sys.argv[1:5]
-  make = importlib.import_module(f"benchmarks.contenders.{module}").make
-  run = make(name, int(batch_size), int(num_samples))
+  run = _contender(module).make(name, int(batch_size), int(num_samples))
   run(3)
   print("ready", flush=True)
   for line in sys.stdin:
@@ -23,6 +21,23 @@ def main() -> None:
     seconds = (time.perf_counter() - start) / steps
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{seconds!r} {peak!r}", flush=True)
+
+
+def _contender(module: str):
+  """The module; each loads a library that the others do not need."""
+  if module == "ours":
+    from benchmarks.contenders import ours as contender
+  elif module == "tensorflow_plain":
+    from benchmarks.contenders import tensorflow_plain as contender
+  elif module == "pytorch":
+    from benchmarks.contenders import pytorch as contender
+  elif module == "jax_step":
+    from benchmarks.contenders import jax_step as contender
+  elif module == "floor":
+    from benchmarks.contenders import floor as contender
+  else:
+    raise ValueError(f"There is no contender {module!r}.")
+  return contender
 
 
 if __name__ == "__main__":

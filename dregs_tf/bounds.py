@@ -220,8 +220,12 @@ class Bound:
     # A sample of weight 0 has no say, also where the weights are 1/K.
     no_weight = log_weights == -math.inf
     u, v, difference = (tf.where(no_weight, tf.zeros_like(part), part) for part in weights)
-    b_v, b_d = row.b(_as_scalar(options["alpha"], u.dtype)) if "alpha" in options else row.b
-    b = u if (b_v, b_d) == (1, 1) else b_v * v + b_d * difference
+    if "alpha" in options:
+      b_v, b_d = row.b(_as_scalar(options["alpha"], u.dtype))
+      b = b_v * v + b_d * difference
+    else:
+      # What a row does not take is not computed.
+      b = {(1, 1): u, (1, 0): v, (0, 1): difference, (0, 0): tf.zeros_like(u)}[row.b]
     if row.shared_out:
       # 0 where every term is, as when one weight holds all the mass.
       b = tf.math.divide_no_nan(b, tf.reduce_sum(b, axis=0))

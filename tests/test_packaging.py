@@ -29,7 +29,7 @@ IMPORTED_BY_OTHERS = {
   "importlib-resources": "TensorFlow Datasets, when it downloads",
   "tensorboard": "tf.summary",
 }
-COMMANDS = {"ruff": "the linter"}
+COMMANDS = {"pytest-xdist": "pytest -n", "ruff": "the linter"}
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,15 @@ def test_what_the_package_imports_is_declared(declared):
   )
 
 
-def test_what_tests_and_tools_import_is_declared(declared):
-  imported = _imported("tests", "benchmarks", "testdata", "tools") | _imported(".ci")
+@pytest.mark.parametrize(
+  "extra, folders",
+  [("test", ("tests", "testdata", "tools", ".ci")), ("benchmarks", ("benchmarks",))],
+)
+def test_what_else_is_imported_is_declared(declared, extra, folders):
   # TensorFlow declares setuptools; with it this environment was made.
-  only_here = imported - set(_by_name(declared["install_requires"])) - {"setuptools"}
-  assert only_here == set(_by_name(declared["extras_require"]["test"])) - set(COMMANDS)
+  needless = {*_by_name(declared["install_requires"]), "setuptools"}
+  only_here = _imported(*folders) - needless
+  assert only_here == set(_by_name(declared["extras_require"][extra])) - set(COMMANDS)
 
 
 def test_every_requirement_has_a_lower_and_an_upper_bound(declared):
@@ -90,9 +94,10 @@ def test_every_requirement_has_a_lower_and_an_upper_bound(declared):
 
 
 def test_what_is_installed_is_within_the_bounds(declared):
+  requirements = _all_requirements(declared)
   outside = {
     name: importlib.metadata.version(name)
-    for name, requirement in _all_requirements(declared).items()
+    for name, requirement in requirements.items()
     if importlib.metadata.version(name) not in requirement.specifier
   }
   assert not outside

@@ -4,7 +4,7 @@ from benchmarks.contenders import DATA_DIM, HIDDEN, LATENT_DIM
 
 
 def make(name: str, batch_size: int, num_samples: int):
-  """The products of `tf`, `xla` or `torch`; `tf-forward` has those of the decoder's forward pass."""
+  """The products of `tf`, `xla` or `torch`; `tf-forward` has the decoder's forward ones."""
   library, _, part = name.partition("-")
   rows = batch_size * num_samples
   encoder = [(batch_size, n, m) for n, m in _layers(DATA_DIM, 2 * LATENT_DIM)]

@@ -1,6 +1,7 @@
 """One-pass IWAE-DReG in JAX: one vjp of log p gives the model's gradient, and z's to be scaled."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -72,7 +73,7 @@ def make(name: str, batch_size: int, num_samples: int):
 
 
 def _mlp_variables(random, sizes):
-  limits = [math.sqrt(6 / (n + m)) for n, m in zip(sizes, sizes[1:], strict=False)]
+  limits = [math.sqrt(6 / (n + m)) for n, m in itertools.pairwise(sizes)]
   return [
     (jnp.asarray(random.uniform(-limit, limit, (n, m)), jnp.float32), jnp.zeros(m))
     for limit, n, m in zip(limits, sizes, sizes[1:], strict=False)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from benchmarks.contenders import DATA_DIM, EPSILON, HIDDEN, LATENT_DIM, LEARNING_RATE
 
@@ -19,11 +19,11 @@ def make(name: str, batch_size: int, num_samples: int):
 
   def objective(x, noise):
     loc, raw = encoder(x).chunk(2, dim=-1)
-    scale = F.softplus(raw + 0.25)
+    scale = functional.softplus(raw + 0.25)
     z = loc + scale * noise
     gated = z.clone()
     logits = decoder(gated.view(-1, LATENT_DIM)).view(num_samples, batch_size, DATA_DIM)
-    log_p = (x * logits).sum(-1) - F.softplus(logits).sum(-1)
+    log_p = (x * logits).sum(-1) - functional.softplus(logits).sum(-1)
     log_p = log_p - 0.5 * (gated**2).sum(-1) - 0.5 * LATENT_DIM * math.log(2 * math.pi)
     stopped_loc, stopped_scale = loc.detach(), scale.detach()
     standard = (z - stopped_loc) / stopped_scale

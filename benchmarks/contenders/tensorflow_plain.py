@@ -1,9 +1,11 @@
-"""IWAE-DReG in plain TensorFlow, as published: the literal surrogate, and the authors' two gradients.
+"""IWAE-DReG in plain TensorFlow, as published: the literal surrogate, and two gradients.
 
 Both leave the paper's equations as they are. `literal` evaluates the decoder twice, once for
-log p~(x, z) and once for log w^ (Eq. 12). `authors` evaluates it once and goes back through it twice, as
+log p~(x, z) and once for log w^ (Eq. 12). `authors` evaluates it once and goes back twice, as
 the released code does: with wbar for the model's parameters, with wbar^2 for the encoder's.
 """
+
+import itertools
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +17,7 @@ def make(name: str, batch_size: int, num_samples: int):
   """Steps of `literal` or `authors`, with XLA if the name ends in `-xla`."""
   kind, _, xla = name.partition("-")
   sizes = [DATA_DIM, HIDDEN, HIDDEN, 2 * LATENT_DIM], [LATENT_DIM, HIDDEN, HIDDEN, DATA_DIM]
-  encoder, decoder = ([_dense(*pair) for pair in zip(s, s[1:], strict=False)] for s in sizes)
+  encoder, decoder = ([_dense(*pair) for pair in itertools.pairwise(s)] for s in sizes)
   phi, theta = ([v for layer in net for v in layer] for net in (encoder, decoder))
   optimizer = _Adam(phi + theta)
   x_all = tf.constant(np.random.default_rng(0).random((2000, DATA_DIM)) < 0.2, tf.float32)
@@ -77,7 +79,10 @@ def make(name: str, batch_size: int, num_samples: int):
 
 def _dense(fan_in: int, fan_out: int) -> list[tf.Variable]:
   limit = np.sqrt(6 / (fan_in + fan_out))
-  return [tf.Variable(tf.random.uniform([fan_in, fan_out], -limit, limit)), tf.Variable(tf.zeros(fan_out))]
+  return [
+    tf.Variable(tf.random.uniform([fan_in, fan_out], -limit, limit)),
+    tf.Variable(tf.zeros(fan_out)),
+  ]
 
 
 def _mlp(rows, net):

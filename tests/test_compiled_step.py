@@ -1,0 +1,77 @@
+"""Tests of the compiled training step: its matrix products, its operations, its XLA program."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dregs_tf import bounds, models
+
+BATCH, DIM, LATENT, NUM_SAMPLES = 4, 12, 3, 5
+PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"}
+X = np.random.default_rng(0).integers(0, 2, (BATCH, DIM)).astype("float32")
+
+
+def model(bound: str, **options) -> models.VAE:
+  result = models.VAE(np.full(DIM, 0.3), latent_dim=LATENT, hidden_units=(7, 6))
+  result.compile(keras.optimizers.Adam(), bound=bound, num_samples=NUM_SAMPLES, seed=1, **options)
+  return result
+
+
+def step_of(model: models.VAE, jit_compile: bool = False):
+  model.optimizer.build(model.trainable_variables)
+  return tf.function(model.train_step, jit_compile=jit_compile, autograph=False)
+
+
+def operations(bound: str, **options) -> list[str]:
+  """Types of the operations of a traced training step, those of its functions included."""
+  definition = step_of(model(bound, **options)).get_concrete_function(tf.constant(X)).graph
+  definition = definition.as_graph_def()
+  nodes = [definition.node, *(function.node_def for function in definition.library.function)]
+  return [node.op for part in nodes for node in part]
+
+
+def num_products(bound: str) -> int:
+  return sum(operation in PRODUCTS for operation in operations(bound))
+
+
+@pytest.fixture(scope="module")
+def products_of_iwae() -> int:
+  # Forward and backward of encoder and decoder, three layers each; the input needs no gradient.
+  number = num_products("iwae")
+  assert number == 17
+  return number
+
+
+@pytest.mark.parametrize("bound", bounds.names())
+def test_no_bound_costs_more_matrix_products_than_iwae(bound, products_of_iwae):
+  assert num_products(bound) <= products_of_iwae
+
+
+@pytest.mark.parametrize("options", [{}, {"num_backward_samples": 2, "gradient_statistics": True}])
+def test_nothing_runs_in_python_or_on_the_host_alone(options):
+  found = set(operations("jvi_dreg", **options))
+  host = {
+    "PyFunc",
+    "EagerPyFunc",
+    "PyFuncStateless",
+    "HostConst",
+    "Print",
+    "PrintV2",
+    "StringFormat",
+  }
+  assert not found & host
+  # Stateful generators would make a resumed run another one.
+  assert not {name for name in found if name.startswith("Random")}
+
+
+def test_the_step_is_one_xla_program():
+  step = step_of(model("iwae_dreg"), jit_compile=True)
+  program = step.experimental_get_compiler_ir(tf.constant(X))(stage="hlo")
+  assert f"f32[{NUM_SAMPLES},{BATCH},{DIM}]" in program
+  assert "custom-call" not in program
+  for outside in ("infeed", "outfeed", "send(", "recv("):
+    assert outside not in program
+  optimized = step.experimental_get_compiler_ir(tf.constant(X))(stage="optimized_hlo")
+  assert "ENTRY" in optimized
+  assert np.isfinite(step(tf.constant(X))["bound"])
