@@ -6,6 +6,7 @@ import fcntl
 import os
 import pathlib
 import re
+import tempfile
 import warnings
 
 import keras
@@ -19,9 +20,9 @@ _NUM_KEPT = 3
 
 def save(model: keras.Model, directory: pathlib.Path, step: int) -> pathlib.Path:
   """Writes the whole model, optimizer and moving averages included, all of it or nothing."""
-  folder = directory / _FOLDER
+  path = path_of(directory, step)
+  folder = path.parent
   folder.mkdir(exist_ok=True)
-  path = folder / f"step-{step:09d}.keras"
   unfinished = folder / "unfinished.keras"
   model.save(unfinished)
   _sync(unfinished)
@@ -30,6 +31,12 @@ def save(model: keras.Model, directory: pathlib.Path, step: int) -> pathlib.Path
   for _, old in find(directory)[:-_NUM_KEPT]:
     old.unlink()
   return path
+
+
+def take_part_in_saving(model: keras.Model) -> None:
+  """What the other workers do while the chief saves: metrics are summed over all of them."""
+  with tempfile.TemporaryDirectory() as folder:
+    model.save(pathlib.Path(folder) / "unused.keras")
 
 
 def find(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
@@ -44,13 +51,20 @@ def load_newest(directory: pathlib.Path) -> tuple[int, keras.Model] | None:
   """(step, model) of the newest checkpoint that can be read, None if there is none.
 
   A damaged one is passed over with a warning.
+
+  Raises:
+    ConfigError: if there are checkpoints, but none that can be read: to begin anew would lose them.
   """
-  for step, path in reversed(find(directory)):
+  saved = find(directory)
+  reason = ""
+  for step, path in reversed(saved):
     try:
       return step, keras.saving.load_model(path)
     except Exception as error:  # whatever a truncated archive brings about
       reason = " ".join(str(error).split())[:200] or type(error).__name__
       warnings.warn(f"Checkpoint {path} is damaged ({reason}); using the one before.", stacklevel=2)
+  if saved:
+    raise ConfigError(f"--logdir={directory}: none of its checkpoints can be read ({reason}).")
   return None
 
 

@@ -117,6 +117,16 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(whole_run, tmp_path)
     assert runners.train(settings(tmp_path)) == result
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint:UserWarning")
+def test_a_run_is_not_begun_anew_over_unreadable_checkpoints(tmp_path):
+  runners.train(settings(tmp_path, max_steps=3))
+  for _, path in checkpoints.find(tmp_path):
+    path.write_bytes(b"junk")
+  with pytest.raises(ConfigError, match="none of its checkpoints can be read"):
+    runners.train(settings(tmp_path))
+  assert [row["step"] for row in rows(tmp_path)] == ["3"]
+
+
 def test_another_configuration_is_refused_and_nothing_is_touched(whole_run):
   directory, _ = whole_run
   before = {p: p.stat().st_mtime_ns for p in directory.rglob("*.keras")}
