@@ -38,7 +38,7 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
   "data_dir", None, "Folder of prepared TensorFlow Datasets; else $TFDS_DATA_DIR or a download."
 )
-flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples in a step.")
+flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples in a step, on all devices.")
 flags.DEFINE_integer("latent_dim", _DEFAULTS.latent_dim, "Latent variables.")
 flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Adam's learning rate.")
 flags.DEFINE_integer("max_steps", _DEFAULTS.max_steps, "Steps to train; may grow on resuming.")
@@ -51,6 +51,19 @@ flags.DEFINE_boolean(
 )
 flags.DEFINE_boolean("jit_compile", _DEFAULTS.jit_compile, "Compile the step with XLA.")
 flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of variables, data order and noise.")
+flags.DEFINE_enum(
+  "distribute",
+  _DEFAULTS.distribute,
+  config.DISTRIBUTE,
+  "mirrored: on several devices of this machine; multi_worker: on several machines, see "
+  "docs/distribution.md. The numbers stay the same.",
+)
+flags.DEFINE_integer(
+  "num_devices",
+  None,
+  "For --distribute=mirrored: so many GPUs, or CPU devices where there is no GPU; all GPUs unless "
+  "given.",
+)
 flags.DEFINE_string("logdir", None, "Where the run is kept; a folder in ./runs unless given.")
 
 

@@ -79,15 +79,19 @@ def _jvi(log_weights: tf.Tensor, order: int) -> Average:
   if num_samples is None:
     raise ValueError("axis 0 of log_weights, the samples, must be of a known size for JVI.")
   exact = tf.cast(log_weights, tf.float64)
+  # Relative to the largest: an offset would cost digits.
+  largest = tf.reduce_max(exact, axis=0)
+  largest = tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
   total = [0.0] * len(Average._fields)
   for j in range(order + 1):
     scale = (-1) ** j * (num_samples - j) ** order / (math.factorial(order - j) * math.factorial(j))
-    total = [t + scale * part for t, part in zip(total, _subset_average(exact, j), strict=True)]
-  average = Average(*(tf.cast(part, log_weights.dtype) for part in total))
+    parts = _subset_average(exact - largest, j)
+    total = [t + scale * part for t, part in zip(total, parts, strict=True)]
+  value, *weights = total
   # Without any weight the sum would be one of infinities.
-  no_weight = tf.reduce_all(log_weights == -math.inf, axis=0)
-  minus_infinity = tf.constant(-math.inf, log_weights.dtype)
-  return average._replace(value=tf.where(no_weight, minus_infinity, average.value))
+  no_weight = tf.reduce_all(exact == -math.inf, axis=0)
+  value = tf.where(no_weight, tf.constant(-math.inf, tf.float64), value + largest)
+  return Average(*(tf.cast(part, log_weights.dtype) for part in (value, *weights)))
 
 
 def _subset_average(log_weights: tf.Tensor, num_left_out: int) -> Average:

@@ -17,7 +17,11 @@ from tqdm import tqdm
 
 from dregs_tf import checkpoints, plots
 from dregs_tf.config import TrainConfig
+from dregs_tf.distribution import Devices
 from dregs_tf.errors import Interrupted
+
+# Workers ask each other this often whether one was told to stop: a message takes a millisecond.
+_STEPS_BETWEEN_QUESTIONS = 10
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -97,10 +101,11 @@ class Summaries(StepCallback):
 class Checkpoints(StepCallback):
   """Saves the model every so many steps, at the end, and when the process is asked to stop."""
 
-  def __init__(self, start_step: int, config: TrainConfig, stop: "StopRequest"):
+  def __init__(self, start_step: int, config: TrainConfig, stop: "StopRequest", devices: Devices):
     super().__init__(start_step)
     self._config = config
     self._stop = stop
+    self._devices = devices
 
   def on_step_end(self, step, logs):
     ends_interval = step % self._config.summarize_every == 0 or step == self._config.max_steps
@@ -112,15 +117,27 @@ class Checkpoints(StepCallback):
     self._save_if_due()
 
   def _save_if_due(self):
-    asked = self._stop.signal_name is not None
     due = self.step % self._config.checkpoint_every == 0 or self.step == self._config.max_steps
+    asked = self._asked_to_stop(due)
     if asked or due:
-      checkpoints.save(self.model, self._config.directory, self.step)
+      if self._devices.is_chief:
+        checkpoints.save(self.model, self._config.directory, self.step)
+      else:
+        checkpoints.take_part_in_saving(self.model)
     if asked:
+      self._devices.from_chief(0)  # No worker leaves before the file is written.
       raise Interrupted(
-        f"Stopped by {self._stop.signal_name} at step {self.step}, saved in "
+        f"Stopped by {self._stop.signal_name or 'another worker'} at step {self.step}, saved in "
         f"{self._config.directory}. The same command goes on from there."
       )
+
+  def _asked_to_stop(self, due: bool) -> bool:
+    """Whether this process was asked to stop, or, where they ask each other, any worker."""
+    asked = self._stop.signal_name is not None
+    if self._devices.num_workers == 1:
+      return asked
+    together = due or self.step % _STEPS_BETWEEN_QUESTIONS == 0
+    return together and self._devices.any_worker(asked)
 
 
 class StopRequest:
@@ -148,12 +165,11 @@ class StopRequest:
 class Progress(StepCallback):
   """A bar in a terminal; elsewhere a line at each summary."""
 
-  def __init__(self, start_step: int, last_step: int):
+  def __init__(self, start_step: int, last_step: int, enabled: bool = True):
     super().__init__(start_step)
     self._last_step = last_step
-    self._bar = tqdm(
-      total=last_step, initial=start_step, unit=" steps", disable=not sys.stderr.isatty()
-    )
+    disable = not (enabled and sys.stderr.isatty())
+    self._bar = tqdm(total=last_step, initial=start_step, unit=" steps", disable=disable)
 
   def on_step_end(self, step, logs):
     self._bar.update()

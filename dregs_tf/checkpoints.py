@@ -24,9 +24,16 @@ def save(model: keras.Model, directory: pathlib.Path, step: int) -> pathlib.Path
   folder = path.parent
   folder.mkdir(exist_ok=True)
   unfinished = folder / "unfinished.keras"
-  model.save(unfinished)
-  _sync(unfinished)
-  os.replace(unfinished, path)
+  try:
+    model.save(unfinished)
+    _sync(unfinished)
+    os.replace(unfinished, path)
+  except OSError as error:
+    unfinished.unlink(missing_ok=True)
+    raise OSError(
+      f"{path} cannot be written: {error.strerror or error}. The checkpoints before it are whole; "
+      "the same command goes on from them."
+    ) from error
   _sync(folder)
   for _, old in find(directory)[:-_NUM_KEPT]:
     old.unlink()
@@ -47,6 +54,16 @@ def find(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
   return sorted((int(match[1]), folder / name) for match, name in matches if match)
 
 
+def path_of(directory: pathlib.Path, step: int) -> pathlib.Path:
+  """Where the checkpoint of a step is."""
+  return directory / _FOLDER / f"step-{step:09d}.keras"
+
+
+def load(path: pathlib.Path) -> keras.Model:
+  """The model of one checkpoint."""
+  return keras.saving.load_model(path)
+
+
 def load_newest(directory: pathlib.Path) -> tuple[int, keras.Model] | None:
   """(step, model) of the newest checkpoint that can be read, None if there is none.
 
@@ -59,7 +76,7 @@ def load_newest(directory: pathlib.Path) -> tuple[int, keras.Model] | None:
   reason = ""
   for step, path in reversed(saved):
     try:
-      return step, keras.saving.load_model(path)
+      return step, load(path)
     except Exception as error:  # whatever a truncated archive brings about
       reason = " ".join(str(error).split())[:200] or type(error).__name__
       warnings.warn(f"Checkpoint {path} is damaged ({reason}); using the one before.", stacklevel=2)
@@ -77,9 +94,15 @@ class MetricsFile:
     self._columns = None
     if not path.exists():
       return
-    with open(path, newline="") as file:
-      rows = list(csv.reader(file))
-    kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= start_step]
+    try:
+      with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+      kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= start_step]
+    except (OSError, ValueError, csv.Error) as error:
+      raise ConfigError(
+        f"{path} is not the metrics.csv of a run, one row of numbers per step: {error}. Repair it "
+        "or move it away."
+      ) from error
     if not rows or not kept:
       path.unlink()
       return
@@ -105,8 +128,14 @@ class MetricsFile:
 @contextlib.contextmanager
 def locked(directory: pathlib.Path):
   """Holds the directory; a second process is refused. The lock goes with the process."""
-  directory.mkdir(parents=True, exist_ok=True)
-  with open(directory / "lock", "w") as file:
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    file = open(directory / "lock", "w")  # noqa: SIM115
+  except OSError as error:
+    raise ConfigError(
+      f"--logdir={directory} must be a directory that can be written to: {error.strerror}."
+    ) from error
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

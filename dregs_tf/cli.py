@@ -3,12 +3,17 @@
 import contextlib
 import dataclasses
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags
 
 from dregs_tf.errors import ConfigError, Interrupted
+
+# Errors whose message is meant for the user.
+_EXPECTED = (ValueError, OSError, ArithmeticError)
 
 _DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
@@ -20,7 +25,38 @@ def run(main: Callable[[], None]) -> None:
     print(f"{sys.modules['__main__'].__doc__}\nflags:\n")
     print(flags.FLAGS.main_module_help() + "\n" + flags.FLAGS.module_help("dregs_tf.cli"))
     sys.exit(0)
-  app.run(lambda argv: _guarded(main, argv))
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses the flags and returns the other arguments; a wrong flag becomes one line."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    if "--debug" in argv:
+      traceback.print_exc()
+    else:
+      _print_error(argv, _explained(error))
+    sys.exit(1)
+
+
+def _explained(error: flags.Error) -> str:
+  """What absl says of a wrong flag, with what is allowed."""
+  match = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+  if isinstance(error, flags.UnrecognizedFlagError):
+    return f"{error} --help lists the flags."
+  if not match:
+    return str(error)
+  name, given = match.groups()
+  flag = flags.FLAGS[name]
+  allowed = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+  if isinstance(flag, flags.EnumFlag):
+    allowed[flag.flag_type()] = f"one of {', '.join(flag.parser.enum_values)}"
+  return f"--{name} must be {allowed.get(flag.flag_type(), 'another value')}, got {given!r}."
+
+
+def _print_error(argv: list[str], error) -> None:
+  print(f"{os.path.basename(argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _guarded(main, argv) -> None:
@@ -35,11 +71,19 @@ def _guarded(main, argv) -> None:
   except KeyboardInterrupt:
     print(f"{name}: stopped; nothing had to be saved.", file=sys.stderr)
     sys.exit(130)
-  except (ValueError, OSError, ArithmeticError) as error:
-    if _DEBUG.value:
+  except Exception as error:
+    if _DEBUG.value or not isinstance(error, (*_EXPECTED, *_out_of_memory())):
       raise
-    print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    if isinstance(error, _out_of_memory()):
+      error = "there is not enough memory: try fewer samples, smaller batches or fewer latents."
+    _print_error(argv, error)
     sys.exit(1)
+
+
+def _out_of_memory() -> tuple[type[Exception], ...]:
+  """What NumPy and, if it is loaded, TensorFlow raise when memory runs out."""
+  tf = sys.modules.get("tensorflow")
+  return (MemoryError, tf.errors.ResourceExhaustedError) if tf else (MemoryError,)
 
 
 def from_flags(config_class):

@@ -23,15 +23,23 @@ BOUNDS = (
   "rws_dreg_norm",
 )
 TASKS = ("generative", "structured")
+DISTRIBUTE = ("none", "mirrored", "multi_worker")
 SPLITS = ("train", "valid", "test")
 
 DEFAULT_ALPHA = 0.9  # the authors'
 DEFAULT_ORDER = 1
 
+# Shapes, steps and seeds are int32 somewhere below.
+_LARGEST_INT = 2**31 - 1
+
 _FILE_NAME = "config.json"
 
-# What a resumed run may change: how long it goes on, and where things are.
-_MAY_CHANGE = ("max_steps", "data_dir", "logdir")
+# Where things are: that may differ between the workers of a run.
+_PLACES = ("data_dir", "logdir")
+
+# What a resumed run may change: how long it goes on, where things are, and the devices: the
+# numbers depend on them only through the order of sums.
+_MAY_CHANGE = ("max_steps", "distribute", "num_devices", *_PLACES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +63,14 @@ class TrainConfig:
   gradient_statistics: bool = False
   jit_compile: bool = True
   seed: int = 0
+  distribute: str = "none"
+  num_devices: int | None = None
   logdir: str | None = None
 
   def __post_init__(self):
     _check_choice("bound", self.bound, BOUNDS)
     _check_choice("task", self.task, TASKS)
+    _check_choice("distribute", self.distribute, DISTRIBUTE)
     for name in ("batch_size", "latent_dim", "max_steps", "summarize_every", "checkpoint_every"):
       _check_int(name, getattr(self, name), at_least=1)
     _check_int("seed", self.seed, at_least=0)
@@ -85,6 +96,18 @@ class TrainConfig:
           f"--num_backward_samples must be at most --num_samples={self.num_samples}, "
           f"got {self.num_backward_samples}."
         )
+
+    if self.num_devices is not None:
+      if self.distribute != "mirrored":
+        raise ConfigError(
+          f"--num_devices goes with --distribute=mirrored, got --distribute={self.distribute}."
+        )
+      _check_int("num_devices", self.num_devices, at_least=1)
+
+  def without_places(self) -> dict:
+    """Its fields, but for those that name directories."""
+    fields = dataclasses.asdict(self)
+    return {name: value for name, value in fields.items() if name not in _PLACES}
 
   @property
   def bound_options(self) -> dict:
@@ -173,6 +196,8 @@ def _check_int(name: str, value, at_least: int, note: str = "") -> None:
     raise ConfigError(
       f"--{name} must be a whole number of at least {at_least}{note}, got {value!r}."
     )
+  if value > _LARGEST_INT:
+    raise ConfigError(f"--{name} must be at most {_LARGEST_INT}, got {value}.")
 
 
 def _is_number(value) -> bool:

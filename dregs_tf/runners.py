@@ -1,5 +1,6 @@
 """Trains and evaluates a model as a configuration says: what the binaries call."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from dregs_tf import bounds, callbacks, checkpoints, config, data, models, plots
+from dregs_tf import bounds, callbacks, checkpoints, config, data, distribution, models, plots
 from dregs_tf.errors import ConfigError
 
 # Rows of log-weights (samples times images) that an evaluation of the bound takes at a time.
@@ -32,20 +33,44 @@ def train(settings: config.TrainConfig) -> dict[str, float]:
     DataError: if the data set cannot be loaded.
     FloatingPointError: if the bound becomes NaN or +inf.
     Interrupted: if SIGTERM or Ctrl-C came; the run is saved.
+    WorkerLost: if another worker of a distributed run is gone.
   """
+  devices = distribution.start(settings)
   directory = settings.directory
-  with checkpoints.locked(directory):
+  lock = checkpoints.locked(directory) if devices.is_chief else contextlib.nullcontext()
+  with devices.watching(), lock:
+    devices.check_same_flags(settings)
     saved = config.load(directory)
-    if saved:
+    if saved and checkpoints.find(directory):
       settings.check_resumes(saved)
     images = data.load(settings.dataset, settings.data_dir)
-    settings.save()
-    _say(f"{images.description}")
-    step, model = checkpoints.load_newest(directory) or (0, build_model(settings, images))
+    if devices.is_chief:
+      settings.save()
+    _say(f"{images.description}\n{devices.describe()}")
+    step, model = _load_or_build(settings, images, devices)
     if step:
       _say(f"Resuming at step {step} of {settings.max_steps}.")
-    _fit(model, settings, images, step)
-    return _conclude(model, settings, images)
+    _fit(model, settings, images, devices, step)
+    return _conclude(model, settings, images, devices)
+
+
+def _load_or_build(settings, images, devices) -> tuple[int, keras.Model]:
+  """(step, model) on the devices: that of the newest good checkpoint, or a new one."""
+  if devices.num_workers == 1:
+    with devices.strategy.scope():
+      return checkpoints.load_newest(settings.directory) or (0, build_model(settings, images))
+  # Loading on all workers takes all of them, so one looks which checkpoint is good first.
+  newest = checkpoints.load_newest(settings.directory) if devices.is_chief else None
+  step = devices.from_chief(newest[0] if newest else 0)
+  with devices.strategy.scope():
+    if not step:
+      return 0, build_model(settings, images)
+    path = checkpoints.path_of(settings.directory, step)
+    if devices.any_worker(not path.exists()):
+      raise ConfigError(
+        f"--logdir must be on a file system that all workers share: one does not see {path}."
+      )
+    return step, checkpoints.load(path)
 
 
 def build_model(settings: config.TrainConfig, images: data.Images) -> models.LatentVariableModel:
@@ -68,18 +93,18 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
   return model
 
 
-def _fit(model, settings, images, start_step: int) -> None:
+def _fit(model, settings, images, devices, start_step: int) -> None:
   """Keras' fit, an epoch for each interval between summaries."""
   options = {"image_shape": images.image_shape, "task": settings.task}
   valid = data.eval_batches(images.valid, _eval_batch_size(settings), **options)
   stop = callbacks.StopRequest()
-  progress = callbacks.Progress(start_step, settings.max_steps)
-  observers = [
-    callbacks.StopOnNonFinite(start_step, settings.directory),
-    callbacks.Summaries(start_step, settings.directory, _example(valid), images.image_shape),
-    callbacks.Checkpoints(start_step, settings, stop),
-    progress,
-  ]
+  checkpointing = callbacks.Checkpoints(start_step, settings, stop, devices)
+  observers = [callbacks.StopOnNonFinite(start_step, settings.directory), checkpointing]
+  progress = callbacks.Progress(start_step, settings.max_steps, enabled=devices.is_chief)
+  if devices.is_chief:
+    example = _example(valid)
+    summaries = callbacks.Summaries(start_step, settings.directory, example, images.image_shape)
+    observers[1:] = [summaries, checkpointing, progress]
   if start_step % settings.summarize_every:
     observers.insert(0, callbacks.RestoreMetrics(model.metrics))
   try:
@@ -87,13 +112,15 @@ def _fit(model, settings, images, start_step: int) -> None:
       for first, intervals, length in segments(
         start_step, settings.max_steps, settings.summarize_every
       ):
+        batches = data.train_batches(
+          images.train, settings.batch_size, settings.seed, start_step=first, **options
+        )
         model.fit(
-          data.train_batches(
-            images.train, settings.batch_size, settings.seed, start_step=first, **options
-          ),
+          devices.distribute(batches, settings.batch_size),
           epochs=intervals,
           steps_per_epoch=length,
-          validation_data=valid,
+          validation_data=devices.distribute(valid, _eval_batch_size(settings)),
+          validation_steps=int(valid.cardinality()),
           callbacks=observers,
           shuffle=False,
           verbose=0,
@@ -120,27 +147,36 @@ def segments(start: int, end: int, every: int) -> list[tuple[int, int, int]]:
   return [part for part in parts if part[1] > 0 and part[2] > 0]
 
 
-def _conclude(model, settings, images) -> dict[str, float]:
+def _conclude(model, settings, images, devices) -> dict[str, float]:
   """Evaluates the trained model on the test set, and says what to do next."""
   options = {"image_shape": images.image_shape, "task": settings.task}
   test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
-  bound = model.evaluate(test, verbose=0, return_dict=True)["bound"]
+  batches = devices.distribute(test, _eval_batch_size(settings))
+  steps = int(test.cardinality())
+  bound = model.evaluate(batches, steps=steps, verbose=0, return_dict=True)["bound"]
   result = {"step": settings.max_steps, "test_bound": bound}
+  if devices.is_chief:
+    _report(model, settings, images, _example(test), result)
+  devices.from_chief(0)  # The others stay until the files are written.
+  return result
+
+
+def _report(model, settings, images, example, result) -> None:
+  """Leaves the result and the figure, and says where."""
   directory = settings.directory
   (directory / "result.json").write_text(json.dumps(result) + "\n")
   with open(directory / "metrics.csv", newline="") as file:
     rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
   title = f"{images.name}, {settings.bound}, K = {settings.num_samples}"
-  pictures = plots.pictures(model, _example(test), images.image_shape)
+  pictures = plots.pictures(model, example, images.image_shape)
   plots.run_figure(directory / "run.png", title, rows, pictures)
   _say(
     f"Test bound ({settings.bound}, K = {settings.num_samples}) after {settings.max_steps} steps: "
-    f"{bound:.2f} nats.\n"
+    f"{result['test_bound']:.2f} nats.\n"
     f"Figure:    {directory / 'run.png'}\n"
     f"Look:      tensorboard --logdir={directory}\n"
     f"Evaluate:  python bin/eval.py --logdir={directory} --num_samples=5000 --split=test"
   )
-  return result
 
 
 def evaluate(settings: config.EvalConfig) -> dict[str, float]:

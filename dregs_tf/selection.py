@@ -22,6 +22,8 @@ numbers u, u + 1, ..., u + M - 1 fall into, with one uniform u.
 
 import tensorflow as tf
 
+from dregs_tf import replicas
+
 
 def select(coefficients, num_chosen: int, seed: tf.Tensor):
   """Which samples to record, and their coefficients divided by their probabilities.
@@ -46,7 +48,11 @@ def select(coefficients, num_chosen: int, seed: tf.Tensor):
 
 def uniform(shape: tf.Tensor, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
   """Uniform numbers in [0, 1), one for each example."""
-  return tf.random.stateless_uniform(shape, seed, dtype=dtype, alg="philox")
+
+  def sampler(shape):
+    return tf.random.stateless_uniform(shape, seed, dtype=dtype, alg="philox")
+
+  return replicas.draw(sampler, shape, axis=0)
 
 
 def inclusion_probabilities(sizes: tf.Tensor, num_chosen: int) -> tf.Tensor:

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import keras
 import numpy as np
 
 from dregs_tf import bounds, config
@@ -37,6 +38,9 @@ def test_own_latent_variable_model(tmp_path):
   assert model.sample(16).shape == (16, 64)
   assert model.reconstruct(digits(3)).shape == (3, 64)
   model.save(tmp_path / "m.keras")
+  loaded = keras.models.load_model(tmp_path / "m.keras")
+  likelihoods = [m.log_likelihood(digits(3), num_samples=50) for m in (model, loaded)]
+  np.testing.assert_array_equal(*likelihoods)
 
 
 def test_the_table_of_bounds_is_complete():

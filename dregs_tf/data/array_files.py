@@ -73,8 +73,8 @@ def read_mat(path: pathlib.Path) -> Images:
   that the file comes with, `data` is permuted with seed 123 and its last 1,345 images
   are held out for validation; of a file with fewer than 13,450 columns, the last tenth.
 
-  A file is read in a process of its own, so that one that crashes scipy's reader is refused like any
-  other that is damaged. That is no sandbox: read .mat files from sources you trust.
+  A file is read in a process of its own, so that one that crashes scipy's reader is refused like
+  any other that is damaged. That is no sandbox: read .mat files from sources you trust.
 
   Args:
     path: The file, of MATLAB's version 4 to 7.2.

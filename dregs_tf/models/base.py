@@ -9,8 +9,9 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import bounds, seeds
+from dregs_tf import bounds, replicas, seeds
 from dregs_tf import importance_weights as iw
+from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.gradient_moments import GradientMoments
 from dregs_tf.models.metrics import Mean
 
@@ -73,7 +74,15 @@ class LatentVariableModel(keras.Model):
     return _at_least_float32(likelihood) + _at_least_float32(prior)
 
   def estimate(
-    self, x, context=None, *, bound: bounds.Bound | str, num_samples: int, **options
+    self,
+    x,
+    context=None,
+    *,
+    bound: bounds.Bound | str,
+    num_samples: int,
+    seed=None,
+    part: replicas.Part | None = None,
+    **options,
   ) -> bounds.Estimate:
     """`bounds.estimate` of observations x [batch_size, ...]: the bound of each and its gradient.
 
@@ -82,18 +91,22 @@ class LatentVariableModel(keras.Model):
       context: contexts, for a conditional model.
       bound: as `bounds.estimate` takes it, as are the next two.
       num_samples: K.
-      **options: `seed` and `num_backward_samples`.
+      seed: as `bounds.estimate` takes it; the same on every replica.
+      part: which part of a global batch x is, on a replica.
+      **options: `num_backward_samples`.
     """
     x, context = as_floats(x), as_floats(context)
     proposal = self.proposal(x, context)
-    return bounds.estimate(
-      bound,
-      lambda z: self.target_log_prob(x, z, context),
-      proposal,
-      num_samples,
-      stopped_proposal=self.stopped_proposal(proposal),
-      **options,
-    )
+    with replicas.noise_of(part, seed, shared=draws_for_whole_batch(proposal)) as seed:
+      return bounds.estimate(
+        bound,
+        lambda z: self.target_log_prob(x, z, context),
+        proposal,
+        num_samples,
+        seed=seed,
+        stopped_proposal=self.stopped_proposal(proposal),
+        **options,
+      )
 
   def compile(
     self,
@@ -133,7 +146,15 @@ class LatentVariableModel(keras.Model):
     for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
       if kwargs.get(argument) is not None:
         raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")
-    super().compile(optimizer=optimizer, **kwargs)
+    # XLA compiles for one device: of a step on replicas, what they do on their own.
+    distributed = self.distribute_strategy.num_replicas_in_sync > 1
+    jit_compile_replica = distributed and kwargs.get("jit_compile") is True
+    keras_arguments = kwargs | {"jit_compile": False} if jit_compile_replica else kwargs
+    super().compile(optimizer=optimizer, **keras_arguments)
+    vars(self).pop("_log_likelihood", None)  # compiled for an earlier `jit_compile`
+    compiled = functools.partial(tf.function, jit_compile=True, reduce_retracing=True)
+    wrap = compiled if jit_compile_replica else (lambda function: function)
+    self._replica_gradients, self._replica_evaluate = wrap(self._gradients), wrap(self._evaluate)
     self.bound = bound
     self.num_samples = int(num_samples)
     self.num_backward_samples = num_backward_samples
@@ -186,31 +207,88 @@ class LatentVariableModel(keras.Model):
     context, x = _split(inputs)
     return self.reconstruct(x, context)
 
+  def _maybe_symbolic_build(self, *args, **kwargs) -> None:
+    """Keras' hook before the first batch, under a strategy.
+
+    It averages that batch over the replicas, which fails where they got different numbers of
+    examples: a model that is built has no need of it.
+    """
+    if not all(layer.built for layer in self._flatten_layers()):
+      super()._maybe_symbolic_build(*args, **kwargs)
+    elif not self.optimizer.built and self.distribute_strategy.num_replicas_in_sync > 1:
+      with self.distribute_strategy.scope():
+        self.optimizer.build(self.trainable_variables)
+
+  def get_build_config(self) -> dict:
+    """The shapes of an observation and of a context, once the model has seen a batch."""
+    return dict(getattr(self, "_shapes", {}))
+
+  def build_from_config(self, config: dict) -> None:
+    """Makes the variables of a loaded model whose layers `fit` had built."""
+    if config:
+      parts = {name: shape and tf.zeros([1, *shape]) for name, shape in config.items()}
+      self._build_for(**parts)
+
+  def _build_for(self, x, context) -> None:
+    """Has every layer built for batches such as these, and remembers their shapes for saving."""
+    parts = {"x": x, "context": context}
+    self._shapes = {n: None if p is None else list(p.shape[1:]) for n, p in parts.items()}
+    if not self.built:
+      z = self.proposal(x, context).sample(1, seed=[0, 0])
+      self.target_log_prob(x, z, context)
+      self.built = True
+
+  def make_train_function(self, force: bool = False):
+    """Keras' hook before the first step: variables are not made on a replica."""
+    if self.gradient_statistics and self.built and not self.gradient_moments.built:
+      with self.distribute_strategy.scope():
+        self._build_moments()
+    return super().make_train_function(force)
+
   def train_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `fit`: a gradient of the bound's mean over the batch, and an update."""
     context, x = _split(data)
+    self._build_for(x, context)
     # With gradient accumulation `iterations` stands still between updates, `_iterations` does not.
-    step = getattr(self.optimizer, "_iterations", self.optimizer.iterations)
-    seed = self._seed_for(_TRAIN, step)
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    with tf.GradientTape() as tape:
-      estimate = self._estimate(x, context, seed, num_backward_samples=self.num_backward_samples)
-      loss = -tf.reduce_mean(estimate.objective) / replicas
-      scaled_loss = self.optimizer.scale_loss(loss)
+    step = tf.cast(getattr(self.optimizer, "_iterations", self.optimizer.iterations), tf.int32)
+    gradients, *values = self._replica_gradients(x, context, step, replicas.part_of_batch(x))
+    logs = self._update_metrics(*values)
     variables = self.trainable_variables
-    gradients = tape.gradient(scaled_loss, variables)
-    logs = self._update_metrics(estimate)
     if self.gradient_statistics:
       logs |= self._update_gradient_statistics(x, context, variables, gradients)
     self.optimizer.apply(gradients, variables)
-    return logs
+    return _as_logs(logs)
 
   def test_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `evaluate`: the bound, averaged over examples."""
     context, x = _split(data)
+    self._build_for(x, context)
     # The number of examples seen since the evaluation began tells its batches apart.
     seen = tf.cast(self._bound_metric.count, tf.int32)
-    return self._update_metrics(self._estimate(x, context, self._seed_for(_EVALUATE, seen)))
+    part = replicas.part_of_batch(x, seen)
+    seen = seen if part is None else part.seen
+    return _as_logs(self._update_metrics(*self._replica_evaluate(x, context, seen, part)))
+
+  def _gradients(self, x, context, step, part):
+    """The gradients, which replicas sum, and what `_evaluate` returns."""
+    # In here, as `fold_in` too draws other numbers with XLA than without.
+    seed = self._seed_for(_TRAIN, step)
+    total = tf.shape(x)[0] if part is None else part.total
+    with tf.GradientTape() as tape:
+      estimate = self._estimate(
+        x, context, seed, part, num_backward_samples=self.num_backward_samples
+      )
+      objective = estimate.objective
+      loss = -tf.reduce_sum(objective) / tf.cast(total, objective.dtype)
+      scaled_loss = self.optimizer.scale_loss(loss)
+    gradients = tape.gradient(scaled_loss, self.trainable_variables)
+    return gradients, objective, iw.effective_sample_size(estimate.log_weights)
+
+  def _evaluate(self, x, context, seen, part):
+    """The bound and the effective sample size of each example."""
+    seed = self._seed_for(_EVALUATE, seen)
+    estimate = self._estimate(x, context, seed, part)
+    return estimate.objective, iw.effective_sample_size(estimate.log_weights)
 
   def log_likelihood(self, x, num_samples: int = 5000, context=None, seed=0) -> tf.Tensor:
     """log p(x | context) of each example in nats, [batch_size]: the bound L_K with K = num_samples.
@@ -238,22 +316,25 @@ class LatentVariableModel(keras.Model):
 
   @functools.cached_property
   def _log_likelihood(self):
-    """`log_likelihood` of a batch that fits in memory, compiled once per shape."""
+    """`log_likelihood` of a batch that fits in memory, compiled once per shape, as `fit` is."""
 
-    @tf.function(reduce_retracing=False)
+    @tf.function(autograph=False, jit_compile=self.compiled and bool(self.jit_compile))
     def log_likelihood(x, context, num_samples, seed):
       proposal = self.proposal(x, context)
       at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // max(x.shape[0] or 1, 1)))
 
-      def log_sum(count, seed):
-        z = proposal.sample(count, seed=seed)
+      def log_sum(count, chunk):
+        z = proposal.sample(count, seed=seeds.fold_in(seed, chunk))
         log_p = self.target_log_prob(x, z, context)
         return iw.log_sum(log_p - tf.cast(proposal.log_prob(z), log_p.dtype))
 
+      def add(chunk, total):
+        return chunk + 1, tf.reduce_logsumexp([total, log_sum(at_a_time, chunk)], axis=0)
+
       rest = num_samples % at_a_time or at_a_time
-      total = log_sum(rest, seeds.fold_in(seed, 0))
-      for chunk in tf.range(1, 1 + (num_samples - rest) // at_a_time):
-        total = tf.reduce_logsumexp([total, log_sum(at_a_time, seeds.fold_in(seed, chunk))], axis=0)
+      chunks = 1 + (num_samples - rest) // at_a_time
+      total = log_sum(rest, 0)
+      _, total = tf.while_loop(lambda chunk, _: chunk < chunks, add, [1, total])
       return total - tf.math.log(tf.cast(num_samples, total.dtype))
 
     return log_likelihood
@@ -279,23 +360,25 @@ class LatentVariableModel(keras.Model):
     z = self.proposal(x, context).sample(1, seed=seeds.stateless(seed))
     return self.likelihood(z, context).mean()[0]
 
-  def _estimate(self, x, context, seed, **options) -> bounds.Estimate:
+  def _estimate(self, x, context, seed, part, **options) -> bounds.Estimate:
+    if part is not None:
+      options["part"] = part
     return self.estimate(
       x, context, bound=self.bound, num_samples=self.num_samples, seed=seed, **options
     )
 
-  def _seed_for(self, purpose: int, step) -> tf.Tensor:
-    """A seed for the noise of a step, another one on each replica."""
-    seed = seeds.fold_in(seeds.stateless(self.seed), purpose, tf.cast(step, tf.int32))
-    replica = tf.distribute.get_replica_context()
-    if replica is not None and replica.num_replicas_in_sync > 1:
-      seed = seeds.fold_in(seed, replica.replica_id_in_sync_group)
-    return seed
+  def _seed_for(self, purpose: int, step: tf.Tensor) -> tf.Tensor:
+    """A seed for the noise of a step."""
+    return seeds.fold_in(seeds.stateless(self.seed), purpose, step)
 
-  def _update_metrics(self, estimate: bounds.Estimate) -> dict[str, tf.Tensor]:
-    self._bound_metric.update_state(estimate.objective)
-    self._sample_size_metric.update_state(iw.effective_sample_size(estimate.log_weights))
+  def _update_metrics(self, objective, effective_sample_size) -> dict[str, tf.Tensor]:
+    self._bound_metric.update_state(objective)
+    self._sample_size_metric.update_state(effective_sample_size)
     return {metric.name: metric.result() for metric in self.metrics}
+
+  def _get_metrics_result_or_logs(self, logs) -> dict:
+    """Keras' hook: what an epoch reports. The metrics' own values, which are of all replicas."""
+    return {**(logs or {}), **self.get_metrics_result()}
 
   def _build_moments(self) -> None:
     size = sum(math.prod(variable.shape) for variable in self.trainable_variables)
@@ -359,6 +442,13 @@ def as_floats(tensor) -> tf.Tensor | None:
     return None
   tensor = tf.convert_to_tensor(tensor)
   return tensor if tensor.dtype.is_floating else tf.cast(tensor, keras.config.floatx())
+
+
+def _as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """The logs as Keras averages them over replicas: across workers it takes vectors."""
+  if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+    return {name: tf.reshape(value, [1]) for name, value in logs.items()}
+  return logs
 
 
 def _at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:

@@ -194,3 +194,39 @@ def test_clone_has_the_architecture_and_its_own_weights():
   clone = keras.models.clone_model(model)
   assert [v.shape for v in clone.variables] == [v.shape for v in model.variables]
   assert (clone.encoder.get_weights()[0] != model.encoder.get_weights()[0]).any()
+
+
+@keras.saving.register_keras_serializable("dregs_tf_tests")
+class BuiltByFit(models.LatentVariableModel):
+  """A conditional model whose layers know their inputs only from data."""
+
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs)
+    self.to_loc = keras.layers.Dense(2)
+    self.to_logits = keras.layers.Dense(X.shape[-1])
+    self.to_prior = keras.layers.Dense(2)
+
+  def prior(self, context):
+    return tfd.MultivariateNormalDiag(self.to_prior(context), tf.ones(2))
+
+  def proposal(self, x, context):
+    return tfd.MultivariateNormalDiag(self.to_loc(x), tf.ones(2))
+
+  def likelihood(self, z, context):
+    return tfd.Independent(tfd.Bernoulli(self.to_logits(z)), 1)
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_layers_that_fit_built_are_loaded(run_eagerly, tmp_path):
+  model = helpers.compiled(BuiltByFit(), run_eagerly=run_eagerly)
+  model.fit(CONTEXT, X, verbose=0)
+  assert model.built
+  model.save(tmp_path / "model.keras")
+  loaded = keras.models.load_model(tmp_path / "model.keras")
+  assert len(loaded.variables) == 6
+  for ours, theirs in zip(loaded.variables, model.variables, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  _steps(model, (CONTEXT, X), 2)
+  _steps(loaded, (CONTEXT, X), 2)
+  for ours, theirs in zip(loaded.variables, model.variables, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
