@@ -8,7 +8,6 @@ __all__ = [
   "PathOnly",
   "bounds",
   "data",
-  "diagnostics",
   "gradients",
   "importance_weights",
   "models",
