@@ -231,7 +231,7 @@ class Bound:
       # What a row does not take is not computed.
       b = {(1, 1): u, (1, 0): v, (0, 1): difference, (0, 0): tf.zeros_like(u)}[row.b]
     if row.shared_out:
-      # 0 where every term is, as when one weight holds all the mass.
+      # 0 where every term is 0.
       b = tf.math.divide_no_nan(b, tf.reduce_sum(b, axis=0))
     return value, Coefficients(u, tf.stop_gradient(b), row.c * u)
 
