@@ -1,0 +1,30 @@
+"""A short form of tools/kill_and_resume.py: a run that was killed ends as if it never was."""
+
+import pytest
+
+from tools import kill_and_resume
+
+FLAGS = (
+  "--bound=jvi_dreg",
+  "--gradient_statistics",
+  "--nojit_compile",
+  "--num_samples=3",
+  "--latent_dim=2",
+  "--max_steps=150",
+  "--summarize_every=40",
+  "--checkpoint_every=15",
+)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_same_numbers(tmp_path):
+  assert kill_and_resume.compare(tmp_path, runs=1, kills=2, seed=3, flags=FLAGS) == []
+
+
+@pytest.mark.slow
+def test_another_run_is_found_to_differ(tmp_path):
+  """The comparison can fail."""
+  for name, seed in (("one", 0), ("other", 1)):
+    kill_and_resume._finish(tmp_path / name, (*FLAGS, "--max_steps=15", f"--seed={seed}"))
+  differing = kill_and_resume.different_files(tmp_path / "one", tmp_path / "other")
+  assert differing == ["metrics.csv", "result.json", "the last checkpoint"]
