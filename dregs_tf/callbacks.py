@@ -49,12 +49,15 @@ class StopOnNonFinite(StepCallback):
   def on_step_end(self, step, logs):
     value = float(np.ravel(logs["bound"])[0])
     if math.isnan(value) or value == math.inf:
-      saved = checkpoints.find(self._directory)
-      good = f"The last good checkpoint is {saved[-1][1]}." if saved else "There is no checkpoint."
       raise FloatingPointError(
         f"The bound {self.model.bound.name} became {value} at step {step}: a log-weight is NaN or "
-        f"+inf. {good}"
+        f"+inf. {_last_good(self._directory)}"
       )
+
+
+def _last_good(directory) -> str:
+  saved = checkpoints.find(directory)
+  return f"The last good checkpoint is {saved[-1][1]}." if saved else "There is no checkpoint."
 
 
 class RestoreMetrics(keras.callbacks.Callback):
@@ -120,6 +123,7 @@ class Checkpoints(StepCallback):
     due = self.step % self._config.checkpoint_every == 0 or self.step == self._config.max_steps
     asked = self._asked_to_stop(due)
     if asked or due:
+      self._check_finite()
       if self._devices.is_chief:
         checkpoints.save(self.model, self._config.directory, self.step)
       else:
@@ -130,6 +134,16 @@ class Checkpoints(StepCallback):
         f"Stopped by {self._stop.signal_name or 'another worker'} at step {self.step}, saved in "
         f"{self._config.directory}. The same command goes on from there."
       )
+
+  def _check_finite(self):
+    """Raises rather than save what a gradient that is not finite has made of the model."""
+    for variable in [*self.model.variables, *self.model.optimizer.variables]:
+      value = tf.convert_to_tensor(variable)
+      if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
+        raise FloatingPointError(
+          f"{variable.path} is no longer finite at step {self.step}, trained with the bound "
+          f"{self.model.bound.name}. {_last_good(self._config.directory)}"
+        )
 
   def _asked_to_stop(self, due: bool) -> bool:
     """Whether this process was asked to stop, or, where they ask each other, any worker."""

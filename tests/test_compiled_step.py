@@ -1,5 +1,7 @@
 """Tests of the compiled training step: its matrix products, its operations, its XLA program."""
 
+import operator
+
 import keras
 import numpy as np
 import pytest
@@ -27,7 +29,8 @@ def operations(bound: str, **options) -> list[str]:
   """Types of the operations of a traced training step, those of its functions included."""
   definition = step_of(model(bound, **options)).get_concrete_function(tf.constant(X)).graph
   definition = definition.as_graph_def()
-  nodes = [definition.node, *(function.node_def for function in definition.library.function)]
+  functions = operator.attrgetter("library.function")(definition)
+  nodes = [definition.node, *(function.node_def for function in functions)]
   return [node.op for part in nodes for node in part]
 
 

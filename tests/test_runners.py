@@ -155,6 +155,17 @@ def test_a_bound_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_p
   assert checkpoints.find(tmp_path)[-1][0] == 6
 
 
+def test_variables_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+  def poison(self, step, logs):
+    if step == 6:
+      self.model.encoder.trainable_variables[0].assign_add(tf.fill([64, 200], np.nan))
+
+  monkeypatch.setattr(callbacks.StopOnNonFinite, "on_step_end", poison)
+  with pytest.raises(FloatingPointError, match=r"kernel is no longer finite at step 6.*jvi_dreg"):
+    runners.train(settings(tmp_path))
+  assert checkpoints.find(tmp_path)[-1][0] == 3
+
+
 def test_structured_task_trains_and_evaluates(tmp_path, capsys):
   runners.train(settings(tmp_path, task="structured", bound="rws_dreg", gradient_statistics=False))
   result = runners.evaluate(config.EvalConfig(logdir=str(tmp_path), num_samples=20))
