@@ -214,7 +214,7 @@ class Bound:
   @tf.autograph.experimental.do_not_convert
   def value_and_coefficients(self, log_weights: tf.Tensor) -> tuple[tf.Tensor, Coefficients]:
     """`value` and `coefficients` at the cost of one; both are stopped."""
-    log_weights = _at_least_float32(tf.stop_gradient(tf.convert_to_tensor(log_weights)))
+    log_weights = at_least_float32(tf.stop_gradient(tf.convert_to_tensor(log_weights)))
     if log_weights.shape[0] is not None:
       check_num_samples(log_weights.shape[0], self, "axis 0 of log_weights")
     row = _BOUNDS[self.name]
@@ -396,7 +396,7 @@ def _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_sampl
   log_q = proposal.log_prob(samples)
 
   def log_prob(samples):
-    return _at_least_float32(tf.convert_to_tensor(target_log_prob_fn(samples)))
+    return at_least_float32(tf.convert_to_tensor(target_log_prob_fn(samples)))
 
   at_once, rest = divmod(num_samples, _SAMPLES_AT_A_TIME)
   if at_once == 0 or (at_once, rest) == (1, 0):
@@ -409,7 +409,7 @@ def _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_sampl
       ),
       samples,
     )
-    dtype = _at_least_float32(log_q).dtype
+    dtype = at_least_float32(log_q).dtype
     log_p = tf.map_fn(
       lambda z: tf.cast(log_prob(z), dtype),
       chunks,
@@ -432,13 +432,14 @@ def _finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _same_dtype(log_p: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """Both in float32 or better, and alike."""
-  log_p, log_q = _at_least_float32(log_p), _at_least_float32(log_q)
+  log_p, log_q = at_least_float32(log_p), at_least_float32(log_q)
   if log_p.dtype != log_q.dtype:
     log_p, log_q = tf.cast(log_p, tf.float64), tf.cast(log_q, tf.float64)
   return log_p, log_q
 
 
-def _at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
+def at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
+  """The same Tensor, in float32 if its dtype is narrower."""
   return tf.cast(log_prob, tf.float32) if log_prob.dtype.size < 4 else log_prob
 
 

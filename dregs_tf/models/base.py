@@ -71,7 +71,7 @@ class LatentVariableModel(keras.Model):
         f"prior(context).log_prob(z) of {prior.shape}. Where axes of the event are left, wrap the "
         "distribution in tfd.Independent."
       )
-    return _at_least_float32(likelihood) + _at_least_float32(prior)
+    return bounds.at_least_float32(likelihood) + bounds.at_least_float32(prior)
 
   def estimate(
     self,
@@ -449,7 +449,3 @@ def _as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
     return {name: tf.reshape(value, [1]) for name, value in logs.items()}
   return logs
-
-
-def _at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
-  return tf.cast(log_prob, tf.float32) if log_prob.dtype.size < 4 else log_prob
