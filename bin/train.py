@@ -16,10 +16,16 @@ flags.DEFINE_integer(
   None,
   "M, samples of each example that the gradient is taken through; all K unless given.",
 )
-flags.DEFINE_float(
+flags.DEFINE_string(
   "alpha",
   None,
-  f"For --bound=dreg_alpha: weight of RWS-DReG, in [0, 1]. ({config.DEFAULT_ALPHA})",
+  "For --bound=dreg_alpha: weight of RWS-DReG, in [0, 1], or auto: adapted while training. "
+  f"({config.DEFAULT_ALPHA})",
+)
+flags.DEFINE_float(
+  "initial_alpha",
+  None,
+  f"For --alpha=auto: where it starts, in [0, 1]. ({config.DEFAULT_INITIAL_ALPHA})",
 )
 flags.DEFINE_integer(
   "jvi_order", None, f"For --bound=jvi, jvi_dreg: order of the jackknife. ({config.DEFAULT_ORDER})"
@@ -48,6 +54,21 @@ flags.DEFINE_boolean(
   "gradient_statistics",
   _DEFAULTS.gradient_statistics,
   "Follow variance and SNR of the proposal's and the model's gradients.",
+)
+flags.DEFINE_string(
+  "track_variance",
+  None,
+  "Bounds, such as iwae,rws_dreg: follow variance and SNR of their estimators of the proposal's "
+  "gradient along this run.",
+)
+flags.DEFINE_boolean(
+  "follow_test",
+  _DEFAULTS.follow_test,
+  "Evaluate on the test set at each summary, too, as the paper's figures do.",
+)
+flags.DEFINE_string("init_from", None, "Directory of a run whose newest parameters to start from.")
+flags.DEFINE_boolean(
+  "freeze_model", _DEFAULTS.freeze_model, "With --init_from: train the inference network alone."
 )
 flags.DEFINE_boolean("jit_compile", _DEFAULTS.jit_compile, "Compile the step with XLA.")
 flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of variables, data order and noise.")

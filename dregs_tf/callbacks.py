@@ -74,6 +74,19 @@ class RestoreMetrics(keras.callbacks.Callback):
     self._values = []
 
 
+class FollowTest(keras.callbacks.Callback):
+  """Adds the test set's metrics to the logs of each interval."""
+
+  def __init__(self, batches, steps: int):
+    super().__init__()
+    self._batches, self._steps = batches, steps
+
+  def on_epoch_end(self, epoch, logs=None):
+    # Keras hands the same logs to the callbacks that follow.
+    values = self.model.evaluate(self._batches, steps=self._steps, verbose=0, return_dict=True)
+    logs |= {f"test_{name}": value for name, value in values.items()}
+
+
 class Summaries(StepCallback):
   """At the end of each interval: a row of metrics.csv, TensorBoard scalars and pictures."""
 
@@ -203,7 +216,10 @@ class Progress(StepCallback):
 
 
 def by_split(logs: dict) -> dict[str, float]:
-  """Keras' logs with `train_` and `valid_` in front of every metric, the training set's first."""
-  train = {f"train_{name}": float(v) for name, v in logs.items() if not name.startswith("val_")}
-  valid = {f"valid_{name[4:]}": float(v) for name, v in logs.items() if name.startswith("val_")}
-  return train | valid
+  """Keras' logs with `train_`, `valid_` or `test_` in front of every metric, in this order."""
+  values = {}
+  for prefix, split in (("", "train"), ("val_", "valid"), ("test_", "test")):
+    for name, value in logs.items():
+      if name.startswith(prefix) and (prefix or not name.startswith(("val_", "test_"))):
+        values[f"{split}_{name.removeprefix(prefix)}"] = float(value)
+  return values

@@ -1,5 +1,6 @@
 """What a run is told to do: plain values, checked before TensorFlow is loaded."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -27,6 +28,7 @@ DISTRIBUTE = ("none", "mirrored", "multi_worker")
 SPLITS = ("train", "valid", "test")
 
 DEFAULT_ALPHA = 0.9  # the authors'
+DEFAULT_INITIAL_ALPHA = 0.5
 DEFAULT_ORDER = 1
 
 # Shapes, steps and seeds are int32 somewhere below.
@@ -49,7 +51,8 @@ class TrainConfig:
   bound: str = "iwae_dreg"
   num_samples: int = 64
   num_backward_samples: int | None = None
-  alpha: float | None = None
+  alpha: float | str | None = None
+  initial_alpha: float | None = None
   jvi_order: int | None = None
   dataset: str = "digits"
   task: str = "generative"
@@ -61,6 +64,10 @@ class TrainConfig:
   summarize_every: int = 500
   checkpoint_every: int = 500
   gradient_statistics: bool = False
+  track_variance: str | None = None
+  follow_test: bool = False
+  init_from: str | None = None
+  freeze_model: bool = False
   jit_compile: bool = True
   seed: int = 0
   distribute: str = "none"
@@ -76,20 +83,27 @@ class TrainConfig:
     _check_int("seed", self.seed, at_least=0)
     if not (_is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
       raise ConfigError(f"--learning_rate must be a positive number, got {self.learning_rate!r}.")
-    if self.alpha is not None:
-      if self.bound != "dreg_alpha":
-        raise ConfigError(f"--alpha goes with --bound=dreg_alpha, got --bound={self.bound}.")
-      if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):
-        raise ConfigError(f"--alpha must be in [0, 1], got {self.alpha!r}.")
+    self._check_tracked()
+    self._check_alpha()
     if self.jvi_order is not None:
-      if self.bound not in ("jvi", "jvi_dreg"):
+      if not {"jvi", "jvi_dreg"} & set(self._bounds):
         raise ConfigError(
           f"--jvi_order goes with --bound=jvi or jvi_dreg, got --bound={self.bound}."
         )
       _check_int("jvi_order", self.jvi_order, at_least=1)
-    least = self.bound_options.get("order", 0) + 1
-    _check_int("num_samples", self.num_samples, at_least=least, note=f" for --bound={self.bound}")
+    for name in self._bounds:
+      least = self._options_of(name).get("order", 0) + 1
+      flag = "bound" if name == self.bound else "track_variance"
+      _check_int("num_samples", self.num_samples, at_least=least, note=f" for --{flag}={name}")
     if self.num_backward_samples is not None:
+      for name, given in (
+        ("track_variance", self.track_variance),
+        ("alpha=auto", self.adapt_alpha),
+      ):
+        if given:
+          raise ConfigError(
+            f"--{name} takes all samples: it does not go with --num_backward_samples."
+          )
       _check_int("num_backward_samples", self.num_backward_samples, at_least=1)
       if self.num_backward_samples > self.num_samples:
         raise ConfigError(
@@ -104,18 +118,67 @@ class TrainConfig:
         )
       _check_int("num_devices", self.num_devices, at_least=1)
 
+    if self.freeze_model and not self.init_from:
+      raise ConfigError("--freeze_model needs --init_from, the run whose model is kept.")
+
+  def _check_tracked(self) -> None:
+    if not isinstance(self.track_variance, (str, type(None))):
+      raise ConfigError(f"--track_variance must be names of bounds, got {self.track_variance!r}.")
+    names = self._bounds[1:]
+    for name in names:
+      _check_choice("track_variance", name, BOUNDS)
+    if len(set(names)) < len(names):
+      raise ConfigError(f"--track_variance names a bound twice, got {self.track_variance}.")
+
+  def _check_alpha(self) -> None:
+    if isinstance(self.alpha, str) and self.alpha != "auto":
+      with contextlib.suppress(ValueError):
+        object.__setattr__(self, "alpha", float(self.alpha))
+    if self.alpha is not None:
+      if "dreg_alpha" not in self._bounds:
+        raise ConfigError(f"--alpha goes with --bound=dreg_alpha, got --bound={self.bound}.")
+      if not (self.adapt_alpha or (_is_number(self.alpha) and 0 <= self.alpha <= 1)):
+        raise ConfigError(f"--alpha must be a number in [0, 1], or auto, got {self.alpha!r}.")
+      if self.adapt_alpha and self.bound != "dreg_alpha":
+        raise ConfigError(f"--alpha=auto goes with --bound=dreg_alpha, got --bound={self.bound}.")
+    if self.initial_alpha is not None:
+      if not self.adapt_alpha:
+        raise ConfigError(f"--initial_alpha goes with --alpha=auto, got --alpha={self.alpha}.")
+      if not (_is_number(self.initial_alpha) and 0 <= self.initial_alpha <= 1):
+        raise ConfigError(f"--initial_alpha must be in [0, 1], got {self.initial_alpha!r}.")
+
   def without_places(self) -> dict:
     """Its fields, but for those that name directories."""
     fields = dataclasses.asdict(self)
     return {name: value for name, value in fields.items() if name not in _PLACES}
 
   @property
+  def adapt_alpha(self) -> bool:
+    """Whether alpha moves while training."""
+    return self.alpha == "auto"
+
+  @property
   def bound_options(self) -> dict:
-    """The options of `bounds.get`."""
-    if self.bound == "dreg_alpha":
-      return {"alpha": DEFAULT_ALPHA if self.alpha is None else self.alpha}
-    if self.bound in ("jvi", "jvi_dreg"):
-      return {"order": DEFAULT_ORDER if self.jvi_order is None else self.jvi_order}
+    """The options of `bounds.get` for the bound that is trained on."""
+    return self._options_of(self.bound)
+
+  @property
+  def tracked_bounds(self) -> dict[str, dict]:
+    """The options of `bounds.get` for each bound that --track_variance names."""
+    return {name: self._options_of(name) for name in self._bounds[1:]}
+
+  @property
+  def _bounds(self) -> list[str]:
+    """The bound that is trained on, and those that are tracked."""
+    return [self.bound, *(self.track_variance.split(",") if self.track_variance else ())]
+
+  def _options_of(self, bound: str) -> dict:
+    if bound == "dreg_alpha":
+      if self.adapt_alpha:
+        return {"alpha": _given(self.initial_alpha, DEFAULT_INITIAL_ALPHA)}
+      return {"alpha": _given(self.alpha, DEFAULT_ALPHA)}
+    if bound in ("jvi", "jvi_dreg"):
+      return {"order": _given(self.jvi_order, DEFAULT_ORDER)}
     return {}
 
   @property
@@ -124,10 +187,14 @@ class TrainConfig:
     if self.logdir:
       return pathlib.Path(self.logdir)
     options = "".join(f"_{name}{value}" for name, value in self.bound_options.items())
+    if self.adapt_alpha:
+      options = options.replace("_alpha", "_alpha-auto")
     data = pathlib.Path(self.dataset).stem
     samples = f"K{self.num_samples}"
     if self.num_backward_samples:
       samples += f"-{self.num_backward_samples}"
+    if self.freeze_model:
+      samples += "_frozen"
     name = f"{data}_{self.task}_{self.bound}{options}_{samples}_seed{self.seed}"
     return pathlib.Path("runs") / name
 
@@ -198,6 +265,10 @@ def _check_int(name: str, value, at_least: int, note: str = "") -> None:
     )
   if value > _LARGEST_INT:
     raise ConfigError(f"--{name} must be at most {_LARGEST_INT}, got {value}.")
+
+
+def _given(value, default):
+  return default if value is None else value
 
 
 def _is_number(value) -> bool:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import math
+import pathlib
 import sys
 
 import keras
@@ -58,19 +59,43 @@ def _load_or_build(settings, images, devices) -> tuple[int, keras.Model]:
   """(step, model) on the devices: that of the newest good checkpoint, or a new one."""
   if devices.num_workers == 1:
     with devices.strategy.scope():
-      return checkpoints.load_newest(settings.directory) or (0, build_model(settings, images))
+      return checkpoints.load_newest(settings.directory) or (0, _new_model(settings, images))
   # Loading on all workers takes all of them, so one looks which checkpoint is good first.
   newest = checkpoints.load_newest(settings.directory) if devices.is_chief else None
   step = devices.from_chief(newest[0] if newest else 0)
   with devices.strategy.scope():
     if not step:
-      return 0, build_model(settings, images)
+      return 0, _new_model(settings, images)
     path = checkpoints.path_of(settings.directory, step)
     if devices.any_worker(not path.exists()):
       raise ConfigError(
         f"--logdir must be on a file system that all workers share: one does not see {path}."
       )
     return step, checkpoints.load(path)
+
+
+def _new_model(settings, images) -> models.LatentVariableModel:
+  """The model that a run starts from: a new one, or that of the run that --init_from names."""
+  model = build_model(settings, images)
+  if settings.init_from:
+    loaded = checkpoints.load_newest(pathlib.Path(settings.init_from))
+    if loaded is None:
+      raise ConfigError(f"--init_from={settings.init_from} holds no checkpoint to start from.")
+    _, trained = loaded
+    old, new = ({**m.get_config(), "name": type(m).__name__} for m in (trained, model))
+    differ = [name for name in old if old[name] != new.get(name)]
+    if differ:
+      raise ConfigError(
+        f"--init_from={settings.init_from} holds another model, different in {', '.join(differ)}: "
+        "give that run's --dataset, --task and --latent_dim."
+      )
+    for net, source in zip(_nets(model), _nets(trained), strict=True):
+      net.set_weights(source.get_weights())
+  return model
+
+
+def _nets(model) -> list[keras.layers.Layer]:
+  return [model.encoder, *model.model_layers]
 
 
 def build_model(settings: config.TrainConfig, images: data.Images) -> models.LatentVariableModel:
@@ -88,6 +113,9 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
     seed=settings.seed,
     num_backward_samples=settings.num_backward_samples,
     gradient_statistics=settings.gradient_statistics,
+    track_variance=[bounds.get(name, **o) for name, o in settings.tracked_bounds.items()],
+    adapt_alpha=settings.adapt_alpha,
+    freeze_model=settings.freeze_model,
     jit_compile=settings.jit_compile,
   )
   return model
@@ -105,6 +133,10 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
     example = _example(valid)
     summaries = callbacks.Summaries(start_step, settings.directory, example, images.image_shape)
     observers[1:] = [summaries, checkpointing, progress]
+  if settings.follow_test:
+    test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
+    batches = devices.distribute(test, _eval_batch_size(settings))
+    observers.insert(1, callbacks.FollowTest(batches, int(test.cardinality())))
   if start_step % settings.summarize_every:
     observers.insert(0, callbacks.RestoreMetrics(model.metrics))
   try:

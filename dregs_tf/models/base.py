@@ -1,16 +1,17 @@
 """The Keras model that every latent-variable model derives from: three distributions."""
 
 import functools
-import itertools
-import math
 import random
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import bounds, replicas, seeds
+from dregs_tf import bounds, replicas, seeds, side_by_side
 from dregs_tf import importance_weights as iw
+from dregs_tf.gradients import stop_parameters
+from dregs_tf.models.adaptive_alpha import AdaptiveAlpha
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.gradient_moments import GradientMoments
 from dregs_tf.models.metrics import Mean
@@ -19,6 +20,12 @@ tfd = tfp.distributions
 
 # What a seed is drawn for: training and evaluation never share noise.
 _TRAIN, _EVALUATE, _LOG_LIKELIHOOD = range(3)
+
+# What the moving averages call the gradient that is trained on.
+_OWN = "own"
+
+# The two estimators between which alpha mixes, under names that no tracked bound has.
+_ENDS = {"alpha=0": "iwae_dreg", "alpha=1": "rws_dreg"}
 
 # Rows (samples times examples) that `log_likelihood` evaluates at a time: they bound its memory.
 _ROWS_AT_A_TIME = 5000
@@ -38,6 +45,16 @@ class LatentVariableModel(keras.Model):
 
   Batches are observations x, or pairs (context, x). With observations alone, context is None.
   """
+
+  # What `compile` makes.
+  gradient_statistics = False
+  gradient_moments = adaptive_alpha = None
+  _frozen = False
+
+  @property
+  def model_layers(self) -> Sequence[keras.layers.Layer]:
+    """The layers that p(x, z | context) is made of, for `compile(freeze_model=True)`."""
+    raise TypeError(f"{type(self).__name__} must define model_layers to be frozen.")
 
   def prior(self, context) -> tfd.Distribution:
     """p(z | context)."""
@@ -116,6 +133,9 @@ class LatentVariableModel(keras.Model):
     seed: int | None = None,
     num_backward_samples: int | None = None,
     gradient_statistics: bool = False,
+    track_variance: Sequence[bounds.Bound | str] = (),
+    adapt_alpha: bool = False,
+    freeze_model: bool = False,
     **kwargs,
   ) -> None:
     """Says how the model is trained, as Keras' `compile` does.
@@ -131,18 +151,22 @@ class LatentVariableModel(keras.Model):
         gradient a random M of them, heavy ones for certain: cheaper, still unbiased.
       gradient_statistics: whether to follow variance and signal-to-noise ratio of the gradients of
         the proposal's and of the model's parameters while training (moving averages, decay 0.99).
+      track_variance: bounds whose estimators of the proposal's gradient are followed in the same
+        way, on the same samples, without training on them.
+      adapt_alpha: for dreg_alpha, whether alpha moves while training, from the bound's own value on
+        (see `dregs_tf/models/adaptive_alpha.py`).
+      freeze_model: whether to train the proposal alone; for a model with `model_layers`.
       **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
 
     Raises:
-      ValueError: if the bound is unknown or not defined for so few samples.
+      ValueError: if a bound is unknown or not defined for so few samples, or if options do not go
+        together.
     """
-    bound = bounds.get(bound) if isinstance(bound, str) else bound
-    if not isinstance(bound, bounds.Bound):
-      raise TypeError(
-        f"bound must be a Bound or one of {', '.join(bounds.names())}, got {bound!r}."
-      )
-    bounds.check_num_samples(num_samples, bound)
+    bound, *tracked = (_as_bound(b) for b in (bound, *track_variance))
+    for each in (bound, *tracked):
+      bounds.check_num_samples(num_samples, each)
     bounds.check_num_backward_samples(num_backward_samples, num_samples)
+    self._check_side_by_side(bound, tracked, adapt_alpha, num_backward_samples)
     for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
       if kwargs.get(argument) is not None:
         raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")
@@ -161,13 +185,28 @@ class LatentVariableModel(keras.Model):
     self.seed = random.randint(1, int(1e9)) if seed is None else seed
     self._bound_metric = Mean(name="bound")
     self._sample_size_metric = Mean(name="effective_sample_size")
-    self._compile_arguments = {"optimizer": self.optimizer, "seed": self.seed, **kwargs}
-    if self.gradient_statistics:
-      # Of an earlier `compile`: Keras would keep its variables.
-      self._layers.remove(self.gradient_moments)
-    self.gradient_moments = GradientMoments() if gradient_statistics else None
-    if gradient_statistics and self.built:
-      self._build_moments()
+    self._compile_arguments = {
+      "optimizer": self.optimizer,
+      "seed": self.seed,
+      "freeze_model": freeze_model,
+      **kwargs,
+    }
+    if freeze_model or self._frozen:
+      for layer in self.model_layers:
+        layer.trainable = not freeze_model
+      self._frozen = freeze_model
+    for layer in (self.gradient_moments, self.adaptive_alpha):
+      if layer is not None:
+        self._layers.remove(layer)  # Of an earlier `compile`: Keras would keep its variables.
+    self.gradient_statistics = gradient_statistics
+    self.tracked = {each.name: each for each in tracked}
+    names = [_OWN] * gradient_statistics + list(self.tracked)
+    self.gradient_moments = GradientMoments(names) if names else None
+    self.adaptive_alpha = None
+    if adapt_alpha:
+      self.adaptive_alpha = AdaptiveAlpha(dict(bound.options)["alpha"])
+    if self.built:
+      self._build_followers()
 
   def get_compile_config(self) -> dict:
     """What `compile` was called with, for saving."""
@@ -181,6 +220,8 @@ class LatentVariableModel(keras.Model):
         "num_samples": self.num_samples,
         "num_backward_samples": self.num_backward_samples,
         "gradient_statistics": self.gradient_statistics,
+        "track_variance": [[b.name, dict(b.options)] for b in self.tracked.values()],
+        "adapt_alpha": self.adaptive_alpha is not None,
       }
     )
 
@@ -188,14 +229,26 @@ class LatentVariableModel(keras.Model):
     """Compiles a loaded model as it was when it was saved."""
     config = keras.saving.deserialize_keras_object(config)
     options = config.pop("bound_options")
-    self.compile(**config | {"bound": bounds.get(config["bound"], **options)})
+    tracked = [bounds.get(name, **options) for name, options in config.pop("track_variance", [])]
+    bound = bounds.get(config["bound"], **options)
+    self.compile(**config | {"bound": bound, "track_variance": tracked})
     if self.built:
       self.optimizer.build(self.trainable_variables)
 
-  @property
-  def gradient_statistics(self) -> bool:
-    """Whether variance and SNR of the gradients are followed."""
-    return getattr(self, "gradient_moments", None) is not None
+  def _check_side_by_side(self, bound, tracked, adapt_alpha, num_backward_samples) -> None:
+    """Raises where several estimators are asked for that cannot be had side by side."""
+    if adapt_alpha and (bound.name != "dreg_alpha" or tf.is_tensor(dict(bound.options)["alpha"])):
+      raise ValueError(f"adapt_alpha needs the bound dreg_alpha with a number alpha, got {bound}.")
+    if not (tracked or adapt_alpha):
+      return
+    argument = "adapt_alpha" if adapt_alpha else "track_variance"
+    if num_backward_samples is not None:
+      raise ValueError(f"{argument} takes all samples: drop num_backward_samples.")
+    if tf.as_dtype(self.compute_dtype) == tf.float16:
+      raise ValueError(f"{argument} needs more range than float16 has: use mixed_bfloat16.")
+    names = [each.name for each in tracked]
+    if len(set(names)) < len(names):
+      raise ValueError(f"track_variance names a bound twice, got {', '.join(names)}.")
 
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
@@ -240,9 +293,9 @@ class LatentVariableModel(keras.Model):
 
   def make_train_function(self, force: bool = False):
     """Keras' hook before the first step: variables are not made on a replica."""
-    if self.gradient_statistics and self.built and not self.gradient_moments.built:
+    if self.built:
       with self.distribute_strategy.scope():
-        self._build_moments()
+        self._build_followers()
     return super().make_train_function(force)
 
   def train_step(self, data) -> dict[str, tf.Tensor]:
@@ -251,11 +304,17 @@ class LatentVariableModel(keras.Model):
     self._build_for(x, context)
     # With gradient accumulation `iterations` stands still between updates, `_iterations` does not.
     step = tf.cast(getattr(self.optimizer, "_iterations", self.optimizer.iterations), tf.int32)
-    gradients, *values = self._replica_gradients(x, context, step, replicas.part_of_batch(x))
+    gradients, others, *values = self._replica_gradients(
+      x, context, step, replicas.part_of_batch(x)
+    )
     logs = self._update_metrics(*values)
     variables = self.trainable_variables
-    if self.gradient_statistics:
-      logs |= self._update_gradient_statistics(x, context, variables, gradients)
+    self._build_followers()
+    if self.adaptive_alpha is not None:
+      logs["alpha"] = tf.identity(self.adaptive_alpha.alpha)
+      self.adaptive_alpha.update(*(self._to_maximise(others.pop(name)) for name in _ENDS))
+    if self.gradient_moments is not None:
+      logs |= self._update_gradient_moments(x, context, variables, {_OWN: gradients} | others)
     self.optimizer.apply(gradients, variables)
     return _as_logs(logs)
 
@@ -270,10 +329,12 @@ class LatentVariableModel(keras.Model):
     return _as_logs(self._update_metrics(*self._replica_evaluate(x, context, seen, part)))
 
   def _gradients(self, x, context, step, part):
-    """The gradients, which replicas sum, and what `_evaluate` returns."""
+    """The gradients, which replicas sum, those of others by name, and what `_evaluate` returns."""
     # In here, as `fold_in` too draws other numbers with XLA than without.
     seed = self._seed_for(_TRAIN, step)
     total = tf.shape(x)[0] if part is None else part.total
+    if self.tracked or self.adaptive_alpha is not None:
+      return self._gradients_side_by_side(x, context, seed, part, total)
     with tf.GradientTape() as tape:
       estimate = self._estimate(
         x, context, seed, part, num_backward_samples=self.num_backward_samples
@@ -282,7 +343,31 @@ class LatentVariableModel(keras.Model):
       loss = -tf.reduce_sum(objective) / tf.cast(total, objective.dtype)
       scaled_loss = self.optimizer.scale_loss(loss)
     gradients = tape.gradient(scaled_loss, self.trainable_variables)
-    return gradients, objective, iw.effective_sample_size(estimate.log_weights)
+    return gradients, {}, objective, iw.effective_sample_size(estimate.log_weights)
+
+  def _gradients_side_by_side(self, x, context, seed, part, total):
+    """What `_gradients` returns, with the gradients of further bounds on the same samples."""
+    bound, others = self.bound, dict(self.tracked)
+    if self.adaptive_alpha is not None:
+      bound = bounds.get("dreg_alpha", alpha=tf.convert_to_tensor(self.adaptive_alpha.alpha))
+      others |= {name: bounds.get(end) for name, end in _ENDS.items()}
+    shared = draws_for_whole_batch(self.proposal(x, context))
+    with replicas.noise_of(part, seed, shared=shared) as seed:
+      result = side_by_side.differentiate(
+        [bound, *others.values()],
+        lambda z: self.target_log_prob(x, z, context),
+        lambda: self.proposal(x, context),
+        self.trainable_variables,
+        self.num_samples,
+        seed,
+        stop=lambda q: self.stopped_proposal(q) or stop_parameters(q),
+        scale=-self.optimizer.scale_loss(tf.ones([])) / tf.cast(total, tf.float32),
+      )
+    of_others = dict(zip(others, result.proposal[1:], strict=True))
+    for name in _ENDS if self.adaptive_alpha is not None else ():
+      of_others[name] = side_by_side.add_where_both(of_others[name], result.model)
+    sample_size = iw.effective_sample_size(result.log_weights)
+    return result.total(), of_others, result.values[0], sample_size
 
   def _evaluate(self, x, context, seen, part):
     """The bound and the effective sample size of each example."""
@@ -380,49 +465,66 @@ class LatentVariableModel(keras.Model):
     """Keras' hook: what an epoch reports. The metrics' own values, which are of all replicas."""
     return {**(logs or {}), **self.get_metrics_result()}
 
-  def _build_moments(self) -> None:
-    size = sum(math.prod(variable.shape) for variable in self.trainable_variables)
-    self.gradient_moments.build(size)
+  def _build_followers(self) -> None:
+    """Makes the variables of what follows gradients, where they are not made yet."""
+    shapes = [tuple(variable.shape) for variable in self.trainable_variables]
+    for layer in (self.gradient_moments, self.adaptive_alpha):
+      if layer is not None and not layer.built:
+        layer.build(shapes)
 
-  def _update_gradient_statistics(self, x, context, variables, gradients) -> dict[str, tf.Tensor]:
-    """Follows the gradients of the proposal's and of the model's parameters."""
-    if not self.gradient_moments.built:
-      self._build_moments()
-    scale = self.optimizer.scale_loss(tf.ones([]))
-    gradients = [
-      tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
-      for variable, gradient in zip(variables, gradients, strict=True)
-    ]
-    gradient = tf.concat([tf.reshape(g, [-1]) / tf.cast(scale, g.dtype) for g in gradients], axis=0)
+  def _to_maximise(self, gradients: list) -> list:
+    """The gradient of the bound, over all replicas, given that of the scaled loss on one."""
+    scale = -self.optimizer.scale_loss(tf.ones([]))
+    there = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    there = [g / tf.cast(scale, g.dtype) for g in there]
     replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:
-      gradient = replica.all_reduce("SUM", gradient)
-    self.gradient_moments.update(gradient)
+      there = replica.all_reduce("SUM", there)
+    rest = iter(there)
+    return [None if g is None else next(rest) for g in gradients]
+
+  def _update_gradient_moments(self, x, context, variables, by_name) -> dict[str, tf.Tensor]:
+    """Follows the gradients of the bounds by name, and reports their variance and SNR."""
+    groups = self._gradient_groups(x, context, variables)
+    everywhere = sorted({place for places in groups.values() for place in places})
+    reports = {f"{name}_": (name, groups["proposal"]) for name in self.tracked}
+    if self.gradient_statistics:
+      reports |= {f"{group}_": (_OWN, places) for group, places in groups.items()}
+    self.gradient_moments.update(
+      {
+        name: self._to_maximise(
+          [g if i in everywhere else None for i, g in enumerate(by_name[name])]
+        )
+        for name in self.gradient_moments.names
+      }
+    )
     logs = {}
-    for name, slices in self._gradient_groups(x, context, variables).items():
-      variance, snr = self.gradient_moments.variance_and_snr(slices)
-      logs |= {f"{name}_gradient_variance": variance, f"{name}_gradient_snr": snr}
+    for prefix, (name, places) in reports.items():
+      variance, snr = self.gradient_moments.variance_and_snr(name, places)
+      logs |= {f"{prefix}gradient_variance": variance, f"{prefix}gradient_snr": snr}
     return logs
 
-  def _gradient_groups(self, x, context, variables) -> dict[str, list[tuple[int, int]]]:
-    """The coordinates (start, end) of the variables that the proposal and that p depend on.
+  def _gradient_groups(self, x, context, variables) -> dict[str, list[int]]:
+    """The places among the variables of those that the proposal and that p depend on.
 
     Read off which gradients exist. Only traced: nothing of it is executed in a compiled step.
     """
     with tf.GradientTape(persistent=True) as tape:
       z = self.proposal(x, context).sample(1, seed=[0, 0])
       log_p = self.target_log_prob(x, tf.nest.map_structure(tf.stop_gradient, z), context)
-    ends = list(itertools.accumulate(math.prod(variable.shape) for variable in variables))
-    coordinates = list(zip([0, *ends[:-1]], ends, strict=True))
     groups = {
-      name: [
-        place
-        for place, gradient in zip(coordinates, tape.gradient(target, variables), strict=True)
-        if gradient is not None
-      ]
+      name: [i for i, g in enumerate(tape.gradient(target, variables)) if g is not None]
       for name, target in (("proposal", z), ("model", log_p))
     }
     return {name: places for name, places in groups.items() if places}
+
+
+def _as_bound(bound) -> bounds.Bound:
+  """A Bound, given one or its name."""
+  bound = bounds.get(bound) if isinstance(bound, str) else bound
+  if not isinstance(bound, bounds.Bound):
+    raise TypeError(f"bound must be a Bound or one of {', '.join(bounds.names())}, got {bound!r}.")
+  return bound
 
 
 def _split(data):

@@ -1,4 +1,6 @@
-"""Moving averages of a gradient and its square: the variance and SNR that the authors report."""
+"""Moving averages of gradients and their squares: the variance and SNR that the authors report."""
+
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -8,36 +10,54 @@ _DECAY = 0.99
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class GradientMoments(keras.layers.Layer):
-  """Exponential moving averages of g and g^2 for every coordinate of a gradient, debiased.
+  """Exponential moving averages of g and |g|^2 for the gradients of several estimators, debiased.
 
-  Over a net's coordinates, variance = mean(m2 - m1^2) and SNR^2 = mean(m1^2) / variance, with
-  averages of decay 0.99 (the authors' released code, there without the debiasing).
+  Over the coordinates of some variables, variance = mean(m2 - m1^2) and SNR^2 = mean(m1^2) /
+  variance, with averages m1 of g and m2 of g^2 of decay 0.99 (the authors' released code, there
+  without the debiasing). Of m2 the mean alone is needed, so each variable has one number for it.
+
+  Args:
+    names: of the estimators.
+    **kwargs: of a Keras layer.
   """
 
-  size: int | None = None  # the number of coordinates, until built
+  def __init__(self, names: Sequence[str], **kwargs):
+    super().__init__(**kwargs)
+    self.names = tuple(names)
 
-  def build(self, size: int) -> None:
-    """Makes the averages of a gradient of `size` coordinates."""
+  def build(self, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Makes the averages, for variables of these shapes."""
     options = {"initializer": "zeros", "trainable": False, "dtype": "float32"}
-    self._first = self.add_weight(name="first", shape=(size,), **options)
-    self._second = self.add_weight(name="second", shape=(size,), **options)
+    self._first = {
+      name: [self.add_weight(name=f"first_{i}", shape=s, **options) for i, s in enumerate(shapes)]
+      for name in self.names
+    }
+    self._second = {
+      name: self.add_weight(name="second", shape=(len(shapes),), **options) for name in self.names
+    }
     self._mass = self.add_weight(name="mass", shape=(), **options)
-    self.size = size
     self.built = True
 
-  def update(self, gradient: tf.Tensor) -> None:
-    """Takes in one gradient, a vector of `size` coordinates."""
-    gradient = tf.cast(gradient, tf.float32)
-    for average, new in ((self._first, gradient), (self._second, gradient**2), (self._mass, 1.0)):
-      average.assign(_DECAY * average + (1 - _DECAY) * new)
+  def update(self, gradients: dict[str, Sequence[tf.Tensor | None]]) -> None:
+    """Takes in each estimator's gradient of each variable, None where there is none."""
+    self._mass.assign(_DECAY * self._mass + (1 - _DECAY))
+    for name, parts in gradients.items():
+      squares = []
+      for average, gradient in zip(self._first[name], parts, strict=True):
+        if gradient is None:
+          squares.append(tf.zeros([]))
+          continue
+        gradient = tf.cast(gradient, tf.float32)
+        squares.append(tf.reduce_sum(gradient**2))
+        average.assign(_DECAY * average + (1 - _DECAY) * gradient)
+      second = self._second[name]
+      second.assign(_DECAY * second + (1 - _DECAY) * tf.stack(squares))
 
-  def variance_and_snr(self, slices: list[tuple[int, int]]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Variance and SNR, scalars, over the coordinates in the slices, each (start, end)."""
-
-    def part(average):
-      return tf.concat([average[start:end] for start, end in slices], axis=0) / self._mass
-
-    squared_mean = part(self._first) ** 2
+  def variance_and_snr(self, name: str, places: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Variance and SNR, scalars, of one estimator over the variables at these places."""
+    size = sum(self._first[name][i].shape.num_elements() for i in places)
+    first = sum(tf.reduce_sum((self._first[name][i] / self._mass) ** 2) for i in places) / size
+    second = sum(self._second[name][i] for i in places) / (self._mass * size)
     # Rounding can take a variance below 0.
-    variance = tf.reduce_mean(tf.nn.relu(part(self._second) - squared_mean))
-    return variance, tf.sqrt(tf.math.divide_no_nan(tf.reduce_mean(squared_mean), variance))
+    variance = tf.nn.relu(second - first)
+    return variance, tf.sqrt(tf.math.divide_no_nan(first, variance))

@@ -52,6 +52,11 @@ class StructuredVAE(LatentVariableModel):
     self.decoder.build([(None, self.latent_dim), context_shape])
     self.built = True
 
+  @property
+  def model_layers(self) -> list[keras.layers.Layer]:
+    """The conditional prior and the decoder."""
+    return [self.conditional_prior, self.decoder]
+
   def prior(self, context) -> tfd.Distribution:
     """p(z | c) for contexts [batch_size, C]: batch shape [batch_size], event shape [latent_dim]."""
     return self.conditional_prior.distribution(self._centred(context))

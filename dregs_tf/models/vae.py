@@ -41,6 +41,11 @@ class VAE(LatentVariableModel):
     self.decoder.build((None, self.latent_dim))
     self.built = True
 
+  @property
+  def model_layers(self) -> list[keras.layers.Layer]:
+    """The decoder: the prior has no parameters."""
+    return [self.decoder]
+
   def prior(self, context=None) -> tfd.Distribution:
     """p(z) = N(0, I): batch shape [], event shape [latent_dim]."""
     refuse_context(self, context)

@@ -1,0 +1,111 @@
+"""DReG(alpha) with an alpha that adapts while training: hypergradient descent through Adam.
+
+Eq. 10 mixes two path gradients of the proposal's parameters phi, from one pass of the model:
+
+  g(alpha) = g_I + alpha D,   D = g_R - g_I,
+
+g_I that of IWAE-DReG, g_R that of RWS-DReG. The paper leaves the choice of alpha open; the best
+one differs between tasks. Baydin et al. (2017) adapt a learning rate by the derivative of the next
+step's objective in it; here the same is done for alpha.
+
+Adam moves phi_{t+1} = phi_t + eta u_t, u = m / (sqrt(v) + eps), with debiased moving averages m of
+g and v of g^2. Had the steps that they remember been taken with this alpha, then
+
+  m(alpha) = m_I + alpha m_D   and so   dm/dalpha = m_D, the average of D,
+  dv/dalpha = s, the average of dg^2/dalpha = 2 g D,
+  du/dalpha = m_D / (sqrt(v) + eps)  -  m s / (2 sqrt(v) (sqrt(v) + eps)^2).
+
+To first order in eta the step adds eta <grad L_K(phi_{t+1}), u_t> to the bound, and the derivative
+of that in alpha is
+
+  h_{t+1} = < g_I at step t+1,  du_t / dalpha >     (times eta).
+
+IWAE-DReG is unbiased for grad L_K (Eq. 7), and the samples of step t+1 are independent of what u_t
+is made of; so h is an unbiased estimate, given phi_{t+1}, of how the gain changes with alpha. The
+second term of du/dalpha is what tells noise: a noisier g makes v larger and the step along the mean
+smaller, so alpha rises where RWS-DReG points the bound's way with more signal, and falls where its
+bias points elsewhere. alpha itself is moved by Adam along h, which makes eta and the model's scale
+irrelevant, and is kept in [0, 1].
+"""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+
+# Of alpha's own Adam: from one end of [0, 1] to the other takes some hundred steps at least.
+_LEARNING_RATE = 2e-3
+
+
+@keras.saving.register_keras_serializable("dregs_tf")
+class AdaptiveAlpha(keras.layers.Layer):
+  """alpha of Eq. 10 as a variable, and the moving averages that its hypergradient takes.
+
+  Args:
+    initial_alpha: where it starts, in [0, 1].
+    **kwargs: of a Keras layer.
+  """
+
+  def __init__(self, initial_alpha: float, **kwargs):
+    super().__init__(**kwargs)
+    options = {"trainable": False, "dtype": "float32"}
+    start = keras.initializers.Constant(initial_alpha)
+    self.alpha = self.add_weight(name="alpha", shape=(), initializer=start, **options)
+
+  def build(self, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Makes the averages, for variables of these shapes."""
+    options = {"initializer": "zeros", "trainable": False, "dtype": "float32"}
+
+    def averages(name):
+      return [self.add_weight(name=f"{name}_{i}", shape=s, **options) for i, s in enumerate(shapes)]
+
+    self._m, self._m_slope = averages("m"), averages("m_slope")
+    self._v, self._v_slope = averages("v"), averages("v_slope")
+    self._steps = self.add_weight(name="steps", shape=(), **options)
+    self._h_mean = self.add_weight(name="h_mean", shape=(), **options)
+    self._h_square = self.add_weight(name="h_square", shape=(), **options)
+    self.built = True
+
+  def update(self, iwae_dreg: Sequence, rws_dreg: Sequence) -> None:
+    """Moves alpha, given the two gradients of each variable, None where alpha has no say."""
+    gradients = [
+      (i, tf.cast(g_i, tf.float32), tf.cast(g_r, tf.float32))
+      for i, (g_i, g_r) in enumerate(zip(iwae_dreg, rws_dreg, strict=True))
+      if g_i is not None
+    ]
+    used = tf.identity(self.alpha)  # what this step's gradient was taken with
+    hypergradient = sum(tf.reduce_sum(g_i * self._slope(i)) for i, g_i, _ in gradients)
+    self._move(hypergradient)
+    self._steps.assign_add(1.0)
+    for i, g_i, g_r in gradients:
+      difference = g_r - g_i
+      g = g_i + used * difference
+      _follow(self._m[i], g, _BETA_1)
+      _follow(self._m_slope[i], difference, _BETA_1)
+      _follow(self._v[i], g**2, _BETA_2)
+      _follow(self._v_slope[i], 2 * g * difference, _BETA_2)
+
+  def _slope(self, i: int) -> tf.Tensor:
+    """du/dalpha of variable i, as of the last step; 0 before the first."""
+    first = tf.math.reciprocal_no_nan(1 - _BETA_1**self._steps)
+    second = tf.math.reciprocal_no_nan(1 - _BETA_2**self._steps)
+    m, m_slope = first * self._m[i], first * self._m_slope[i]
+    v_slope = second * self._v_slope[i]
+    root = tf.sqrt(second * self._v[i])
+    shift = tf.math.divide_no_nan(m * v_slope, 2 * root * (root + _EPSILON) ** 2)
+    return m_slope / (root + _EPSILON) - shift
+
+  def _move(self, hypergradient: tf.Tensor) -> None:
+    """One step of Adam, upwards, within [0, 1]."""
+    _follow(self._h_mean, hypergradient, _BETA_1)
+    _follow(self._h_square, hypergradient**2, _BETA_2)
+    mean = tf.math.divide_no_nan(self._h_mean, 1 - _BETA_1**self._steps)
+    square = tf.math.divide_no_nan(self._h_square, 1 - _BETA_2**self._steps)
+    step = _LEARNING_RATE * mean / (tf.sqrt(square) + _EPSILON)
+    self.alpha.assign(tf.clip_by_value(self.alpha + step, 0.0, 1.0))
+
+
+def _follow(average, new, decay: float) -> None:
+  average.assign(decay * average + (1 - decay) * new)

@@ -1,0 +1,138 @@
+"""Gradients of several estimators from one evaluation of the model.
+
+Each estimator is three numbers a, b, c per sample (see `dregs_tf/bounds.py`). The model's gradient
+is the backward pass of log p with a; the proposal's is that of the samples and of the score,
+
+  sum_i  b_i (dlog w_i / dz_i) dz_i / dphi  +  c_i dlog q(z_i) / dphi.
+
+So dlog w / dz is computed once, and every further estimator costs a backward pass through the
+proposal's net alone, which sees 1/K of the rows that the model's net sees.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf.bounds import Bound, at_least_float32
+from dregs_tf.gradients import stop_parameters
+
+tfd = tfp.distributions
+
+# The smallest weight that a sample's row of the backward pass carries: divided out again, it gives
+# dlog p / dz also where a vanishes; what it adds to the model's gradient is lost in rounding.
+_LEAST_WEIGHT = 1e-12
+
+
+class Gradients(NamedTuple):
+  """What `differentiate` returns; gradients of the bounds, None where there is none.
+
+  values: [batch_size] for each bound, in nats.
+  log_weights: [num_samples, batch_size], in nats, stopped.
+  model: the first bound's gradient through log p(x, z), of each variable.
+  proposal: for each bound, its gradient through the proposal, of each variable.
+  """
+
+  values: list[tf.Tensor]
+  log_weights: tf.Tensor
+  model: list[tf.Tensor | None] | None
+  proposal: list[list[tf.Tensor | None]]
+
+  def total(self) -> list[tf.Tensor | None]:
+    """The whole gradient of the first bound, as `bounds.estimate` gives it."""
+    return [_add(p, q) for p, q in zip(self.model, self.proposal[0], strict=True)]
+
+
+def differentiate(
+  bounds: Sequence[Bound],
+  target_log_prob_fn: Callable[[Any], tf.Tensor],
+  make_proposal: Callable[[], tfd.Distribution],
+  variables: Sequence,
+  num_samples: int,
+  seed: tf.Tensor,
+  *,
+  stop: Callable[[tfd.Distribution], Any] = stop_parameters,
+  scale: float | tf.Tensor = 1.0,
+  with_model: bool = True,
+) -> Gradients:
+  """Gradients of sum_b scale * bound_b over the batch, for several bounds on the same samples.
+
+  Args:
+    bounds: which ones; the first is the one whose gradient of the model is taken.
+    target_log_prob_fn: log p(x, z) as `bounds.estimate` takes it.
+    make_proposal: builds q(z | x), reparameterised, of batch shape [batch_size], from variables.
+    variables: what to take gradients of.
+    num_samples: K.
+    seed: a stateless seed, of shape [2].
+    stop: gives the proposal with its parameters stopped.
+    scale: a factor of every gradient, such as one over the batch size.
+    with_model: whether to take the gradient of the model, too; otherwise `model` is None.
+  """
+  variables = list(variables)
+  with tf.GradientTape(persistent=True) as tape:
+    proposal = make_proposal()
+    samples = proposal.sample(num_samples, seed=seed)
+    stopped = tf.nest.map_structure(tf.stop_gradient, samples)
+    score = at_least_float32(proposal.log_prob(stopped))
+    tape.watch(stopped)
+    log_p = at_least_float32(tf.convert_to_tensor(target_log_prob_fn(stopped)))
+  with tf.GradientTape() as path:
+    # New tensors: a bijector's cache would answer for the old ones, past the stopped parameters.
+    z = tf.nest.map_structure(tf.identity, stopped)
+    path.watch(z)
+    log_q = at_least_float32(stop(proposal).log_prob(z))
+  log_weights = tf.stop_gradient(log_p - tf.cast(score, log_p.dtype))
+  values, coefficients = zip(*(b.value_and_coefficients(log_weights) for b in bounds), strict=True)
+
+  has_weight = log_weights > log_weights.dtype.min
+  if with_model:
+    weight = _away_from_zero(coefficients[0].log_p) * tf.cast(scale, log_weights.dtype)
+  else:
+    weight = tf.ones_like(log_weights)
+  weight = tf.where(has_weight, weight, tf.zeros_like(weight))
+  leaves = tf.nest.flatten(stopped)
+  model, slopes_p = tape.gradient(
+    log_p, [variables if with_model else [], leaves], output_gradients=tf.cast(weight, log_p.dtype)
+  )
+  slopes_q = path.gradient(log_q, tf.nest.flatten(z), unconnected_gradients="zero")
+  slopes = [
+    _times(tf.math.reciprocal_no_nan(weight), p) - q
+    for p, q in zip(slopes_p, slopes_q, strict=True)
+  ]
+  proposal_gradients = []
+  for _, b, c in coefficients:
+    upstream = [_times(b * tf.cast(scale, b.dtype), slope) for slope in slopes]
+    upstream.append(tf.cast(c * tf.cast(scale, c.dtype), score.dtype))
+    targets = [*tf.nest.flatten(samples), score]
+    proposal_gradients.append(tape.gradient(targets, variables, output_gradients=upstream))
+  return Gradients(list(values), log_weights, model if with_model else None, proposal_gradients)
+
+
+def flatten(gradients: Sequence[tf.Tensor | None]) -> tf.Tensor:
+  """The gradients that there are, as one vector."""
+  parts = [tf.reshape(tf.convert_to_tensor(g), [-1]) for g in gradients if g is not None]
+  return tf.concat([at_least_float32(part) for part in parts], axis=0)
+
+
+def _away_from_zero(a: tf.Tensor) -> tf.Tensor:
+  least = tf.constant(_LEAST_WEIGHT, a.dtype)
+  return tf.where(tf.abs(a) < least, tf.where(a < 0, -least, least), a)
+
+
+def _times(weight: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
+  """Each sample's part of `tensor` times its weight; 0 where that is 0, whatever the tensor."""
+  missing = tensor.shape.rank - weight.shape.rank
+  weight = tf.reshape(weight, tf.concat([tf.shape(weight), tf.ones([missing], tf.int32)], axis=0))
+  return tf.math.multiply_no_nan(tensor, tf.cast(weight, tensor.dtype))
+
+
+def add_where_both(first: Sequence, second: Sequence) -> list[tf.Tensor | None]:
+  """The sums of gradients; of a variable that is not in `first`, None."""
+  return [None if f is None else _add(f, s) for f, s in zip(first, second, strict=True)]
+
+
+def _add(first: tf.Tensor | None, second: tf.Tensor | None) -> tf.Tensor | None:
+  if first is None or second is None:
+    return second if first is None else first
+  return tf.convert_to_tensor(first) + tf.convert_to_tensor(second)

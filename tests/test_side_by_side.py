@@ -1,0 +1,156 @@
+"""Several estimators from one evaluation, against each on its own."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import dregs_tf
+from dregs_tf import bounds, side_by_side
+from tests import oracles
+from tests.test_bounds import (
+  FEW,
+  IDS,
+  VARIANTS,
+  all_operations,
+  hierarchy_problem,
+  joint_problem,
+  shared_problem,
+)
+
+tfd = tfp.distributions
+NUM_SAMPLES, SEED, SCALE = 5, [3, 4], 0.75
+
+
+def differentiate(problem, variants, **options):
+  return side_by_side.differentiate(
+    [bounds.get(name, **bound_options) for name, bound_options in variants],
+    functools.partial(problem.target, problem.parameters),
+    functools.partial(problem.proposal, problem.parameters),
+    problem.parameters,
+    NUM_SAMPLES,
+    tf.constant(SEED),
+    **({"scale": SCALE} | options),
+  )
+
+
+def literal(problem, name, options):
+  """SCALE times the gradient of the summed surrogate, at the same samples."""
+  with tf.GradientTape() as tape:
+    samples = problem.proposal(problem.parameters).sample(NUM_SAMPLES, seed=SEED)
+    total = SCALE * tf.reduce_sum(oracles.surrogate(name, problem, samples, options))
+  return tape.gradient(total, problem.parameters, unconnected_gradients="zero")
+
+
+def of_model(problem, name, options):
+  """The part of it that comes through log p~: the samples are stopped."""
+  samples = problem.proposal(problem.parameters).sample(NUM_SAMPLES, seed=SEED)
+  a = bounds.get(name, **options).coefficients(problem.live(samples)).log_p
+  with tf.GradientTape() as tape:
+    total = SCALE * tf.reduce_sum(a * problem.tilde_p(samples))
+  return tape.gradient(total, problem.parameters, unconnected_gradients="zero")
+
+
+def assert_close(actual, expected, tolerance=1e-9):
+  for a, e in zip(actual, expected, strict=True):
+    a = np.zeros_like(e) if a is None else a
+    np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name,options", VARIANTS, ids=IDS)
+def test_the_first_bounds_whole_gradient_is_the_literal_surrogates(name, options):
+  problem = shared_problem([2])
+  gradients = differentiate(problem, [(name, options)])
+  assert_close(gradients.total(), literal(problem, name, options))
+  assert_close(gradients.model, of_model(problem, name, options))
+  np.testing.assert_allclose(
+    gradients.values[0], oracles.value(name, gradients.log_weights, options), rtol=1e-9
+  )
+
+
+@pytest.mark.parametrize(
+  "problem", [lambda: shared_problem([2]), lambda: joint_problem("named")], ids=["one", "joint"]
+)
+@pytest.mark.parametrize("with_model", [True, False])
+def test_every_bounds_path_and_score_are_the_literal_surrogates(problem, with_model):
+  problem = problem()
+  gradients = differentiate(problem, FEW, with_model=with_model)
+  assert (gradients.model is not None) == with_model
+  for (name, options), actual in zip(FEW, gradients.proposal, strict=True):
+    whole, model = literal(problem, name, options), of_model(problem, name, options)
+    assert_close(actual, [w - m for w, m in zip(whole, model, strict=True)])
+
+
+def test_a_hierarchy_with_the_proposal_stopped_by_path_only():
+  problem = hierarchy_problem()
+  gradients = differentiate(problem, FEW, stop=dregs_tf.PathOnly)
+  for (name, options), actual in zip(FEW, gradients.proposal, strict=True):
+    whole, model = literal(problem, name, options), of_model(problem, name, options)
+    assert_close(actual, [w - m for w, m in zip(whole, model, strict=True)])
+
+
+def test_where_a_vanishes_the_path_does_not():
+  """The ELBO's path beside IWAE's model gradient, in float32, one weight holding all the mass."""
+
+  def target(z):
+    return -0.5 * tf.reduce_sum((z - 1) ** 2, -1) + mean + tf.constant([[0.0], [-300.0], [-60.0]])
+
+  mean, loc = tf.Variable(0.5), tf.Variable([[0.25, -0.5]])
+
+  def make_proposal():
+    return tfd.Independent(tfd.Normal(loc, 1.0), 1)
+
+  gradients = side_by_side.differentiate(
+    [bounds.get("iwae"), bounds.get("elbo")], target, make_proposal, [mean, loc], 3, [1, 2]
+  )
+  alone = side_by_side.differentiate(
+    [bounds.get("elbo")], target, make_proposal, [mean, loc], 3, [1, 2]
+  )
+  np.testing.assert_allclose(gradients.proposal[1][1], alone.proposal[0][1], rtol=1e-5)
+  np.testing.assert_allclose(gradients.model[0], 1.0, rtol=1e-6)
+
+
+def test_a_sample_of_weight_zero_poisons_nothing():
+  """log p is -inf there and its slope NaN, as where a density ends."""
+  loc = tf.Variable([[0.5, -0.25]])
+
+  def target(z):
+    return tf.reduce_sum(tf.math.log(tf.nn.relu(1.5 - z)), -1)
+
+  gradients = side_by_side.differentiate(
+    [bounds.get(name) for name in ("iwae_dreg", "rws", "elbo_stl")],
+    target,
+    lambda: tfd.Independent(tfd.Normal(loc, 1.0), 1),
+    [loc],
+    6,
+    [1, 2],
+    with_model=False,
+  )
+  assert np.isinf(gradients.log_weights).any() and np.isfinite(gradients.log_weights).any()
+  for (gradient,) in gradients.proposal:
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-3
+
+
+def test_further_bounds_add_no_product_of_the_model():
+  """Ten bounds multiply with the decoder's kernel as often as one: forward, slope and kernel."""
+  kernel, size = tf.Variable(tf.ones([7, 11])), tf.Variable(tf.ones([3, 7]))
+
+  def products(names):
+    @tf.function
+    def step():
+      gradients = side_by_side.differentiate(
+        [bounds.get(name) for name in names],
+        lambda z: tf.reduce_sum(tf.tanh(tf.einsum("kbi,ij->kbj", z, kernel)), -1),
+        lambda: tfd.Independent(tfd.Normal(size, 1.0), 1),
+        [kernel, size],
+        5,
+        tf.constant([1, 2]),
+      )
+      return gradients.total()
+
+    operations = all_operations(step.get_concrete_function().graph)
+    return sum(o.type in ("MatMul", "BatchMatMulV2", "Einsum") for o in operations)
+
+  assert products(["iwae"]) == products(bounds.names()) == 3
