@@ -34,6 +34,9 @@ DEFAULT_ORDER = 1
 # Shapes, steps and seeds are int32 somewhere below.
 _LARGEST_INT = 2**31 - 1
 
+# The largest latent_dim of the toy experiment.
+_LARGEST_TOY = 50
+
 _FILE_NAME = "config.json"
 
 # Where things are: that may differ between the workers of a run.
@@ -122,6 +125,8 @@ class TrainConfig:
       raise ConfigError("--freeze_model needs --init_from, the run whose model is kept.")
 
   def _check_tracked(self) -> None:
+    if self.track_variance == "":  # as a flagfile takes back what another one has set
+      object.__setattr__(self, "track_variance", None)
     if not isinstance(self.track_variance, (str, type(None))):
       raise ConfigError(f"--track_variance must be names of bounds, got {self.track_variance!r}.")
     names = self._bounds[1:]
@@ -251,6 +256,62 @@ class EvalConfig:
     _check_int("num_samples", self.num_samples, at_least=1)
     _check_int("batch_size", self.batch_size, at_least=1)
     _check_int("seed", self.seed, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+  """What `bin/toy_gaussian.py` takes, flag by flag; the lists also as strings."""
+
+  bounds: tuple[str, ...] = ("elbo", "iwae", "stl", "iwae_dreg")
+  num_samples: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 1000)
+  num_trials: int = 10
+  num_measurements: int = 1000
+  batch_size: int = 128
+  num_observations: int = 1024
+  latent_dim: int = 20
+  seed: int = 0
+  output_dir: str = "runs/toy_gaussian"
+
+  def __post_init__(self):
+    for name in ("bounds", "num_samples"):
+      if not getattr(self, name):
+        raise ConfigError(f"--{name} must not be empty: separate values by commas.")
+    names = [str(name).strip() for name in self.bounds]
+    for name in names:
+      _check_choice("bounds", name, BOUNDS)
+    object.__setattr__(self, "bounds", tuple(dict.fromkeys(names)))
+    all_num_samples = [_whole_number(value) for value in self.num_samples]
+    for value in all_num_samples:
+      _check_int("num_samples", value, at_least=1, note=", or several separated by commas")
+    object.__setattr__(self, "num_samples", tuple(sorted(set(all_num_samples))))
+    for name in ("num_trials", "batch_size", "num_observations", "latent_dim"):
+      _check_int(name, getattr(self, name), at_least=1)
+    _check_int("num_measurements", self.num_measurements, at_least=2, note=", for a variance")
+    _check_int("seed", self.seed, at_least=0)
+    if self.batch_size > self.num_observations:
+      raise ConfigError(
+        f"--batch_size must be at most --num_observations={self.num_observations}, "
+        f"got {self.batch_size}."
+      )
+    if self.latent_dim > _LARGEST_TOY:
+      # Beyond, the quadrature of the exact gradient would need more nodes.
+      raise ConfigError(f"--latent_dim must be at most {_LARGEST_TOY}, got {self.latent_dim}.")
+    for name in {"jvi", "jvi_dreg"} & set(self.bounds):
+      if self.num_samples[-1] <= DEFAULT_ORDER:
+        raise ConfigError(
+          f"--num_samples must hold a number of at least {DEFAULT_ORDER + 1} for the bound {name}, "
+          f"got {self.num_samples[-1]}."
+        )
+    if not self.output_dir:
+      raise ConfigError("--output_dir must name a directory.")
+
+
+def _whole_number(value):
+  """An int written as a string as that int; anything else as it is."""
+  try:
+    return int(value) if isinstance(value, str) else value
+  except ValueError:
+    return value
 
 
 def _check_choice(name: str, value, allowed) -> None:

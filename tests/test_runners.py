@@ -16,7 +16,10 @@ from dregs_tf.errors import ConfigError, Interrupted
 
 def settings(directory, **changes) -> config.TrainConfig:
   values = {
-    "bound": "jvi_dreg",
+    "bound": "dreg_alpha",
+    "alpha": "auto",
+    "track_variance": "rws,jvi_dreg",
+    "follow_test": True,
     "num_samples": 3,
     "latent_dim": 2,
     "batch_size": 7,
@@ -27,6 +30,10 @@ def settings(directory, **changes) -> config.TrainConfig:
     "jit_compile": False,
   }
   return config.TrainConfig(logdir=str(directory), **values | changes)
+
+
+# Without what follows gradients.
+PLAIN = {"bound": "rws_dreg", "alpha": None, "track_variance": None, "gradient_statistics": False}
 
 
 def rows(directory) -> list[dict]:
@@ -50,7 +57,9 @@ def test_a_run_leaves_what_it_should(whole_run):
   directory, result = whole_run
   assert [row["step"] for row in rows(directory)] == ["4", "8", "10"]
   assert list(rows(directory)[0])[0] == "step"
-  assert {"train_bound", "valid_bound", "train_proposal_gradient_snr"} <= set(rows(directory)[0])
+  columns = {"train_bound", "valid_bound", "test_bound", "train_alpha"}
+  columns |= {f"train_{name}_gradient_snr" for name in ("proposal", "model", "rws", "jvi_dreg")}
+  assert columns <= set(rows(directory)[0])
   assert all(np.isfinite(float(value)) for row in rows(directory) for value in row.values())
   assert json.loads((directory / "result.json").read_text()) == result
   assert result["step"] == 10
@@ -149,7 +158,7 @@ def test_a_bound_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_p
   monkeypatch.setattr(callbacks.StopOnNonFinite, "on_step_end", poison)
   with pytest.raises(FloatingPointError) as error:
     runners.train(settings(tmp_path))
-  assert "jvi_dreg" in str(error.value)
+  assert "dreg_alpha" in str(error.value)
   assert "step 8" in str(error.value)
   assert str(checkpoints.find(tmp_path)[-1][1]) in str(error.value)
   assert checkpoints.find(tmp_path)[-1][0] == 6
@@ -161,16 +170,38 @@ def test_variables_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
       self.model.encoder.trainable_variables[0].assign_add(tf.fill([64, 200], np.nan))
 
   monkeypatch.setattr(callbacks.StopOnNonFinite, "on_step_end", poison)
-  with pytest.raises(FloatingPointError, match=r"kernel is no longer finite at step 6.*jvi_dreg"):
+  with pytest.raises(FloatingPointError, match=r"kernel is no longer finite at step 6.*dreg_alpha"):
     runners.train(settings(tmp_path))
   assert checkpoints.find(tmp_path)[-1][0] == 3
 
 
 def test_structured_task_trains_and_evaluates(tmp_path, capsys):
-  runners.train(settings(tmp_path, task="structured", bound="rws_dreg", gradient_statistics=False))
+  runners.train(settings(tmp_path, task="structured", **PLAIN))
   result = runners.evaluate(config.EvalConfig(logdir=str(tmp_path), num_samples=20))
   assert np.isfinite(result["log_likelihood"])
   assert "standard error" in capsys.readouterr().out
+
+
+def test_the_inference_network_alone_is_trained_from_another_run(whole_run, tmp_path):
+  whole, _ = whole_run
+  frozen = settings(tmp_path, init_from=str(whole), freeze_model=True, **PLAIN | {"max_steps": 3})
+  runners.train(frozen)
+  (_, start), (step, end) = (checkpoints.load_newest(path) for path in (whole, tmp_path))
+  assert step == 3
+  for old, new in zip(start.decoder.get_weights(), end.decoder.get_weights(), strict=True):
+    np.testing.assert_array_equal(old, new)
+  pairs = zip(start.encoder.get_weights(), end.encoder.get_weights(), strict=True)
+  assert all(0 < np.abs(new - old).max() < 0.01 for old, new in pairs)
+  runners.train(dataclasses.replace(frozen, max_steps=4))
+  assert checkpoints.load_newest(tmp_path)[0] == 4, "a frozen run goes on, too"
+
+
+def test_starting_from_another_model_is_refused(whole_run, tmp_path):
+  whole, _ = whole_run
+  with pytest.raises(ConfigError, match=r"--init_from=.*another model, different in latent_dim"):
+    runners.train(settings(tmp_path, init_from=str(whole), latent_dim=3))
+  with pytest.raises(ConfigError, match=r"--init_from=.*no checkpoint"):
+    runners.train(settings(tmp_path, init_from=str(tmp_path / "nothing")))
 
 
 def test_evaluation_averages_over_all_images(whole_run):

@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 import dregs_tf
 from dregs_tf import bounds, side_by_side
 from tests import oracles
-from tests.test_bounds import (
+from tests.problems import (
   FEW,
   IDS,
   VARIANTS,

@@ -302,8 +302,10 @@ class LatentVariableModel(keras.Model):
     """One step of Keras' `fit`: a gradient of the bound's mean over the batch, and an update."""
     context, x = _split(data)
     self._build_for(x, context)
-    # With gradient accumulation `iterations` stands still between updates, `_iterations` does not.
-    step = tf.cast(getattr(self.optimizer, "_iterations", self.optimizer.iterations), tf.int32)
+    # With gradient accumulation `iterations` stands still between updates, `_iterations` does not;
+    # of an optimizer that scales the loss, only that of the one inside moves.
+    optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+    step = tf.cast(getattr(optimizer, "_iterations", optimizer.iterations), tf.int32)
     gradients, others, *values = self._replica_gradients(
       x, context, step, replicas.part_of_batch(x)
     )

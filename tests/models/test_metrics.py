@@ -142,6 +142,15 @@ def test_gradient_statistics_are_debiased_averages(make, data, of_proposal, of_m
   _check_statistics(model, [data] * 5, [of_proposal, of_model])
 
 
+def test_every_step_has_its_own_noise_when_the_loss_is_scaled():
+  optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+  model = helpers.compiled(helpers.vae(), run_eagerly=True, optimizer=optimizer)
+  seeds = helpers.record_seeds(model)
+  for _ in range(3):
+    model.train_step(tf.constant(X))
+  assert len({tuple(seed) for seed in seeds}) == 3
+
+
 def test_gradient_statistics_when_the_loss_is_scaled():
   model = helpers.vae()
   optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=256.0)

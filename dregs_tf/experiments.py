@@ -1,0 +1,358 @@
+"""The paper's experiments: which runs each of them takes, and running them one after another."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from typing import NamedTuple
+
+from absl import flags
+
+from dregs_tf import config
+from dregs_tf.errors import ConfigError, Interrupted
+
+_EVALUATION = "evaluation_test_5000.json"
+
+# --- what the experiments are: change it here ----------------------------------------------------
+
+
+class Experiment(NamedTuple):
+  """The runs of a figure.
+
+  flags: its file in experiments/, without the ending: what all its runs share.
+  variations: flags of `bin/train.py` by name, for each run of one seed.
+  figure: what `bin/plot.py --figure` draws of them.
+  """
+
+  flags: str
+  variations: tuple[dict, ...]
+  figure: str
+
+
+def _bounds(*names: str, **others) -> tuple[dict, ...]:
+  return tuple({"bound": name} | others for name in names)
+
+
+def _alphas(*values: float) -> tuple[dict, ...]:
+  """Runs with alpha at these values; 0 and 1 are estimators that have names of their own."""
+  named = {0: {"bound": "iwae_dreg"}, 1: {"bound": "rws_dreg"}}
+  return tuple(named.get(value) or {"bound": "dreg_alpha", "alpha": value} for value in values)
+
+
+def _adapted_alphas(*starts: float) -> tuple[dict, ...]:
+  return tuple({"bound": "dreg_alpha", "alpha": "auto", "initial_alpha": start} for start in starts)
+
+
+_IWAE_AND_RWS = ("iwae", "iwae_dreg", "rws", "rws_dreg")
+_PAIRS = (*_IWAE_AND_RWS, "jvi", "jvi_dreg")
+_WITH_STL = (*_IWAE_AND_RWS, "stl")
+_DIGITS = (*_bounds("elbo", "elbo_stl", *_PAIRS, "stl"), *_alphas(0.9))
+_DIGITS_ALPHA = (*_alphas(0, 0.25, 0.5, 0.75, 0.9, 1), *_adapted_alphas(0, 0.5, 1))
+
+EXPERIMENTS = {
+  "fig2": Experiment("mnist_generative", _bounds(*_PAIRS), "pairs"),
+  "fig3": Experiment(
+    "mnist_generative",
+    (
+      *_bounds(*_WITH_STL, num_samples=32),
+      *_bounds(*_WITH_STL, num_samples=256),
+      *_alphas(0, 0.5, 0.7, 0.8, 0.9, 1),
+    ),
+    "bounds,alpha",
+  ),
+  "fig4": Experiment(
+    "mnist_structured",
+    (*_bounds(*_WITH_STL), *_bounds(*_WITH_STL, num_samples=256), *_alphas(0.1, 0.2, 0.5)),
+    "bounds,alpha",
+  ),
+  "fig5": Experiment("omniglot_generative", _bounds(*_PAIRS), "pairs"),
+  "fig6": Experiment(
+    "omniglot_generative",
+    (
+      *_bounds(*_WITH_STL),
+      *_bounds(*_WITH_STL, num_samples=256),
+      *_alphas(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    ),
+    "bounds,alpha",
+  ),
+  "fig7": Experiment("mnist_structured", _bounds(*_PAIRS), "pairs"),
+  "fig2_reduced": Experiment("mnist_generative_reduced", _bounds(*_PAIRS, "stl"), "pairs"),
+  "fig3_reduced": Experiment(
+    "mnist_generative_reduced",
+    (*_bounds(*_WITH_STL, num_samples=32), *_alphas(0, 0.5, 0.9, 1)),
+    "bounds,alpha",
+  ),
+  "fig4_reduced": Experiment(
+    "mnist_structured_reduced", (*_bounds(*_WITH_STL), *_alphas(0.1, 0.5)), "bounds,alpha"
+  ),
+  "fig5_reduced": Experiment("omniglot_generative_reduced", _bounds(*_IWAE_AND_RWS), "pairs"),
+  "fig6_reduced": Experiment(
+    "omniglot_generative_reduced", (*_bounds(*_WITH_STL), *_alphas(0.1, 0.5)), "bounds,alpha"
+  ),
+  "fig7_reduced": Experiment("mnist_structured_reduced", _bounds(*_IWAE_AND_RWS), "pairs"),
+  "digits_generative": Experiment("digits_generative", _DIGITS, "bounds"),
+  "digits_generative_alpha": Experiment("digits_generative", _DIGITS_ALPHA, "alpha,adapted_alpha"),
+  "digits_structured": Experiment("digits_structured", _DIGITS, "bounds"),
+  "digits_structured_alpha": Experiment("digits_structured", _DIGITS_ALPHA, "alpha,adapted_alpha"),
+}
+
+
+# --- the runs of an experiment -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+  """What `bin/run_experiment.py` takes, flag by flag."""
+
+  experiment: str | None = None
+  seeds: Sequence[str] = ("0", "1", "2")
+  only: Sequence[str] = ()
+  shard: str = "0/1"
+  output_dir: str | None = None
+  data_dir: str | None = None
+  train_flags: str = ""
+  evaluate: bool = False
+  dry_run: bool = False
+
+  def __post_init__(self):
+    if self.experiment not in EXPERIMENTS:
+      raise ConfigError(
+        f"--experiment must be one of {', '.join(EXPERIMENTS)}, got {self.experiment!r}."
+      )
+    given = ",".join(self.seeds)
+    if not (self.seeds and all(re.fullmatch("[0-9]+", seed) for seed in self.seeds)):
+      raise ConfigError(f"--seeds must be whole numbers with commas between them, got {given!r}.")
+    if len(set(map(int, self.seeds))) < len(self.seeds):
+      raise ConfigError(f"--seeds names a seed twice, got {given}.")
+    match = re.fullmatch("([0-9]+)/([0-9]+)", self.shard)
+    if not match or int(match[1]) >= int(match[2]):
+      raise ConfigError(
+        "--shard must be I/N: N processes share the runs, and this is number I, from 0 to N - 1; "
+        f"got {self.shard!r}."
+      )
+
+  @property
+  def directory(self) -> str:
+    """Where the runs are kept; unless it was given, figures of the same size share theirs."""
+    size = "paper" if re.fullmatch(r"fig\d", self.experiment) else "reduced"
+    return self.output_dir or f"runs/{size}"
+
+  def seen_from(self, root: pathlib.Path) -> "ExperimentConfig":
+    """The same for a process that works in `root`, where relative paths would name other places."""
+    moved = str if pathlib.Path.cwd() == root else os.path.abspath
+    data_dir = moved(self.data_dir) if self.data_dir else None
+    return dataclasses.replace(self, output_dir=moved(self.directory), data_dir=data_dir)
+
+
+class Run(NamedTuple):
+  """A run of `bin/train.py`: its arguments, and what they mean."""
+
+  arguments: list[str]
+  settings: config.TrainConfig
+
+  @property
+  def name(self) -> str:
+    """That of its directory."""
+    return self.settings.directory.name
+
+  def is_done(self) -> bool:
+    """Whether its directory holds this run, with these settings, to its last step."""
+    try:
+      saved = config.load(self.settings.directory)
+      if saved is None:
+        return False
+      self.settings.check_resumes(saved)
+    except ConfigError:
+      return False  # bin/train.py says what is wrong.
+    return self._reached("result.json")
+
+  def is_evaluated(self) -> bool:
+    """Whether `bin/eval.py` has measured the log-likelihood at its last step."""
+    return self._reached(_EVALUATION)
+
+  def _reached(self, name: str) -> bool:
+    try:
+      step = json.loads((self.settings.directory / name).read_text())["step"]
+      return step >= self.settings.max_steps
+    except (OSError, TypeError, ValueError, KeyError):
+      return False
+
+
+def all_runs(settings: ExperimentConfig) -> list[Run]:
+  """The runs of an experiment that --only leaves, of all shards: all of a seed, then the next.
+
+  The current directory must be the one that experiments/ is in: what a flagfile includes is found
+  from there.
+
+  Raises:
+    ConfigError: if a flag of a run is wrong, or no run is left.
+  """
+  experiment = EXPERIMENTS[settings.experiment]
+  try:
+    given = shlex.split(settings.train_flags)
+  except ValueError as error:
+    raise ConfigError(f"--train_flags={settings.train_flags!r}: {error}.") from error
+  places = [f"--data_dir={settings.data_dir}"] if settings.data_dir else []
+  runs = []
+  for seed in settings.seeds:
+    for variation in experiment.variations:
+      own = [f"--{name}={value}" for name, value in (variation | {"seed": seed}).items()]
+      arguments = [f"--flagfile=experiments/{experiment.flags}.flags", *given, *own, *places]
+      name = parsed([*arguments, "--logdir="]).directory.name
+      arguments.append(f"--logdir={os.path.join(settings.directory, name)}")
+      runs.append(Run(arguments, parsed(arguments)))
+  patterns = settings.only or ["*"]
+  left = [run for run in runs if any(fnmatch(run.name, pattern) for pattern in patterns)]
+  if not left:
+    names = ", ".join(run.name for run in runs)
+    raise ConfigError(f"--only={','.join(settings.only)} leaves none of {names}.")
+  return left
+
+
+def parsed(arguments: list[str]) -> config.TrainConfig:
+  """What `bin/train.py` makes of these arguments; flagfiles are read.
+
+  Raises:
+    ConfigError: if one is wrong.
+  """
+  values = flags.FlagValues()
+  fields = dataclasses.fields(config.TrainConfig)
+  for field in fields:
+    kinds = getattr(field.type, "__args__", (field.type,))  # of `float | str | None`: all three
+    if str in kinds:
+      define = flags.DEFINE_string
+    elif bool in kinds:
+      define = flags.DEFINE_boolean
+    else:
+      define = flags.DEFINE_float if float in kinds else flags.DEFINE_integer
+    define(field.name, field.default, "", flag_values=values)
+  try:
+    left = values(["", *values.read_flags_from_files(arguments)])[1:]
+  except flags.Error as error:
+    raise ConfigError(f"--train_flags: {error}") from error
+  if left:
+    raise ConfigError(f"--train_flags: unexpected argument {left[0]!r}.")
+  return config.TrainConfig(**{field.name: values[field.name].value for field in fields})
+
+
+# --- running them --------------------------------------------------------------------------------
+
+
+def run(settings: ExperimentConfig, root: pathlib.Path) -> None:
+  """Runs a shard of an experiment, a process of `bin/train.py` for each run.
+
+  Runs that are done are passed over; one that was interrupted goes on, because bin/train.py does.
+
+  Args:
+    settings: what to run.
+    root: the folder that bin/ and experiments/ are in.
+
+  Raises:
+    ConfigError: if a flag is wrong; nothing has been run then.
+    ChildProcessError: if runs failed, after the others; names them.
+    Interrupted: if SIGTERM or Ctrl-C came: it was passed on, and the run that it met has ended.
+  """
+  settings = settings.seen_from(root)
+  with contextlib.chdir(root):
+    runs = all_runs(settings)
+    shard, num_shards = map(int, settings.shard.split("/"))
+    runs = runs[shard::num_shards]
+    if settings.dry_run:
+      for each in runs:
+        for command in _commands(each, settings):
+          _say(shlex.join(["python", *command]))
+      return
+    failed = _run_each(runs, settings)
+    _say(_what_next(runs, settings))
+    if failed:
+      raise ChildProcessError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
+
+
+def _commands(each: Run, settings: ExperimentConfig) -> Iterator[list[str]]:
+  """What is left to do of a run, after `python`."""
+  if not each.is_done():
+    yield ["bin/train.py", *each.arguments]
+  if settings.evaluate and not each.is_evaluated():
+    places = [f"--data_dir={settings.data_dir}"] if settings.data_dir else []
+    logdir = each.settings.directory
+    yield ["bin/eval.py", f"--logdir={logdir}", "--num_samples=5000", "--split=test", *places]
+
+
+def _run_each(runs: list[Run], settings: ExperimentConfig) -> list[str]:
+  """Runs them; returns those that failed, and how."""
+  failed = []
+  with _Children() as children:
+    for i, each in enumerate(runs):
+      commands = list(_commands(each, settings))
+      _say(f"[{i + 1}/{len(runs)}] {each.name}{'' if commands else ': done before'}")
+      for command in commands:
+        if status := children.call([sys.executable, *command]):
+          failed.append(f"{each.name} ({command[0]}: {status})")
+          break
+  return failed
+
+
+class _Children:
+  """Runs one process after another, and passes SIGTERM and Ctrl-C on to the one that runs."""
+
+  def __enter__(self):
+    self._asked = []
+    self._before = {
+      number: signal.signal(number, lambda number, frame: self._asked.append(number))
+      for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    return self
+
+  def __exit__(self, *error):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def call(self, command: list[str]) -> str | None:
+    """Runs a command to its end; returns how it failed, if it did.
+
+    Raises:
+      Interrupted: if this process was asked to stop.
+    """
+    passed_on = 0
+    if not self._asked:
+      # A group of its own: Ctrl-C in a terminal would reach it twice, which stops it at once.
+      child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+      while child.returncode is None:
+        for number in self._asked[passed_on:]:
+          child.send_signal(number)
+          passed_on += 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+          child.wait(timeout=0.2)
+    if self._asked:
+      name = signal.Signals(self._asked[0]).name
+      raise Interrupted(f"Stopped by {name}. The same command goes on from there.")
+    if child.returncode < 0:
+      return f"killed by {signal.Signals(-child.returncode).name}"
+    return f"exit status {child.returncode}" if child.returncode else None
+
+
+def _what_next(runs: list[Run], settings: ExperimentConfig) -> str:
+  """The commands that show what the runs have given."""
+  problems = dict.fromkeys(
+    re.sub(rf"_{each.settings.bound}_.*?(K[\d-]+)_seed.*", r"_*_\1_*", each.name) for each in runs
+  )
+  globs = ",".join(os.path.join(settings.directory, problem) for problem in problems)
+  figure = EXPERIMENTS[settings.experiment].figure
+  picture = os.path.join(settings.directory, f"{settings.experiment}.png")
+  plot = ["python", "bin/plot.py", f"--runs={globs}", f"--figure={figure}", f"--output={picture}"]
+  return (
+    f"Draw:      {shlex.join(plot)}\n"
+    f"Table:     {shlex.join(['python', 'bin/summarize.py', f'--runs={globs}'])}"
+  )
+
+
+def _say(text: str) -> None:
+  print(text, flush=True)
