@@ -7,17 +7,14 @@ medians over the turns are compared. Nothing else should be running. PyTorch and
 what is not installed is left out, with a word.
 """
 
-import contextlib
 import importlib.util
 import json
-import os
 import pathlib
-import statistics
-import subprocess
 import sys
 
 from absl import app, flags
 
+from benchmarks import turns
 from dregs_tf import config
 
 _SHAPES = flags.DEFINE_list("shapes", ["32x64", "32x256", "128x64"], "BATCHxSAMPLES to measure.")
@@ -27,7 +24,6 @@ _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where to write JSON and P
 
 _BASE = "ours/iwae_dreg"
 _FLOORS = ("floor/tf", "floor/xla", "floor/torch")
-_SECONDS_A_TURN = 0.4
 
 
 def contenders(num_samples: int) -> list[str]:
@@ -37,6 +33,7 @@ def contenders(num_samples: int) -> list[str]:
     *_FLOORS,
     *(f"ours/{bound}" for bound in config.BOUNDS),
     "ours/iwae_dreg:graph",
+    "ours/iwae_dreg:in10",
     f"ours/iwae_dreg:{sparse}",
     *(f"tensorflow_plain/{name}" for name in ("literal", "literal-xla", "authors", "authors-xla")),
     "pytorch/eager",
@@ -63,52 +60,8 @@ def main(argv) -> None:
 
 def measure(names: list[str], batch_size: int, num_samples: int) -> dict[str, dict]:
   """Median, quartiles of a step's seconds, and peak memory in MiB, by contender."""
-  with contextlib.ExitStack() as stack:
-    workers = {}
-    for name in names:
-      worker = stack.enter_context(_worker(name, batch_size, num_samples))
-      if worker.stdout.readline().strip() == "ready":
-        workers[name] = worker
-      else:
-        print(f"{name} failed to start; run it alone to see why.", file=sys.stderr)
-    steps = {n: max(1, round(_SECONDS_A_TURN / _ask(w, 2)[0])) for n, w in workers.items()}
-    turns = {name: [] for name in workers}
-    for _ in range(_ROUNDS.value):
-      for name, worker in workers.items():
-        turns[name].append(_ask(worker, steps[name]))
-  return {
-    name: {
-      "median": statistics.median(seconds for seconds, _ in values),
-      "quartiles": statistics.quantiles([seconds for seconds, _ in values], n=4)[::2],
-      "peak_memory": max(peak for _, peak in values),
-    }
-    for name, values in turns.items()
-  }
-
-
-@contextlib.contextmanager
-def _worker(name: str, batch_size: int, num_samples: int):
-  command = [sys.executable, "-m", "benchmarks.worker", *name.split("/")]
-  process = subprocess.Popen(
-    [*command, str(batch_size), str(num_samples)],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-    text=True,
-    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-  )
-  try:
-    yield process
-  finally:
-    process.kill()
-    process.wait()
-
-
-def _ask(worker, steps: int) -> tuple[float, float]:
-  worker.stdin.write(f"{steps}\n")
-  worker.stdin.flush()
-  seconds, peak = worker.stdout.readline().split()
-  return float(seconds), float(peak)
+  cases = [(name, batch_size, num_samples) for name in names]
+  return {case[0]: result for case, result in turns.measure(cases, _ROUNDS.value).items()}
 
 
 def _is_installed(name: str) -> bool:

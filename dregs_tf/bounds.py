@@ -29,8 +29,7 @@ tfd = tfp.distributions
 # How many samples are evaluated at a time where no gradient is recorded: bounds the memory.
 _SAMPLES_AT_A_TIME = 256
 
-# Of those, so many are a piece of the graph: on a CPU the pieces' products and elementwise work
-# overlap, which takes 10 % off.
+# Of those, so many are a piece of the graph.
 _SAMPLES_IN_A_PIECE = 32
 
 
@@ -400,13 +399,7 @@ def _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_sampl
   log_q = proposal.log_prob(samples)
 
   def log_prob(samples, count):
-    log_p = [
-      target_log_prob_fn(
-        tf.nest.map_structure(lambda z, s=start: z[s : s + _SAMPLES_IN_A_PIECE], samples)
-      )
-      for start in range(0, count, _SAMPLES_IN_A_PIECE)
-    ]
-    return at_least_float32(log_p[0] if len(log_p) == 1 else tf.concat(log_p, axis=0))
+    return log_prob_in_pieces(target_log_prob_fn, samples, count, _SAMPLES_IN_A_PIECE)
 
   at_once, rest = divmod(num_samples, _SAMPLES_AT_A_TIME)
   if at_once == 0 or (at_once, rest) == (1, 0):
@@ -431,6 +424,20 @@ def _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_sampl
   log_p, log_q = _same_dtype(log_p, log_q)
   log_p = _checked(log_p, log_q, num_samples)
   return tf.stop_gradient(log_p - log_q)
+
+
+def log_prob_in_pieces(target_log_prob_fn, samples, num_samples: int, piece: int) -> tf.Tensor:
+  """log p(x, z) of samples [num_samples, batch_size, ...], in float32 or better.
+
+  Without a gradient: on a CPU the products of one piece of the graph overlap with the elementwise
+  work of another, which takes a tenth off.
+  """
+  log_p = [
+    target_log_prob_fn(tf.nest.map_structure(lambda z, s=start: z[s : s + piece], samples))
+    for start in range(0, num_samples, piece)
+  ]
+  log_p = tf.concat(log_p, axis=0) if len(log_p) > 1 else tf.convert_to_tensor(log_p[0])
+  return at_least_float32(log_p)
 
 
 def _finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -12,11 +12,15 @@ from dregs_tf import bounds, data, models
 def make(name: str, batch_size: int, num_samples: int):
   """Steps of a bound; a name such as `iwae_dreg:16` records 16 samples for the backward pass.
 
-  `iwae_dreg:graph` turns XLA off.
+  `iwae_dreg:graph` turns XLA off, `iwae_dreg:in10` runs ten steps per execution. A step of
+  `log_likelihood` is that of the whole batch.
   """
   bound, _, option = name.partition(":")
   grey = np.random.default_rng(0).random((2000, DATA_DIM), np.float32)
   model = models.VAE(grey.mean(0), latent_dim=LATENT_DIM)
+  if bound == "log_likelihood":
+    return _log_likelihood(model, grey[:batch_size].round(), num_samples)
+  steps_per_execution = int(option[2:]) if option.startswith("in") else 1
   model.compile(
     keras.optimizers.Adam(LEARNING_RATE, epsilon=EPSILON),
     bound=bounds.get(bound),
@@ -24,9 +28,10 @@ def make(name: str, batch_size: int, num_samples: int):
     num_backward_samples=int(option) if option.isdigit() else None,
     seed=0,
     jit_compile=option != "graph",
+    steps_per_execution=steps_per_execution,
   )
   batches = data.train_batches(grey, batch_size, 0, image_shape=(28, 28))
-  turns = _Turns()
+  turns = _Turns(steps_per_execution)
   options = {"steps_per_epoch": 10**9, "callbacks": [turns], "verbose": 0, "shuffle": False}
   threading.Thread(target=model.fit, args=(batches,), kwargs=options, daemon=True).start()
   return turns.run
@@ -35,8 +40,9 @@ def make(name: str, batch_size: int, num_samples: int):
 class _Turns(keras.callbacks.Callback):
   """Lets one long `fit` go on for some steps at a time: starting it anew would be measured too."""
 
-  def __init__(self):
+  def __init__(self, steps_per_execution: int):
     super().__init__()
+    self._at_a_time = steps_per_execution
     self._may_go = threading.Semaphore(0)
     self._gone = threading.Semaphore(0)
 
@@ -46,7 +52,20 @@ class _Turns(keras.callbacks.Callback):
   def on_train_batch_end(self, batch, logs=None):
     self._gone.release()
 
-  def run(self, steps: int) -> None:
-    self._may_go.release(steps)
-    for _ in range(steps):
+  def run(self, steps: int) -> int:
+    """Runs a whole number of executions, of so many steps or more; says how many steps."""
+    executions = -(-steps // self._at_a_time)
+    self._may_go.release(executions)
+    for _ in range(executions):
       self._gone.acquire()
+    return executions * self._at_a_time
+
+
+def _log_likelihood(model, x, num_samples: int):
+  model.compile(jit_compile=True)
+
+  def run(steps: int) -> None:
+    for _ in range(steps):
+      model.log_likelihood(x, num_samples).numpy()
+
+  return run
