@@ -11,6 +11,7 @@ import warnings
 
 import keras
 
+from dregs_tf import models  # noqa: F401 - the classes that Keras loads
 from dregs_tf.errors import ConfigError
 
 _FOLDER = "checkpoints"
