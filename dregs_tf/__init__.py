@@ -8,6 +8,7 @@ __all__ = [
   "PathOnly",
   "bounds",
   "data",
+  "diagnostics",
   "gradients",
   "importance_weights",
   "models",

@@ -350,6 +350,8 @@ def estimate(
     )
     log_p = _checked(log_p, log_q, num_samples)
     log_weights = tf.stop_gradient(log_p - log_q)
+    # JVI needs to know K, which a proposal of unknown batch shape may forget.
+    log_weights = tf.ensure_shape(log_weights, [num_samples, *log_weights.shape[1:]])
     value, (a, b, c) = bound.value_and_coefficients(log_weights)
   else:
     log_weights = _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_samples)
@@ -423,7 +425,8 @@ def _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_sampl
       log_p = tf.concat([tf.cast(log_prob(first, rest), dtype), log_p], axis=0)
   log_p, log_q = _same_dtype(log_p, log_q)
   log_p = _checked(log_p, log_q, num_samples)
-  return tf.stop_gradient(log_p - log_q)
+  log_weights = tf.stop_gradient(log_p - log_q)
+  return tf.ensure_shape(log_weights, [num_samples, *log_weights.shape[1:]])
 
 
 def log_prob_in_pieces(target_log_prob_fn, samples, num_samples: int, piece: int) -> tf.Tensor:

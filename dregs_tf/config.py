@@ -259,6 +259,41 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CompareConfig:
+  """What `bin/compare_estimators.py` takes, flag by flag; the lists also as strings."""
+
+  logdir: str = ""
+  bounds: tuple[str, ...] = (
+    "iwae",
+    "iwae_dreg",
+    "stl",
+    "rws",
+    "rws_dreg",
+    "dreg_alpha",
+    "jvi",
+    "jvi_dreg",
+  )
+  num_samples: tuple[int, ...] = (1, 8, 64)
+  num_measurements: int = 200
+  batch_size: int = 32
+  split: str = "test"
+  data_dir: str | None = None
+  jit_compile: bool | None = None
+  measure_cost: bool = True
+  seed: int = 0
+  output_dir: str | None = None
+
+  def __post_init__(self):
+    if not self.logdir:
+      raise ConfigError("--logdir must name the directory of a training run.")
+    _check_lists(self)
+    _check_int("num_measurements", self.num_measurements, at_least=10)
+    _check_int("batch_size", self.batch_size, at_least=1)
+    _check_choice("split", self.split, SPLITS)
+    _check_int("seed", self.seed, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class ToyConfig:
   """What `bin/toy_gaussian.py` takes, flag by flag; the lists also as strings."""
 
@@ -273,17 +308,7 @@ class ToyConfig:
   output_dir: str = "runs/toy_gaussian"
 
   def __post_init__(self):
-    for name in ("bounds", "num_samples"):
-      if not getattr(self, name):
-        raise ConfigError(f"--{name} must not be empty: separate values by commas.")
-    names = [str(name).strip() for name in self.bounds]
-    for name in names:
-      _check_choice("bounds", name, BOUNDS)
-    object.__setattr__(self, "bounds", tuple(dict.fromkeys(names)))
-    all_num_samples = [_whole_number(value) for value in self.num_samples]
-    for value in all_num_samples:
-      _check_int("num_samples", value, at_least=1, note=", or several separated by commas")
-    object.__setattr__(self, "num_samples", tuple(sorted(set(all_num_samples))))
+    _check_lists(self)
     for name in ("num_trials", "batch_size", "num_observations", "latent_dim"):
       _check_int(name, getattr(self, name), at_least=1)
     _check_int("num_measurements", self.num_measurements, at_least=2, note=", for a variance")
@@ -296,14 +321,29 @@ class ToyConfig:
     if self.latent_dim > _LARGEST_TOY:
       # Beyond, the quadrature of the exact gradient would need more nodes.
       raise ConfigError(f"--latent_dim must be at most {_LARGEST_TOY}, got {self.latent_dim}.")
-    for name in {"jvi", "jvi_dreg"} & set(self.bounds):
-      if self.num_samples[-1] <= DEFAULT_ORDER:
-        raise ConfigError(
-          f"--num_samples must hold a number of at least {DEFAULT_ORDER + 1} for the bound {name}, "
-          f"got {self.num_samples[-1]}."
-        )
     if not self.output_dir:
       raise ConfigError("--output_dir must name a directory.")
+
+
+def _check_lists(settings) -> None:
+  """Checks --bounds and --num_samples, lists that may hold strings, and puts them in order."""
+  for name in ("bounds", "num_samples"):
+    if not getattr(settings, name):
+      raise ConfigError(f"--{name} must not be empty: separate values by commas.")
+  names = [str(name).strip() for name in settings.bounds]
+  for name in names:
+    _check_choice("bounds", name, BOUNDS)
+  object.__setattr__(settings, "bounds", tuple(dict.fromkeys(names)))
+  all_num_samples = [_whole_number(value) for value in settings.num_samples]
+  for value in all_num_samples:
+    _check_int("num_samples", value, at_least=1, note=", or several separated by commas")
+  object.__setattr__(settings, "num_samples", tuple(sorted(set(all_num_samples))))
+  for name in {"jvi", "jvi_dreg"} & set(settings.bounds):
+    if settings.num_samples[-1] <= DEFAULT_ORDER:
+      raise ConfigError(
+        f"--num_samples must hold a number of at least {DEFAULT_ORDER + 1} for the bound {name}, "
+        f"got {settings.num_samples[-1]}."
+      )
 
 
 def _whole_number(value):

@@ -13,7 +13,17 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from dregs_tf import bounds, callbacks, checkpoints, config, data, distribution, models, plots
+from dregs_tf import (
+  bounds,
+  callbacks,
+  checkpoints,
+  config,
+  data,
+  diagnostics,
+  distribution,
+  models,
+  plots,
+)
 from dregs_tf.errors import ConfigError
 
 # Rows of log-weights (samples times images) that an evaluation of the bound takes at a time.
@@ -222,13 +232,7 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
     ConfigError: if the directory holds no run with a checkpoint.
     DataError: if the data set cannot be loaded.
   """
-  run = config.load(settings.logdir)
-  if run is None:
-    raise ConfigError(f"--logdir={settings.logdir} holds no run: there is no config.json.")
-  loaded = checkpoints.load_newest(run.directory)
-  if loaded is None:
-    raise ConfigError(f"--logdir={settings.logdir} holds no checkpoint to evaluate.")
-  step, model = loaded
+  run, step, model = _load_run(settings.logdir)
   images = data.load(run.dataset, settings.data_dir or run.data_dir)
   grey = getattr(images, settings.split)
   batches = data.eval_batches(
@@ -260,6 +264,56 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
     f"{result['standard_error']:.3f} nats (standard error over images)."
   )
   return result
+
+
+def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
+  """Compares estimators on a trained model and the first batch of a split, and says what it found.
+
+  Leaves comparison.csv and comparison.png in the output directory, or the run's. What options the
+  run has for a bound, alpha or the order, are taken over.
+
+  Raises:
+    ConfigError: if the directory holds no run with a checkpoint.
+    DataError: if the data set cannot be loaded.
+  """
+  run, step, model = _load_run(settings.logdir)
+  options = run.tracked_bounds | {run.bound: run.bound_options}
+  if model.adaptive_alpha is not None:
+    options[run.bound] = {"alpha": float(model.adaptive_alpha.alpha)}
+  images = data.load(run.dataset, settings.data_dir or run.data_dir)
+  grey = getattr(images, settings.split)[: settings.batch_size]
+  batches = data.eval_batches(grey, len(grey), image_shape=images.image_shape, task=run.task)
+  directory = pathlib.Path(settings.output_dir or run.directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  result = diagnostics.compare(
+    model,
+    _example(batches),
+    [bounds.get(name, **options.get(name, {})) for name in settings.bounds],
+    settings.num_samples,
+    settings.num_measurements,
+    seed=settings.seed,
+    jit_compile=settings.jit_compile,
+    measure_cost=settings.measure_cost,
+  )
+  result.to_csv(directory / "comparison.csv")
+  result.plot(directory / "comparison.png")
+  _say(
+    f"{images.name}, {settings.split} set, step {step}.\n{result.table()}\n"
+    f"{result.recommendation}\n"
+    f"Results:   {directory / 'comparison.csv'}\nFigure:    {directory / 'comparison.png'}"
+  )
+  return result
+
+
+def _load_run(logdir: str) -> tuple[config.TrainConfig, int, models.LatentVariableModel]:
+  """The configuration of a run, and the step and the model of its newest good checkpoint."""
+  run = config.load(logdir)
+  if run is None:
+    raise ConfigError(f"--logdir={logdir} holds no run: there is no config.json.")
+  loaded = checkpoints.load_newest(run.directory)
+  if loaded is None:
+    raise ConfigError(f"--logdir={logdir} holds no checkpoint to evaluate.")
+  return run, *loaded
 
 
 def _eval_batch_size(settings) -> int:

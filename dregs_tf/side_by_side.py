@@ -83,6 +83,7 @@ def differentiate(
     path.watch(z)
     log_q = at_least_float32(stop(proposal).log_prob(z))
   log_weights = tf.stop_gradient(log_p - tf.cast(score, log_p.dtype))
+  log_weights = tf.ensure_shape(log_weights, [num_samples, *log_weights.shape[1:]])
   values, coefficients = zip(*(b.value_and_coefficients(log_weights) for b in bounds), strict=True)
 
   has_weight = log_weights > log_weights.dtype.min

@@ -43,6 +43,14 @@ def test_own_latent_variable_model(tmp_path):
   np.testing.assert_array_equal(*likelihoods)
 
 
+def test_comparison_of_estimators(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  shorter = EXAMPLES[2].replace("epochs=10", "epochs=1").replace("num_samples=64", "num_samples=4")
+  names = run(EXAMPLES[1] + shorter)
+  assert {row.bound for row in names["result"].rows} >= {"iwae", "iwae_dreg", "jvi", "jvi_dreg"}
+  assert (tmp_path / "comparison.png").exists()
+
+
 def test_the_table_of_bounds_is_complete():
   table = re.findall(r"^\| `(\w+)`", README, flags=re.MULTILINE)
   assert tuple(table) == bounds.names()
