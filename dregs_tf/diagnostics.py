@@ -576,7 +576,7 @@ def _milliseconds(
     for name, step in steps.items():
       start = time.perf_counter()
       step(seed)
-      tf.test.experimental.sync_devices()
+      tf.test.experimental.sync_devices()  # A GPU has only been told what to do.
       if i:  # The first compiles.
         times[name].append(1000 * (time.perf_counter() - start))
   return {name: statistics.median(several) for name, several in times.items()}

@@ -70,15 +70,18 @@ def differentiate(
     with_model: whether to take the gradient of the model, too; otherwise `model` is None.
   """
   variables = list(variables)
+  if not tf.is_tensor(scale):
+    scale = tf.constant(scale, tf.float64)
   with tf.GradientTape(persistent=True) as tape:
     proposal = make_proposal()
     samples = proposal.sample(num_samples, seed=seed)
     stopped = tf.nest.map_structure(tf.stop_gradient, samples)
     score = at_least_float32(proposal.log_prob(stopped))
-    tape.watch(stopped)
-    log_p = at_least_float32(tf.convert_to_tensor(target_log_prob_fn(stopped)))
+    # New tensors: a bijector's cache would answer for the old ones, past the watch.
+    leaves = tf.nest.map_structure(tf.identity, stopped)
+    tape.watch(leaves)
+    log_p = at_least_float32(tf.convert_to_tensor(target_log_prob_fn(leaves)))
   with tf.GradientTape() as path:
-    # New tensors: a bijector's cache would answer for the old ones, past the stopped parameters.
     z = tf.nest.map_structure(tf.identity, stopped)
     path.watch(z)
     log_q = at_least_float32(stop(proposal).log_prob(z))
@@ -92,10 +95,8 @@ def differentiate(
   else:
     weight = tf.ones_like(log_weights)
   weight = tf.where(has_weight, weight, tf.zeros_like(weight))
-  leaves = tf.nest.flatten(stopped)
-  model, slopes_p = tape.gradient(
-    log_p, [variables if with_model else [], leaves], output_gradients=tf.cast(weight, log_p.dtype)
-  )
+  sources = [variables if with_model else [], tf.nest.flatten(leaves)]
+  model, slopes_p = tape.gradient(log_p, sources, output_gradients=tf.cast(weight, log_p.dtype))
   slopes_q = path.gradient(log_q, tf.nest.flatten(z), unconnected_gradients="zero")
   slopes = [
     _times(tf.math.reciprocal_no_nan(weight), p) - q

@@ -91,6 +91,32 @@ def test_a_hierarchy_with_the_proposal_stopped_by_path_only():
     assert_close(actual, [w - m for w, m in zip(whole, model, strict=True)])
 
 
+def test_bijectors_with_a_cache_in_prior_and_proposal():
+  """Both LogNormal: the slope of the prior must not be lost to what log q has left in the cache."""
+  x, parameters = (
+    tf.constant([[0.5, 1.5], [2.0, 1.0], [0.75, 1.25]], tf.float64),
+    [
+      tf.Variable([0.25, -0.5], dtype=tf.float64),
+      tf.Variable([0.5, 1.0], dtype=tf.float64),
+    ],
+  )
+
+  def log_normal(loc, scale):
+    return tfd.Independent(tfd.LogNormal(loc, scale), 1)
+
+  def target(parameters, z):
+    return log_normal(parameters[0], 1.5).log_prob(z) - tf.reduce_sum((z - x) ** 2, -1)
+
+  def proposal(parameters):
+    return log_normal(x * parameters[0] + parameters[1], tf.constant(0.75, tf.float64))
+
+  problem = oracles.Problem(parameters, target, proposal)
+  gradients = differentiate(problem, FEW)
+  for (name, options), actual in zip(FEW, gradients.proposal, strict=True):
+    whole, model = literal(problem, name, options), of_model(problem, name, options)
+    assert_close(actual, [w - m for w, m in zip(whole, model, strict=True)])
+
+
 def test_where_a_vanishes_the_path_does_not():
   """The ELBO's path beside IWAE's model gradient, in float32, one weight holding all the mass."""
 
