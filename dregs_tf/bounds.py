@@ -299,6 +299,14 @@ def get(name: str, **options) -> Bound:
   return Bound(name, tuple(sorted(options.items())))
 
 
+def as_bound(bound: Bound | str) -> Bound:
+  """A Bound, given one or its name; a TypeError otherwise."""
+  bound = get(bound) if isinstance(bound, str) else bound
+  if not isinstance(bound, Bound):
+    raise TypeError(f"bound must be a Bound or one of {', '.join(names())}, got {bound!r}.")
+  return bound
+
+
 def estimate(
   bound: Bound | str,
   target_log_prob_fn: Callable[[Any], tf.Tensor],
@@ -336,7 +344,7 @@ def estimate(
     ValueError: if num_samples is too small for the bound, the proposal is not fully
       reparameterised or cannot be stopped, or target_log_prob_fn returns a wrong shape.
   """
-  bound = get(bound) if isinstance(bound, str) else bound
+  bound = as_bound(bound)
   _check_arguments(bound, proposal, num_samples, stopped_proposal)
   check_num_backward_samples(num_backward_samples, num_samples)
   row = _BOUNDS[bound.name]
@@ -349,9 +357,7 @@ def estimate(
       row, target_log_prob_fn, proposal, stopped_proposal, samples
     )
     log_p = _checked(log_p, log_q, num_samples)
-    log_weights = tf.stop_gradient(log_p - log_q)
-    # JVI needs to know K, which a proposal of unknown batch shape may forget.
-    log_weights = tf.ensure_shape(log_weights, [num_samples, *log_weights.shape[1:]])
+    log_weights = stopped_log_weights(log_p, log_q, num_samples)
     value, (a, b, c) = bound.value_and_coefficients(log_weights)
   else:
     log_weights = _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_samples)
@@ -425,6 +431,14 @@ def _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_sampl
       log_p = tf.concat([tf.cast(log_prob(first, rest), dtype), log_p], axis=0)
   log_p, log_q = _same_dtype(log_p, log_q)
   log_p = _checked(log_p, log_q, num_samples)
+  return stopped_log_weights(log_p, log_q, num_samples)
+
+
+def stopped_log_weights(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tf.Tensor:
+  """log w, [num_samples, batch_size], stopped, and of known size along axis 0.
+
+  JVI needs to know K, which a proposal of unknown batch shape may forget.
+  """
   log_weights = tf.stop_gradient(log_p - log_q)
   return tf.ensure_shape(log_weights, [num_samples, *log_weights.shape[1:]])
 
@@ -464,8 +478,6 @@ def at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
 
 
 def _check_arguments(bound, proposal, num_samples, stopped_proposal):
-  if not isinstance(bound, Bound):
-    raise TypeError(f"bound must be a Bound or one of {', '.join(names())}, got {bound!r}.")
   check_num_samples(num_samples, bound)
   if not isinstance(proposal, tfd.Distribution):
     raise TypeError(f"proposal must be a tfp Distribution, got {type(proposal).__name__}.")

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from dregs_tf import comparison_plot, config, seeds, side_by_side
 from dregs_tf.bounds import Bound, check_num_samples
 from dregs_tf.bounds import get as get_bound
-from dregs_tf.gradients import stop_parameters
 from dregs_tf.models.base import LatentVariableModel, as_floats
 
 # An estimator is called biased where p is below this: one in a thousand without bias is.
@@ -467,21 +466,17 @@ def _gradients(
 ) -> Callable[[tf.Tensor], tf.Tensor]:
   """A function of a measurement's number that returns its gradients, [num_estimators, P]."""
 
-  def target_log_prob(z):
-    # New tensors: a bijector's cache would answer for the old ones, past what watches them.
-    return model.target_log_prob(x, tf.nest.map_structure(tf.identity, z), context)
-
   @tf.function(autograph=False, jit_compile=jit_compile)
   def by_variable(number):
     result = side_by_side.differentiate(
       [estimator.bound for estimator in estimators],
-      target_log_prob,
+      lambda z: model.target_log_prob(x, z, context),
       lambda: model.proposal(x, context),
       model.trainable_variables,
       num_samples,
       seeds.fold_in(seed, number),
-      stop=lambda q: model.stopped_proposal(q) or stop_parameters(q),
-      scale=tf.constant(1 / x.shape[0], tf.float64),
+      stop=model.stopped_proposal,
+      scale=1 / x.shape[0],
       with_model=False,
     )
     return [[g for g in gradients if g is not None] for gradients in result.proposal]

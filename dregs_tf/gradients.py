@@ -33,7 +33,7 @@ def gate(samples) -> tuple[object, Callable[[tf.Tensor], None]]:
     def backward(upstream):
       if not ratios:
         raise RuntimeError("The gate's ratio must be set before the gradient is taken.")
-      ratio = _expand_to(tf.cast(ratios[0], upstream.dtype), upstream)
+      ratio = expand_to(tf.cast(ratios[0], upstream.dtype), upstream)
       # A ratio of 0 closes the gate, whatever comes: 0 * inf is 0 here.
       return tf.math.multiply_no_nan(upstream, ratio)
 
@@ -42,7 +42,7 @@ def gate(samples) -> tuple[object, Callable[[tf.Tensor], None]]:
   return tf.nest.map_structure(gated, samples), ratios.append
 
 
-def _expand_to(ratio: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
+def expand_to(ratio: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
   """`ratio` with trailing axes of size 1, as many as `tensor` has more."""
   missing = tensor.shape.rank - ratio.shape.rank
   return tf.reshape(ratio, tf.concat([tf.shape(ratio), tf.ones([missing], tf.int32)], axis=0))
@@ -73,7 +73,7 @@ class PathOnly:
       slopes = tape.gradient(value, fresh, unconnected_gradients="zero")
 
       def backward(upstream, variables=None):
-        path = [_expand_to(upstream, slope) * slope for slope in slopes]
+        path = [expand_to(upstream, slope) * slope for slope in slopes]
         return (path, [None] * len(variables)) if variables else path
 
       return tf.stop_gradient(value), backward

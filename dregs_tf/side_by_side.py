@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf.bounds import Bound, at_least_float32
-from dregs_tf.gradients import stop_parameters
+from dregs_tf.bounds import Bound, at_least_float32, stopped_log_weights
+from dregs_tf.gradients import expand_to, stop_parameters
 
 tfd = tfp.distributions
 
@@ -52,7 +52,7 @@ def differentiate(
   num_samples: int,
   seed: tf.Tensor,
   *,
-  stop: Callable[[tfd.Distribution], Any] = stop_parameters,
+  stop: Callable[[tfd.Distribution], Any] | None = None,
   scale: float | tf.Tensor = 1.0,
   with_model: bool = True,
 ) -> Gradients:
@@ -65,7 +65,8 @@ def differentiate(
     variables: what to take gradients of.
     num_samples: K.
     seed: a stateless seed, of shape [2].
-    stop: gives the proposal with its parameters stopped.
+    stop: gives the proposal with its parameters stopped; where it gives None, as where there is
+      none, `stop_parameters` does.
     scale: a factor of every gradient, such as one over the batch size.
     with_model: whether to take the gradient of the model, too; otherwise `model` is None.
   """
@@ -84,9 +85,9 @@ def differentiate(
   with tf.GradientTape() as path:
     z = tf.nest.map_structure(tf.identity, stopped)
     path.watch(z)
-    log_q = at_least_float32(stop(proposal).log_prob(z))
-  log_weights = tf.stop_gradient(log_p - tf.cast(score, log_p.dtype))
-  log_weights = tf.ensure_shape(log_weights, [num_samples, *log_weights.shape[1:]])
+    stopped_proposal = (stop(proposal) if stop else None) or stop_parameters(proposal)
+    log_q = at_least_float32(stopped_proposal.log_prob(z))
+  log_weights = stopped_log_weights(log_p, tf.cast(score, log_p.dtype), num_samples)
   values, coefficients = zip(*(b.value_and_coefficients(log_weights) for b in bounds), strict=True)
 
   has_weight = log_weights > log_weights.dtype.min
@@ -111,12 +112,6 @@ def differentiate(
   return Gradients(list(values), log_weights, model if with_model else None, proposal_gradients)
 
 
-def flatten(gradients: Sequence[tf.Tensor | None]) -> tf.Tensor:
-  """The gradients that there are, as one vector."""
-  parts = [tf.reshape(tf.convert_to_tensor(g), [-1]) for g in gradients if g is not None]
-  return tf.concat([at_least_float32(part) for part in parts], axis=0)
-
-
 def _away_from_zero(a: tf.Tensor) -> tf.Tensor:
   least = tf.constant(_LEAST_WEIGHT, a.dtype)
   return tf.where(tf.abs(a) < least, tf.where(a < 0, -least, least), a)
@@ -124,9 +119,7 @@ def _away_from_zero(a: tf.Tensor) -> tf.Tensor:
 
 def _times(weight: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
   """Each sample's part of `tensor` times its weight; 0 where that is 0, whatever the tensor."""
-  missing = tensor.shape.rank - weight.shape.rank
-  weight = tf.reshape(weight, tf.concat([tf.shape(weight), tf.ones([missing], tf.int32)], axis=0))
-  return tf.math.multiply_no_nan(tensor, tf.cast(weight, tensor.dtype))
+  return tf.math.multiply_no_nan(tensor, tf.cast(expand_to(weight, tensor), tensor.dtype))
 
 
 def add_where_both(first: Sequence, second: Sequence) -> list[tf.Tensor | None]:

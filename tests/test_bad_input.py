@@ -6,7 +6,6 @@ import os
 import pathlib
 import pickle
 import resource
-import runpy
 import shutil
 import subprocess
 import sys
@@ -19,12 +18,12 @@ import numpy as np
 import pytest
 import scipy.io
 import tensorflow as tf
-from absl import flags
 from hypothesis import strategies as st
 
-from dregs_tf import bounds, checkpoints, cli, config, models, runners
+from dregs_tf import bounds, checkpoints, config, models, runners
 from dregs_tf.data import pipeline, tfds_readers
 from dregs_tf.errors import ConfigError
+from tests import binaries
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -36,25 +35,6 @@ LONGER = (*SMALL, "--max_steps=6", "--checkpoint_every=2")
 
 def grey(*shape):
   return np.random.default_rng(0).uniform(size=shape).astype(np.float32)
-
-
-def run(binary, *arguments):
-  """Runs a binary in this process, TensorFlow loaded; the exit code, 0 for success."""
-  program = str(ROOT / "bin" / f"{binary}.py")
-  assert cli  # its flag outlives the binary's
-  before = set(flags.FLAGS)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sys, "argv", [program, *arguments])
-    try:
-      runpy.run_path(program, run_name="__main__")
-    except SystemExit as stop:
-      return stop.code or 0
-    finally:
-      for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-      for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
-      flags.FLAGS.unparse_flags()
 
 
 def assert_one_line(binary, text, words):
@@ -239,7 +219,7 @@ def test_bad_input(binary, arguments, words, place, tmp_path, capfd, unreachable
   if binary == "train" and not any("--logdir" in argument for argument in arguments):
     arguments.insert(0, f"--logdir={tmp_path / 'new'}")
   words = [word.replace("{place}", str(place)) for word in words]
-  assert run(binary, *arguments) == 1
+  assert binaries.run(f"{binary}.py", *arguments) == 1
   assert_one_line(binary, capfd.readouterr().err, words)
   assert time.monotonic() - begun < 20
 
@@ -255,7 +235,7 @@ def test_bad_input(binary, arguments, words, place, tmp_path, capfd, unreachable
 def test_debug_shows_the_traceback(arguments, kind, tmp_path, capfd):
   stop = None
   try:
-    assert run("train", *arguments, f"--logdir={tmp_path / 'new'}", "--debug") == 1
+    assert binaries.run("train.py", *arguments, f"--logdir={tmp_path / 'new'}", "--debug") == 1
   except ValueError as error:  # Python would show it.
     stop = type(error).__name__
   assert kind in (stop or capfd.readouterr().err)
@@ -291,14 +271,14 @@ def test_debug_as_a_process():
 
 def test_a_directory_in_use(place, capfd):
   with checkpoints.locked(place / "run"):
-    assert run("train", f"--logdir={place / 'run'}", *SMALL) == 1
+    assert binaries.run("train.py", f"--logdir={place / 'run'}", *SMALL) == 1
   words = [f"--logdir={place / 'run'}", "in use by another process", "another --logdir"]
   assert_one_line("train", capfd.readouterr().err, words)
 
 
 def test_damaged_checkpoints(place, capfd):
   with pytest.warns(UserWarning, match="is damaged"):
-    assert run("eval", f"--logdir={place / 'damaged'}", "--num_samples=2") == 1
+    assert binaries.run("eval.py", f"--logdir={place / 'damaged'}", "--num_samples=2") == 1
   assert_one_line("eval", capfd.readouterr().err, [str(place / "damaged")])
 
 
@@ -310,7 +290,7 @@ def test_more_memory_than_there_is(error, monkeypatch, tmp_path, capfd):
     raise error
 
   monkeypatch.setattr(runners, "train", train)
-  assert run("train", f"--logdir={tmp_path / 'new'}") == 1
+  assert binaries.run("train.py", f"--logdir={tmp_path / 'new'}") == 1
   assert_one_line("train", capfd.readouterr().err, ["not enough memory", "fewer latents"])
 
 
@@ -334,7 +314,7 @@ def test_a_full_disk(place, tmp_path, capfd):
   arguments = [f"--logdir={directory}", f"--dataset={settings.dataset}", *LONGER]
   with no_file_larger_than(100_000):
     assert before[-1][1].stat().st_size > 100_000
-    assert run("train", *arguments) == 1
+    assert binaries.run("train.py", *arguments) == 1
   lines = capfd.readouterr().err.splitlines()
   # The row of the step was written before; then comes the error.
   assert lines[-1].startswith("train.py: error: ")
@@ -343,7 +323,7 @@ def test_a_full_disk(place, tmp_path, capfd):
   assert not any("Traceback" in line for line in lines)
   assert checkpoints.find(directory) == before
   assert checkpoints.load_newest(directory)[0] == 4
-  assert run("train", *arguments) == 0
+  assert binaries.run("train.py", *arguments) == 0
   assert checkpoints.find(directory)[-1][0] == 6
 
 
@@ -467,6 +447,6 @@ def test_any_configuration_is_valid_or_refused_in_one_line(kind, data):
 def test_a_wrong_first_try_does_not_stand_in_the_way(place, tmp_path, capfd):
   """Flags that fail before the first step can be corrected, in the same directory."""
   arguments = [f"--dataset={place / 'good.npz'}", f"--logdir={tmp_path / 'new'}", *SMALL]
-  assert run("train", *arguments, "--batch_size=33") == 1
+  assert binaries.run("train.py", *arguments, "--batch_size=33") == 1
   assert_one_line("train", capfd.readouterr().err, ["33", "32 images"])
-  assert run("train", *arguments) == 0
+  assert binaries.run("train.py", *arguments) == 0

@@ -4,20 +4,18 @@ import csv
 import dataclasses
 import math
 import pathlib
-import runpy
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from absl import flags
 from scipy import stats
 
 import dregs_tf
-from dregs_tf import bounds, checkpoints, cli, config, data, diagnostics, models, runners, seeds
+from dregs_tf import bounds, checkpoints, config, data, diagnostics, models, runners, seeds
 from dregs_tf.errors import ConfigError
+from tests import binaries
 from tests.models import helpers
 
 tfd = tfp.distributions
@@ -581,23 +579,6 @@ def test_a_bound_whose_alpha_is_a_variable_is_taken_at_its_value():
 # --- the binary ----------------------------------------------------------------------------------
 
 
-def run(*arguments):
-  """Runs bin/compare_estimators.py in this process; the exit code, 0 for success."""
-  program = str(ROOT / "bin" / "compare_estimators.py")
-  assert cli  # Its flag outlives the binary's.
-  before = set(flags.FLAGS)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sys, "argv", [program, *arguments])
-    try:
-      runpy.run_path(program, run_name="__main__")
-    except SystemExit as stop:
-      return stop.code or 0
-    finally:
-      for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-      flags.FLAGS.unparse_flags()
-
-
 @pytest.mark.parametrize(
   "values, words",
   [
@@ -638,7 +619,8 @@ def test_the_binary_compares_on_a_run(tmp_path, capsys):
   checkpoints.save(model, settings.directory, 3)
   arguments = ["--bounds=dreg_alpha", "--num_samples=4", "--num_measurements=10"]
   arguments += [f"--logdir={tmp_path / 'run'}", f"--output_dir={tmp_path / 'new' / 'out'}"]
-  assert run(*arguments, "--batch_size=5", "--nomeasure_cost") == 0
+  arguments += ["--batch_size=5", "--nomeasure_cost"]
+  assert binaries.run("compare_estimators.py", *arguments) == 0
   out = capsys.readouterr().out
   assert "digits, test set, step 3.\n10 measurements on 5 examples" in out
   assert "L_K, K = 4: " in out
@@ -649,5 +631,5 @@ def test_the_binary_compares_on_a_run(tmp_path, capsys):
     ("dreg_alpha(alpha=0.125)", "4"),
   ]
   assert (tmp_path / "new" / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
-  assert run(f"--logdir={tmp_path}") == 1
+  assert binaries.run("compare_estimators.py", f"--logdir={tmp_path}") == 1
   assert "holds no run" in capsys.readouterr().err

@@ -3,18 +3,16 @@
 import csv
 import math
 import pathlib
-import runpy
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from scipy import special
 
-from dregs_tf import bounds, cli, config, toy_gaussian, toy_plot
+from dregs_tf import bounds, config, toy_gaussian, toy_plot
 from dregs_tf.errors import ConfigError
 from dregs_tf.models import gaussian
+from tests import binaries
 
 ROOT = pathlib.Path(__file__).parents[1]
 COLUMNS = ["bound", "num_samples", "snr", "bias_squared", "variance", "t_statistic", "p_value"]
@@ -368,35 +366,17 @@ def test_bad_values_are_refused_in_one_line(case):
     assert word in message
 
 
-def run_binary(*arguments):
-  """Runs bin/toy_gaussian.py in this process; the exit code, 0 for success."""
-  assert cli  # its flag outlives the binary's
-  program = str(ROOT / "bin" / "toy_gaussian.py")
-  before = set(flags.FLAGS)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sys, "argv", [program, *arguments])
-    try:
-      runpy.run_path(program, run_name="__main__")
-    except SystemExit as stop:
-      return stop.code or 0
-    finally:
-      for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-      flags.FLAGS.unparse_flags()
-  return 0
-
-
 def test_the_binary(tmp_path, capfd):
   small = [f"--{name}={value}" for name, value in SMALL.items()]
   command = [*small, "--num_samples=2,3", "--bounds=iwae,iwae_dreg", f"--output_dir={tmp_path}"]
-  assert run_binary(*command) == 0
+  assert binaries.run("toy_gaussian.py", *command) == 0
   assert len(read(tmp_path / "results.csv")) == 4
   capfd.readouterr()
-  assert run_binary(*command, "--bounds=iwae,vimco") == 1
+  assert binaries.run("toy_gaussian.py", *command, "--bounds=iwae,vimco") == 1
   message = capfd.readouterr().err
   assert message.startswith("toy_gaussian.py: error: --bounds must be one of elbo, ")
   assert message.count("\n") == 1
-  assert run_binary(*command, f"--output_dir={tmp_path / 'results.csv'}") == 1
+  assert binaries.run("toy_gaussian.py", *command, f"--output_dir={tmp_path / 'results.csv'}") == 1
   message = capfd.readouterr().err
   assert message.startswith("toy_gaussian.py: error: --output_dir=")
   assert message.count("\n") == 1

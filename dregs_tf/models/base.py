@@ -10,7 +10,6 @@ import tensorflow_probability as tfp
 
 from dregs_tf import bounds, replicas, seeds, side_by_side
 from dregs_tf import importance_weights as iw
-from dregs_tf.gradients import stop_parameters
 from dregs_tf.models.adaptive_alpha import AdaptiveAlpha
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.gradient_moments import GradientMoments
@@ -163,7 +162,7 @@ class LatentVariableModel(keras.Model):
       ValueError: if a bound is unknown or not defined for so few samples, or if options do not go
         together.
     """
-    bound, *tracked = (_as_bound(b) for b in (bound, *track_variance))
+    bound, *tracked = (bounds.as_bound(b) for b in (bound, *track_variance))
     for each in (bound, *tracked):
       bounds.check_num_samples(num_samples, each)
     bounds.check_num_backward_samples(num_backward_samples, num_samples)
@@ -363,7 +362,7 @@ class LatentVariableModel(keras.Model):
         self.trainable_variables,
         self.num_samples,
         seed,
-        stop=lambda q: self.stopped_proposal(q) or stop_parameters(q),
+        stop=self.stopped_proposal,
         scale=-self.optimizer.scale_loss(tf.ones([])) / tf.cast(total, tf.float32),
       )
     of_others = dict(zip(others, result.proposal[1:], strict=True))
@@ -528,14 +527,6 @@ class LatentVariableModel(keras.Model):
       for name, target in (("proposal", z), ("model", log_p))
     }
     return {name: places for name, places in groups.items() if places}
-
-
-def _as_bound(bound) -> bounds.Bound:
-  """A Bound, given one or its name."""
-  bound = bounds.get(bound) if isinstance(bound, str) else bound
-  if not isinstance(bound, bounds.Bound):
-    raise TypeError(f"bound must be a Bound or one of {', '.join(bounds.names())}, got {bound!r}.")
-  return bound
 
 
 def _split(data):
