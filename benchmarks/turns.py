@@ -15,9 +15,9 @@ Case = tuple[str, int, int]
 def measure(cases: list[Case], rounds: int = 25) -> dict[Case, dict]:
   """Median and quartiles of a step's seconds, and peak memory in MiB, of cases that take turns."""
   with contextlib.ExitStack() as stack:
+    started = [(case, stack.enter_context(_worker(*case))) for case in cases]
     workers = {}
-    for case in cases:
-      worker = stack.enter_context(_worker(*case))
+    for case, worker in started:
       if worker.stdout.readline().strip() == "ready":
         workers[case] = worker
       else:

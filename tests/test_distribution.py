@@ -1,114 +1,20 @@
-"""Tests of training on several devices and in several processes, against one device.
+"""Tests of training on several devices, against one.
 
-Logical devices and clusters have to be set up before TensorFlow does anything, so the runs are
-processes of their own.
+Logical devices have to be set up before TensorFlow does anything, so the runs are processes of
+their own.
 """
 
-import csv
 import json
 import os
-import pathlib
-import signal
-import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from dregs_tf import checkpoints, config, distribution, models
+from dregs_tf import config, distribution
 from dregs_tf.errors import ConfigError
-
-_ROOT = pathlib.Path(__file__).parents[1]
-_FLAGS = {
-  "latent_dim": 3,
-  "num_samples": 5,
-  "batch_size": 12,
-  "max_steps": 6,
-  "summarize_every": 4,
-  "checkpoint_every": 3,
-  "jit_compile": False,
-  "gradient_statistics": True,
-}
-
-
-class Run:
-  """bin/train.py in a process."""
-
-  def __init__(self, directory, tf_config=None, **flags):
-    arguments = [f"--{name}={value}" for name, value in {**_FLAGS, **flags}.items()]
-    environment = os.environ | {"PYTHONPATH": str(_ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-    if tf_config:
-      environment["TF_CONFIG"] = json.dumps(tf_config)
-    self.directory = directory
-    self.process = subprocess.Popen(
-      [sys.executable, str(_ROOT / "bin" / "train.py"), f"--logdir={directory}", *arguments],
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-
-  def finish(self, timeout=120) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error)."""
-    try:
-      out, err = self.process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-      self.process.kill()
-      out, err = self.process.communicate()
-      pytest.fail(f"still running after {timeout} s:\n{out[-2000:]}\n{err[-2000:]}")
-    return self.process.returncode, out, err
-
-
-def finish_well(*runs) -> list[str]:
-  """The standard outputs of runs that end well."""
-  results = [run.finish() for run in runs]
-  assert all(status == 0 for status, _, _ in results), results
-  return [out for _, out, _ in results]
-
-
-def workers(directory, num_workers=2, flags_of_last=None, **flags) -> list[Run]:
-  """The processes of a cluster on this machine, the chief's first."""
-  with_ports = [socket.create_server(("localhost", 0)) for _ in range(num_workers)]
-  addresses = [f"localhost:{server.getsockname()[1]}" for server in with_ports]
-  for server in with_ports:
-    server.close()
-  runs = []
-  for index in range(num_workers):
-    tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-    own = flags | (flags_of_last or {} if index == num_workers - 1 else {})
-    runs.append(Run(directory, tf_config, distribute="multi_worker", **own))
-  return runs
-
-
-def wait_for_step(directory, step, timeout=90):
-  """Returns when there is a checkpoint of the step, or a later one."""
-  end = time.monotonic() + timeout
-  while not any(at >= step for at, _ in checkpoints.find(directory)):
-    assert time.monotonic() < end, f"no checkpoint of step {step}"
-    time.sleep(0.1)
-
-
-def rows(directory) -> np.ndarray:
-  with open(directory / "metrics.csv", newline="") as file:
-    return np.array([[float(value) for value in row] for row in list(csv.reader(file))[1:]])
-
-
-def parameters(directory) -> list[np.ndarray]:
-  _, model = checkpoints.load_newest(directory)
-  assert isinstance(model, models.VAE)
-  return [variable.numpy() for variable in model.trainable_variables]
-
-
-def assert_same_numbers(ours, theirs):
-  """Up to the order of float32 sums."""
-  np.testing.assert_allclose(rows(ours), rows(theirs), rtol=2e-5)
-  for a, b in zip(parameters(ours), parameters(theirs), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-  results = [json.loads((path / "result.json").read_text()) for path in (ours, theirs)]
-  assert results[0]["step"] == results[1]["step"]
-  assert results[0]["test_bound"] == pytest.approx(results[1]["test_bound"], rel=1e-5)
+from tests.train_processes import ROOT, Run, assert_same_numbers, finish_well
 
 
 @pytest.fixture(scope="module")
@@ -134,71 +40,7 @@ def test_a_run_goes_on_with_another_number_of_devices(one_device, tmp_path):
   assert_same_numbers(tmp_path, one_device)
 
 
-@pytest.mark.slow
-def test_two_workers_give_the_numbers_of_one_device(one_device, tmp_path):
-  chief, other = finish_well(*workers(tmp_path))
-  assert "2 workers with 1 x CPU" in chief
-  assert "Test bound" in chief
-  assert "this is worker 1" in other
-  assert "Test bound" not in other
-  assert_same_numbers(tmp_path, one_device)
-
-
-@pytest.fixture(scope="module")
-def one_long_run(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("runs") / "long"
-  finish_well(Run(directory, **_LONG))
-  return directory
-
-
-_LONG = {"max_steps": 400, "summarize_every": 200, "checkpoint_every": 20}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_worker_is_killed_the_other_stops_and_both_go_on(one_long_run, tmp_path, victim):
-  runs = workers(tmp_path, **_LONG)
-  wait_for_step(tmp_path, 20)
-  runs[victim].process.send_signal(signal.SIGKILL)
-  status, _, err = runs[1 - victim].finish(timeout=60)
-  assert status == 1, err
-  lines = [line for line in err.splitlines() if "error:" in line]
-  assert len(lines) == 1, err
-  assert "another worker stopped" in lines[0]
-  assert "the newest checkpoint" in lines[0]
-  runs[victim].finish()
-  last, _ = checkpoints.find(tmp_path)[-1]
-  assert last < _LONG["max_steps"]
-  chief, other = finish_well(*workers(tmp_path, **_LONG))
-  assert f"Resuming at step {last}" in chief
-  assert f"Resuming at step {last}" in other
-  np.testing.assert_allclose(rows(tmp_path), rows(one_long_run), rtol=1e-2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("asked", [0, 1])
-def test_a_worker_that_is_asked_to_stop_stops_all_in_good_order(tmp_path, asked):
-  runs = workers(tmp_path, max_steps=100_000, summarize_every=100_000)
-  wait_for_step(tmp_path, 3)
-  runs[asked].process.send_signal(signal.SIGTERM)
-  results = [run.finish(timeout=60) for run in runs]
-  assert [status for status, _, _ in results] == [130, 130], results
-  assert "SIGTERM" in results[asked][2]
-  assert "another worker" in results[1 - asked][2]
-  last, _ = checkpoints.find(tmp_path)[-1]
-  assert all(f"at step {last}, saved" in err for _, _, err in results)
-
-
-@pytest.mark.slow
-def test_workers_with_different_flags_are_refused(tmp_path):
-  results = [run.finish(60) for run in workers(tmp_path, flags_of_last={"learning_rate": 0.1})]
-  assert [status for status, _, _ in results] == [1, 1], results
-  assert all("different flags" in err for _, _, err in results)
-  assert not (tmp_path / "config.json").exists()
-
-
 _SCRIPT = """
-import contextlib
 import sys
 
 import keras
@@ -229,7 +71,9 @@ for name, options in {
     model.compile(keras.optimizers.Adam(1e-2), num_samples=5, seed=1, **options)
   # Of the last batch, one example, two replicas get nothing.
   batches = tf.data.Dataset.from_tensor_slices(x).batch(12)
-  history = model.fit(batches, validation_data=batches, verbose=0, epochs=2).history
+  # XLA compiles for each size of a batch.
+  validation = batches.take(1) if name == "jit" else batches
+  history = model.fit(batches, validation_data=validation, verbose=0, epochs=2).history
   numbers |= {f"{name}/{key}": np.array(values) for key, values in history.items()}
   numbers |= {f"{name}/{i}": value for i, value in enumerate(model.get_weights())}
 np.savez(path, **numbers)
@@ -248,7 +92,7 @@ def test_fit_under_a_strategy_of_ones_own_gives_the_numbers_of_one_device(tmp_pa
 
 
 def run_script(script, *arguments):
-  environment = os.environ | {"PYTHONPATH": str(_ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
   result = subprocess.run(
     [sys.executable, "-c", script, *arguments],
     env=environment,

@@ -1,5 +1,6 @@
 """This library's training step, through `model.fit` and the data pipeline of `bin/train.py`."""
 
+import queue
 import threading
 
 import keras
@@ -43,21 +44,24 @@ class _Turns(keras.callbacks.Callback):
   def __init__(self, steps_per_execution: int):
     super().__init__()
     self._at_a_time = steps_per_execution
-    self._may_go = threading.Semaphore(0)
+    self._left = 0
+    self._asked = queue.SimpleQueue()
     self._gone = threading.Semaphore(0)
 
   def on_train_batch_begin(self, batch, logs=None):
-    self._may_go.acquire()
+    if not self._left:
+      self._left = self._asked.get()
 
   def on_train_batch_end(self, batch, logs=None):
-    self._gone.release()
+    self._left -= 1
+    if not self._left:  # Not at each step: changing threads takes a while.
+      self._gone.release()
 
   def run(self, steps: int) -> int:
     """Runs a whole number of executions, of so many steps or more; says how many steps."""
     executions = -(-steps // self._at_a_time)
-    self._may_go.release(executions)
-    for _ in range(executions):
-      self._gone.acquire()
+    self._asked.put(executions)
+    self._gone.acquire()
     return executions * self._at_a_time
 
 

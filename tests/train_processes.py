@@ -1,0 +1,81 @@
+"""bin/train.py in processes of its own, where logical devices and clusters have to be set up."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dregs_tf import checkpoints, models
+
+ROOT = pathlib.Path(__file__).parents[1]
+_FLAGS = {
+  "latent_dim": 3,
+  "num_samples": 5,
+  "batch_size": 12,
+  "max_steps": 6,
+  "summarize_every": 4,
+  "checkpoint_every": 3,
+  "jit_compile": False,
+  "gradient_statistics": True,
+}
+
+
+class Run:
+  """bin/train.py in a process."""
+
+  def __init__(self, directory, tf_config=None, **flags):
+    arguments = [f"--{name}={value}" for name, value in {**_FLAGS, **flags}.items()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    if tf_config:
+      environment["TF_CONFIG"] = json.dumps(tf_config)
+    self.directory = directory
+    self.process = subprocess.Popen(
+      [sys.executable, str(ROOT / "bin" / "train.py"), f"--logdir={directory}", *arguments],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def finish(self, timeout=120) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error)."""
+    try:
+      out, err = self.process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+      self.process.kill()
+      out, err = self.process.communicate()
+      pytest.fail(f"still running after {timeout} s:\n{out[-2000:]}\n{err[-2000:]}")
+    return self.process.returncode, out, err
+
+
+def finish_well(*runs) -> list[str]:
+  """The standard outputs of runs that end well."""
+  results = [run.finish() for run in runs]
+  assert all(status == 0 for status, _, _ in results), results
+  return [out for _, out, _ in results]
+
+
+def rows(directory) -> np.ndarray:
+  with open(directory / "metrics.csv", newline="") as file:
+    return np.array([[float(value) for value in row] for row in list(csv.reader(file))[1:]])
+
+
+def parameters(directory) -> list[np.ndarray]:
+  _, model = checkpoints.load_newest(directory)
+  assert isinstance(model, models.VAE)
+  return [variable.numpy() for variable in model.trainable_variables]
+
+
+def assert_same_numbers(ours, theirs):
+  """Up to the order of float32 sums."""
+  np.testing.assert_allclose(rows(ours), rows(theirs), rtol=2e-5)
+  for a, b in zip(parameters(ours), parameters(theirs), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  results = [json.loads((path / "result.json").read_text()) for path in (ours, theirs)]
+  assert results[0]["step"] == results[1]["step"]
+  assert results[0]["test_bound"] == pytest.approx(results[1]["test_bound"], rel=1e-5)
