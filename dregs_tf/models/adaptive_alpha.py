@@ -15,17 +15,22 @@ g and v of g^2. Had the steps that they remember been taken with this alpha, the
   dv/dalpha = s, the average of dg^2/dalpha = 2 g D,
   du/dalpha = m_D / (sqrt(v) + eps)  -  m s / (2 sqrt(v) (sqrt(v) + eps)^2).
 
-To first order in eta the step adds eta <grad L_K(phi_{t+1}), u_t> to the bound, and the derivative
-of that in alpha is
+A gradient does not act at once: through m, the effect on phi of its mean and of its noise is spread
+over the next 1 / (1 - beta_1) steps. The slope of phi itself is followed for as long, with the
+objective's curvature left out:
 
-  h_{t+1} = < g_I at step t+1,  du_t / dalpha >     (times eta).
+  phi_{t+1} = phi_t + eta u_t,   dphi_{t+1}/dalpha = eta z_t,   z_t = beta_1 z_{t-1} + du_t/dalpha,
 
-IWAE-DReG is unbiased for grad L_K (Eq. 7), and the samples of step t+1 are independent of what u_t
-is made of; so h is an unbiased estimate, given phi_{t+1}, of how the gain changes with alpha. The
-second term of du/dalpha is what tells noise: a noisier g makes v larger and the step along the mean
-smaller, so alpha rises where RWS-DReG points the bound's way with more signal, and falls where its
-bias points elsewhere. alpha itself is moved by Adam along h, which makes eta and the model's scale
-irrelevant, and is kept in [0, 1].
+and the derivative of the bound at step t+1 in alpha is
+
+  h_{t+1} = < g_I at step t+1,  z_t >     (times eta).
+
+IWAE-DReG is unbiased for grad L_K (Eq. 7), and the samples of step t+1 are independent of what z_t
+is made of; so, given phi_{t+1} and z_t, h is an unbiased estimate of < grad L_K(phi_{t+1}), z_t >.
+The second term of du/dalpha is what tells noise: a noisier g makes v larger and the step along the
+mean smaller, so alpha rises where RWS-DReG points the bound's way with more signal, and falls where
+its bias points elsewhere. alpha itself is moved by Adam along h, which makes eta and the model's
+scale irrelevant, and is kept in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -63,6 +68,7 @@ class AdaptiveAlpha(keras.layers.Layer):
 
     self._m, self._m_slope = averages("m"), averages("m_slope")
     self._v, self._v_slope = averages("v"), averages("v_slope")
+    self._z = averages("z")
     self._steps = self.add_weight(name="steps", shape=(), **options)
     self._h_mean = self.add_weight(name="h_mean", shape=(), **options)
     self._h_square = self.add_weight(name="h_square", shape=(), **options)
@@ -76,8 +82,7 @@ class AdaptiveAlpha(keras.layers.Layer):
       if g_i is not None
     ]
     used = tf.identity(self.alpha)  # what this step's gradient was taken with
-    hypergradient = sum(tf.reduce_sum(g_i * self._slope(i)) for i, g_i, _ in gradients)
-    self._move(hypergradient)
+    self._move(sum(tf.reduce_sum(g_i * self._z[i]) for i, g_i, _ in gradients))
     self._steps.assign_add(1.0)
     for i, g_i, g_r in gradients:
       difference = g_r - g_i
@@ -86,14 +91,14 @@ class AdaptiveAlpha(keras.layers.Layer):
       _follow(self._m_slope[i], difference, _BETA_1)
       _follow(self._v[i], g**2, _BETA_2)
       _follow(self._v_slope[i], 2 * g * difference, _BETA_2)
+      self._z[i].assign(_BETA_1 * self._z[i] + self._slope(i))
 
   def _slope(self, i: int) -> tf.Tensor:
-    """du/dalpha of variable i, as of the last step; 0 before the first."""
-    first = tf.math.reciprocal_no_nan(1 - _BETA_1**self._steps)
-    second = tf.math.reciprocal_no_nan(1 - _BETA_2**self._steps)
-    m, m_slope = first * self._m[i], first * self._m_slope[i]
-    v_slope = second * self._v_slope[i]
-    root = tf.sqrt(second * self._v[i])
+    """du/dalpha of variable i, as of the last step."""
+    first, second = 1 - _BETA_1**self._steps, 1 - _BETA_2**self._steps
+    m, m_slope = self._m[i] / first, self._m_slope[i] / first
+    v_slope = self._v_slope[i] / second
+    root = tf.sqrt(self._v[i] / second)
     shift = tf.math.divide_no_nan(m * v_slope, 2 * root * (root + _EPSILON) ** 2)
     return m_slope / (root + _EPSILON) - shift
 

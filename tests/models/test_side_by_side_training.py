@@ -118,9 +118,22 @@ def test_the_first_move_of_alpha():
   layer = follow(gradients, 0.5)
   before = follow(gradients[:, :1], 0.5)
   assert float(before.alpha) == 0.5
-  slope = np.concatenate([before._slope(0), before._slope(1)])
-  expected = np.sign(np.sum(gradients[0, 1] * slope))
+  expected = np.sign(np.sum(gradients[0, 1] * np.concatenate(before._z[:2])))
   assert np.sign(float(layer.alpha) - 0.5) == expected
+
+
+def test_the_slope_of_the_position_remembers_as_long_as_momentum(monkeypatch):
+  """Against a central difference of the last steps' sum, older ones discounted."""
+  g_i, g_r = path_gradients(12)
+  monkeypatch.setattr(adaptive_alpha, "_LEARNING_RATE", 0.0)
+  layer = follow((g_i, g_r), 0.3)
+
+  def position(alpha):
+    g = list(g_i + alpha * (g_r - g_i))
+    return sum(0.9 ** (12 - t) * adams_direction(g[:t]) for t in range(1, 13))
+
+  expected = (position(0.3 + 1e-5) - position(0.3 - 1e-5)) / 2e-5
+  np.testing.assert_allclose(np.concatenate(layer._z[:2]), expected, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("better,start", [("iwae_dreg", 1.0), ("rws_dreg", 0.0)])
