@@ -241,6 +241,8 @@ def bound_label(settings: config.TrainConfig) -> str:
 
 # --- tables --------------------------------------------------------------------------------------
 
+# A single value of a bound is as noisy as the last iterate.
+_LATE_BOUNDS = {"test bound, late": "test_bound", "train bound, late": "train_bound"}
 _STATISTICS = {
   "proposal gradient variance": "train_proposal_gradient_variance",
   "its SNR": "train_proposal_gradient_snr",
@@ -272,6 +274,9 @@ def _table(groups: Sequence[Group]) -> str:
     "steps": [_steps(group) for group in groups],
     "test bound (nats)": [_over_trials([r.test_bound for r in g.runs], ".3f") for g in groups],
   }
+  for title, column in _LATE_BOUNDS.items():
+    if any(group.trials(column) for group in groups):
+      columns[title] = [_late(group, column, ".3f", spread=True) for group in groups]
   evaluations = [[run.evaluation for run in group.runs] for group in groups]
   if any(each for group in evaluations for each in group):
 
@@ -289,8 +294,8 @@ def _table(groups: Sequence[Group]) -> str:
       columns[title] = [_late(group, column) for group in groups]
   text = _markdown(columns)
   notes = ["± is the standard deviation over the seeds."]
-  if any(title in columns for title in _STATISTICS):
-    notes.append(f"Gradients: mean over the last {LAST_PART:.0%} of the steps.")
+  if any(title in columns for title in (*_LATE_BOUNDS, *_STATISTICS)):
+    notes.append(f"Late, and of gradients: the mean over the last {LAST_PART:.0%} of the steps.")
   bounds = {group.settings.bound for group in groups}
   if bounds & {"jvi", "jvi_dreg"}:
     notes.append("JVI's objective is not a bound.")
@@ -322,10 +327,10 @@ def _steps(group: Group) -> str:
   return f"{last}" if least >= last else f"{least:.0f} of {last}"
 
 
-def _late(group: Group, column: str) -> str:
+def _late(group: Group, column: str, style: str | None = None, spread: bool = False) -> str:
   """The mean of a column over the last part of the steps, and over the trials."""
   values = [v[s > (1 - LAST_PART) * s[-1]].mean() for s, v in group.trials(column)]
-  return _over_trials(values, ".2e" if "variance" in column else ".2f", spread=False)
+  return _over_trials(values, style or (".2e" if "variance" in column else ".2f"), spread=spread)
 
 
 def _over_trials(values: Sequence[float | None], number: str, spread: bool = True) -> str:

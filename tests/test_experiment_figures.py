@@ -380,16 +380,20 @@ def row_of(table, name):
 def test_a_table_has_means_deviations_and_errors(tmp_path):
   evaluation = {"step": 40, "log_likelihood": -20.0, "standard_error": 0.2}
   columns = {VARIANCE: [9.0, 9.0, 9.0, 1e-3], "train_iwae_gradient_variance": [9.0] * 3 + [4e-3]}
-  write(tmp_path / "a", columns=columns, evaluation=evaluation)
-  write(tmp_path / "b", columns=columns, seed=2, evaluation=evaluation | {"log_likelihood": -22.0})
+  one, other = (columns | {"train_bound": [-9.0] * 3 + [last]} for last in (-7.0, -5.0))
+  write(tmp_path / "a", columns=one, evaluation=evaluation)
+  write(tmp_path / "b", columns=other, seed=2, evaluation=evaluation | {"log_likelihood": -22.0})
   write(tmp_path / "c", steps=(10, 20), bound="jvi")
   write(tmp_path / "d", bound="jvi", seed=1)
   text = tables(groups_in(tmp_path))
   assert "**digits, generative, K = 64**" in text
   assert row_of(text.partition("Variance of several")[0], "IWAE-DReG") == [
-    *("IWAE-DReG", "0, 2", "40", "-25.000 ± 1.414", "-21.000 ± 1.414", "0.200", "1.00e-03"),
+    *("IWAE-DReG", "0, 2", "40", "-25.000 ± 1.414", "", "-6.000 ± 1.414"),
+    *("-21.000 ± 1.414", "0.200", "1.00e-03"),
   ]
-  assert row_of(text, "JVI") == ["JVI", "0, 1", "20 of 40", "-25.000 (1 of 2 seeds)", "", "", ""]
+  jvi = row_of(text, "JVI")
+  assert jvi[:5] == ["JVI", "0, 1", "20 of 40", "-25.000 (1 of 2 seeds)", "-26.500 ± 2.121"]
+  assert jvi[5:] == ["", "", "", ""]
   assert "JVI's objective is not a bound." in text
   assert "standard deviation over the seeds" in text
   tracked = text.partition("Variance of several")[2]
@@ -397,8 +401,8 @@ def test_a_table_has_means_deviations_and_errors(tmp_path):
 
 
 def test_a_table_without_what_there_is_not(tmp_path):
-  write(tmp_path / "a")
-  write(tmp_path / "b", num_samples=8, bound="elbo")
+  write(tmp_path / "a", columns={})
+  write(tmp_path / "b", columns={}, num_samples=8, bound="elbo")
   text = tables(groups_in(tmp_path))
   assert text.count("| trained with | seeds | steps | test bound (nats) |\n") == 2
   assert "looser" in text.partition("K = 64")[0]
