@@ -35,6 +35,7 @@ def contenders(num_samples: int) -> list[str]:
     "ours/iwae_dreg:graph",
     "ours/iwae_dreg:in10",
     f"ours/iwae_dreg:{sparse}",
+    f"ours/iwae_dreg:{sparse}:in10",
     *(f"tensorflow_plain/{name}" for name in ("literal", "literal-xla", "authors", "authors-xla")),
     "pytorch/eager",
     "pytorch/compile",

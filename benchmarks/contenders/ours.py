@@ -13,28 +13,28 @@ from dregs_tf import bounds, data, models
 def make(name: str, batch_size: int, num_samples: int):
   """Steps of a bound; a name such as `iwae_dreg:16` records 16 samples for the backward pass.
 
-  `iwae_dreg:graph` turns XLA off, `iwae_dreg:in10` runs ten steps per execution. A step of
-  `log_likelihood` is that of the whole batch.
+  `iwae_dreg:graph` turns XLA off, `iwae_dreg:in10` runs ten steps per execution; both kinds go
+  together, `iwae_dreg:16:in10`. A step of `log_likelihood` is that of the whole batch.
   """
-  bound, _, option = name.partition(":")
+  bound, *options = name.split(":")
   grey = np.random.default_rng(0).random((2000, DATA_DIM), np.float32)
   model = models.VAE(grey.mean(0), latent_dim=LATENT_DIM)
   if bound == "log_likelihood":
     return _log_likelihood(model, grey[:batch_size].round(), num_samples)
-  steps_per_execution = int(option[2:]) if option.startswith("in") else 1
+  steps_per_execution = next((int(each[2:]) for each in options if each.startswith("in")), 1)
   model.compile(
     keras.optimizers.Adam(LEARNING_RATE, epsilon=EPSILON),
     bound=bounds.get(bound),
     num_samples=num_samples,
-    num_backward_samples=int(option) if option.isdigit() else None,
+    num_backward_samples=next((int(each) for each in options if each.isdigit()), None),
     seed=0,
-    jit_compile=option != "graph",
+    jit_compile="graph" not in options,
     steps_per_execution=steps_per_execution,
   )
   batches = data.train_batches(grey, batch_size, 0, image_shape=(28, 28))
   turns = _Turns(steps_per_execution)
-  options = {"steps_per_epoch": 10**9, "callbacks": [turns], "verbose": 0, "shuffle": False}
-  threading.Thread(target=model.fit, args=(batches,), kwargs=options, daemon=True).start()
+  endless = {"steps_per_epoch": 10**9, "callbacks": [turns], "verbose": 0, "shuffle": False}
+  threading.Thread(target=model.fit, args=(batches,), kwargs=endless, daemon=True).start()
   return turns.run
 
 
