@@ -62,19 +62,31 @@ def inclusion_probabilities(sizes: tf.Tensor, num_chosen: int) -> tf.Tensor:
     sizes: r_i >= 0 of shape [num_samples, ...].
     num_chosen: M.
   """
-  descending = tf.sort(sizes, axis=0, direction="DESCENDING")
-  # rest[h]: the sum of all but the h largest, summed from the smallest.
-  rest = tf.cumsum(descending, axis=0, reverse=True)
-  certain = tf.reshape(tf.range(tf.shape(sizes)[0]), [-1] + [1] * (sizes.shape.rank - 1))
+  # Not more than M are certain, so those beyond the M largest need no order. A sum is no difference
+  # of others here: it would be lost next to a large one.
+  largest = _largest(sizes, num_chosen)
+  least = largest[-1]
+  ties = tf.cast(tf.math.count_nonzero(sizes >= least, axis=0) - num_chosen, sizes.dtype)
+  others = tf.reduce_sum(tf.where(sizes < least, sizes, tf.zeros_like(sizes)), axis=0)
+  # rest[h]: the sum of all but the h largest.
+  rest = tf.cumsum(largest, axis=0, reverse=True) + (others + ties * least)
   # If h samples are certain, tau = (M - h) / rest[h]. Right is the smallest h for which no other
   # sample exceeds 1; for larger ones tau is smaller.
-  left = tf.cast(num_chosen - certain, sizes.dtype)
-  fits = tf.logical_and(descending * left <= rest, tf.logical_and(left > 0, rest > 0))
+  left = tf.range(num_chosen, 0, -1, dtype=sizes.dtype)
+  left = tf.reshape(left, [-1] + [1] * (sizes.shape.rank - 1))
+  fits = tf.logical_and(largest * left <= rest, rest > 0)
   tau = tf.reduce_max(tf.where(fits, left / rest, tf.zeros_like(rest)), axis=0)
   too_few = tf.logical_not(tf.reduce_any(fits, axis=0))
   return tf.where(
     tf.logical_and(too_few, sizes > 0), tf.ones_like(sizes), tf.minimum(tau * sizes, 1)
   )
+
+
+def _largest(sizes: tf.Tensor, number: int) -> tf.Tensor:
+  """The largest along axis 0, descending: [num_samples, ...] -> [number, ...]."""
+  axes = list(range(sizes.shape.rank))
+  last, first = axes[1:] + axes[:1], axes[-1:] + axes[:-1]
+  return tf.transpose(tf.math.top_k(tf.transpose(sizes, last), number).values, first)
 
 
 def systematic(probabilities: tf.Tensor, num_chosen: int, offset: tf.Tensor):

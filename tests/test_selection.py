@@ -50,6 +50,23 @@ def test_probabilities_are_proportional_up_to_certainty(num_samples, num_chosen,
     np.testing.assert_allclose(actual[:, example], expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_chosen", [1, 2, 3, 5, 6])
+def test_probabilities_of_equal_sizes(num_chosen):
+  """The M-th largest has equals, among the largest and beyond them; one of few is all there is."""
+  examples = [
+    [2, 1, 1, 0, 1, 1e-3],
+    [1, 1, 1, 1, 1, 1],
+    [0, 0, 7, 0, 0, 0],
+    [3, 3, 3, 0, 0, 0],
+    [1e9, 1, 1, 1, 0, 1],
+  ]
+  r = np.array(examples).T
+  actual = selection.inclusion_probabilities(tf.constant(r), num_chosen).numpy()
+  for example in range(r.shape[1]):
+    expected = probabilities_by_bisection(r[:, example], num_chosen)
+    np.testing.assert_allclose(actual[:, example], expected, rtol=1e-9, atol=1e-12)
+
+
 def pieces(probabilities: np.ndarray):
   """The offsets' intervals in which the choice does not change: (length, an offset within)."""
   ends = np.cumsum(probabilities, axis=0) % 1
