@@ -30,7 +30,7 @@ tfd = tfp.distributions
 _SAMPLES_AT_A_TIME = 256
 
 # Of those, so many are a piece of the graph.
-_SAMPLES_IN_A_PIECE = 32
+_SAMPLES_IN_A_PIECE = 16
 
 
 class Coefficients(NamedTuple):

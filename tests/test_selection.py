@@ -167,7 +167,7 @@ def test_the_gradient_is_taken_through_few_samples_and_memory_is_bounded():
 
   assert np.all(np.isfinite(gradient()))
   # A rest, what is recorded, and the loop's body, in pieces.
-  assert sorted(calls) == [1, 5] + [32] * 8
+  assert sorted(calls) == [1, 5] + [16] * 16
   operations = gradient.get_concrete_function().graph.get_operations()
   widths = [
     output.shape[0]
