@@ -206,6 +206,14 @@ class Bound:
     """The smallest num_samples that it is defined for."""
     return dict(self.options).get("order", 0) + 1
 
+  @property
+  def unbiased(self) -> "Bound":
+    """The estimator that is the gradient of the same value: unbiased, whatever the proposal."""
+    average = _BOUNDS[self.name].average
+    own = [name for name, row in _BOUNDS.items() if row.average is average]
+    (name,) = (name for name in own if _BOUNDS[name].is_total_derivative)
+    return get(name, **{k: v for k, v in self.options if k == "order"})
+
   def value(self, log_weights: tf.Tensor) -> tf.Tensor:
     """The bound in nats, [batch_size], from log_weights [num_samples, batch_size]."""
     return self.value_and_coefficients(log_weights)[0]

@@ -346,7 +346,7 @@ def _plan(bounds: list[Bound], all_num_samples: list[int]) -> dict[int, list[_Es
   named = {}
   for bound in bounds:
     check_num_samples(max(all_num_samples), bound)
-    reference = _reference(bound)
+    reference = bound.unbiased
     group = named.setdefault(_name(reference), {_name(reference): reference})
     group[_name(bound)] = bound
   estimators = [
@@ -356,14 +356,6 @@ def _plan(bounds: list[Bound], all_num_samples: list[int]) -> dict[int, list[_Es
   ]
   plan = {k: [e for e in estimators if k >= e.bound.min_samples] for k in all_num_samples}
   return {k: there for k, there in plan.items() if there}
-
-
-def _reference(bound: Bound) -> Bound:
-  """The unbiased estimator of the gradient of what the bound reports."""
-  options = dict(bound.options)
-  if "order" in options:
-    return get_bound("jvi", order=options["order"])
-  return get_bound("elbo" if bound.name.startswith("elbo") else "iwae")
 
 
 def _name(bound: Bound) -> str:

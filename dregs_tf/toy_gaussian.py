@@ -27,9 +27,6 @@ from dregs_tf import bounds, config, toy_plot
 from dregs_tf.errors import ConfigError
 from dregs_tf.models import gaussian
 
-# The unbiased estimator of the same objective's gradient; iwae for those that are not here.
-_REFERENCES = {"elbo": "elbo", "elbo_stl": "elbo", "jvi": "jvi", "jvi_dreg": "jvi"}
-
 # Samples times rows (observations times measurements) at a time: float32 noise of about 20 MB.
 _PAIRS = 2**18
 
@@ -111,7 +108,7 @@ def run(settings: config.ToyConfig) -> list[dict]:
 
 def reference(name: str) -> str:
   """The name of the unbiased estimator of the gradient of what the bound called `name` reports."""
-  return _REFERENCES.get(name, "iwae")
+  return bounds.get(name).unbiased.name
 
 
 def choose_coordinate(settings: config.ToyConfig) -> int:

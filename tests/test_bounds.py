@@ -284,6 +284,18 @@ def test_names_and_defaults():
   assert all(bounds.get(name).reference for name in bounds.names())
 
 
+@pytest.mark.parametrize("name", bounds.names())
+def test_the_unbiased_estimator_of_the_same_value(name):
+  bound = bounds.get(name, **({"order": 2} if "jvi" in name else {}))
+  log_weights = tf.constant(np.random.default_rng(0).normal(size=[5, 3]))
+  np.testing.assert_allclose(bound.unbiased.value(log_weights), bound.value(log_weights))
+  assert bound.unbiased.unbiased == bound.unbiased
+  # d value / d log w_i, which the total derivative is made of: a = b = -c.
+  a, b, c = bound.unbiased.coefficients(log_weights)
+  np.testing.assert_array_equal(a, b)
+  np.testing.assert_array_equal(a, -c)
+
+
 @pytest.mark.parametrize("order,num_samples", [(1, 1), (2, 2), (3, 1)])
 def test_jackknife_needs_more_samples_than_its_order(order, num_samples):
   bound = bounds.get("jvi", order=order)

@@ -91,15 +91,6 @@ def test_float32_is_enough():
     assert np.max(np.abs(single[key].numpy() - gradient)) < 1e-3 * deviation, key
 
 
-def test_references_report_the_same_value():
-  log_weights = tf.constant(np.random.default_rng(0).normal(size=[5, 3]))
-  for name in bounds.names():
-    value = bounds.get(name).value(log_weights)
-    unbiased = bounds.get(toy_gaussian.reference(name))
-    np.testing.assert_allclose(unbiased.value(log_weights), value, rtol=1e-12)
-    assert toy_gaussian.reference(unbiased.name) == unbiased.name
-
-
 def test_bias_is_found_where_there_is_one():
   """Every bound, at K = 8, on 2 trials of 400 measurements.
 
