@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests import binaries
 from tools import kill_and_resume
 
 FLAGS = (
@@ -21,10 +22,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_numbers(tmp_path):
   assert kill_and_resume.compare(tmp_path, runs=1, kills=2, seed=3, flags=FLAGS) == []
 
 
-@pytest.mark.slow
 def test_another_run_is_found_to_differ(tmp_path):
   """The comparison can fail."""
   for name, seed in (("one", 0), ("other", 1)):
-    kill_and_resume._finish(tmp_path / name, (*FLAGS, "--max_steps=15", f"--seed={seed}"))
+    own = ["--max_steps=15", f"--seed={seed}", f"--logdir={tmp_path / name}"]
+    assert binaries.run("train.py", *FLAGS, *own) == 0
   differing = kill_and_resume.different_files(tmp_path / "one", tmp_path / "other")
   assert differing == ["metrics.csv", "result.json", "the last checkpoint"]

@@ -74,7 +74,7 @@ def test_a_run_leaves_what_it_should(whole_run):
   assert {"bound/train", "bound/valid", "reconstructions", "samples"} <= tags
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 5, 6, 9])
+@pytest.mark.parametrize("stop_after", [1, 4, 6])
 def test_a_stopped_run_goes_on_to_the_same_numbers(whole_run, tmp_path, monkeypatch, stop_after):
   whole, result = whole_run
 

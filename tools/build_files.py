@@ -125,7 +125,7 @@ def _python_rule(project: _Project, path: pathlib.Path) -> str:
     kind = "py_binary" if project.is_program(path) else "py_library"
     return _rule(kind, name, srcs=[path.name], deps=_written(deps, path))
   for code in _programs_in_strings(tree):
-    deps |= _targets(project, imports(path, code))
+    deps |= _targets(project, imports(path, code)) - {_label(path)}
   conftests = [folder / "conftest.py" for folder in path.parents]
   deps |= {_label(conftest) for conftest in conftests if conftest in project.trees}
   folder, main = _MAIN
