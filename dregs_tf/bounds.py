@@ -210,8 +210,8 @@ class Bound:
   def unbiased(self) -> "Bound":
     """The estimator that is the gradient of the same value: unbiased, whatever the proposal."""
     average = _BOUNDS[self.name].average
-    own = [name for name, row in _BOUNDS.items() if row.average is average]
-    (name,) = (name for name in own if _BOUNDS[name].is_total_derivative)
+    rows = _BOUNDS.items()
+    (name,) = (n for n, row in rows if row.average is average and row.is_total_derivative)
     return get(name, **{k: v for k, v in self.options if k == "order"})
 
   def value(self, log_weights: tf.Tensor) -> tf.Tensor:
