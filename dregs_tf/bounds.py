@@ -214,6 +214,18 @@ class Bound:
     (name,) = (n for n, row in rows if row.average is average and row.is_total_derivative)
     return get(name, **{k: v for k, v in self.options if k == "order"})
 
+  @property
+  def mixture(self) -> tuple[float, float, float] | None:
+    """For an estimator of L_K's gradient: b_v, b_d, c_u of b = b_v v + b_d (u - v), c = c_u u.
+
+    So in the proposal's parameters it is b_v iwae_dreg + b_d rws_dreg + c_u rws, sample by sample.
+    None for other bounds, and where b is divided by its sum.
+    """
+    row, options = _BOUNDS[self.name], dict(self.options)
+    if row.average is not _iwae or row.shared_out:
+      return None
+    return (*(row.b(options["alpha"]) if callable(row.b) else row.b), row.c)
+
   def value(self, log_weights: tf.Tensor) -> tf.Tensor:
     """The bound in nats, [batch_size], from log_weights [num_samples, batch_size]."""
     return self.value_and_coefficients(log_weights)[0]

@@ -68,8 +68,9 @@ class Row:
   - max_t: the paired t-statistic of a single coordinate, of the one where it is farthest from 0.
   - max_t_p_value: its p-value times P. Far out in its tails a t-distribution is only a guide:
     at 50 measurements of skewed gradients this was below 0.01 in up to 6 % of tries without bias.
-  - milliseconds: what a training step's gradient of this bound takes, the median of a few; NaN if
-    not measured. The only number here that a seed does not reproduce.
+  - milliseconds: what a training step's gradient takes, the median of a few; NaN if not measured.
+    Timed with the reference: estimators of the same bound differ in two factors of each sample,
+    not in work. The only number here that a seed does not reproduce.
 
   A reference has the cosine 1, biases and t-statistics of 0, and p-values of 1.
   """
@@ -293,8 +294,8 @@ def compare(
     seed: as `bounds.estimate` takes it: the same seed, the same numbers. Measurement i = 0, 1, ...
       of each K draws its samples with `seeds.fold_in(seeds.stateless(seed), i)`.
     jit_compile: whether XLA compiles the gradients; None for what the model was compiled with.
-    measure_cost: whether to time a training step's gradient of each bound on its own, too. They
-      have to be compiled one by one for that.
+    measure_cost: whether to time a training step's gradient of each bound, too, which has to be
+      compiled for that.
 
   Returns:
     A `Comparison`. Several numbers for each coordinate and estimator are kept while measuring.
@@ -324,8 +325,9 @@ def compare(
   total = len(plan) * num_measurements
   with tqdm(total=total, unit=" measurements", disable=not sys.stderr.isatty()) as bar:
     for k, estimators in plan.items():
-      gradients = _gradients(model, x, context, k, estimators, seed, jit_compile)
-      sums = _measure(gradients, _groups(estimators), num_measurements, bar)
+      measured, matrix = side_by_side.basis([estimator.bound for estimator in estimators])
+      gradients = _gradients(model, x, context, k, measured, seed, jit_compile)
+      sums = _measure(gradients, matrix, _groups(estimators), num_measurements, bar)
       times = {}
       if measure_cost:
         times = _milliseconds(model, x, context, k, estimators, seed, jit_compile)
@@ -438,7 +440,8 @@ class _Sums(NamedTuple):
 
   pilot: the first gradients, [num_estimators, P].
   total: the sum of g - pilot, of the same shape.
-  squares: for each reference, the sum of squares of the others' g - pilot less its own, [_, P].
+  squares: of the estimators that are not a reference, [_, P]: the sum of squares of g - pilot less
+    the reference's.
   grams: [n, num_estimators, num_estimators], the inner products of each g - pilot.
   directions: the mean gradients of the first half, [num_estimators, P].
   projections: [n / 2, num_estimators, num_estimators], the inner products of each g - pilot of the
@@ -447,21 +450,21 @@ class _Sums(NamedTuple):
 
   pilot: np.ndarray
   total: np.ndarray
-  squares: list[np.ndarray]
+  squares: np.ndarray
   grams: np.ndarray
   directions: np.ndarray
   projections: np.ndarray
 
 
 def _gradients(
-  model, x, context, num_samples: int, estimators: list[_Estimator], seed, jit_compile: bool
+  model, x, context, num_samples: int, bounds: list[Bound], seed, jit_compile: bool
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-  """A function of a measurement's number that returns its gradients, [num_estimators, P]."""
+  """A function of a measurement's number that returns its gradients, [len(bounds), P]."""
 
   @tf.function(autograph=False, jit_compile=jit_compile)
   def by_variable(number):
     result = side_by_side.differentiate(
-      [estimator.bound for estimator in estimators],
+      bounds,
       lambda z: model.target_log_prob(x, z, context),
       lambda: model.proposal(x, context),
       model.trainable_variables,
@@ -480,21 +483,23 @@ def _gradients(
       raise ValueError("model: its proposal depends on no trainable variable.")
     dtype = tf.float64 if any(part.dtype == tf.float64 for part in parts) else tf.float32
     whole = tf.concat([tf.cast(part, dtype) for part in parts], axis=0)
-    return tf.reshape(whole, [len(estimators), -1])
+    return tf.reshape(whole, [len(bounds), -1])
 
   return as_matrix
 
 
-def _measure(gradients, groups: list[tuple[int, int]], num_measurements: int, bar) -> _Sums:
-  """Measures. What is summed stays in a compiled loop, inner products leave it."""
+def _measure(
+  gradients, matrix: np.ndarray, groups: list[tuple[int, int]], num_measurements: int, bar
+) -> _Sums:
+  """Measures. What is summed stays in a compiled loop, inner products leave it.
+
+  All of it is of the gradients that are taken; in the end `matrix` makes the estimators' of theirs.
+  """
 
   def measure(first, count, total, squares, directions):
     def body(number, total, squares, grams, projections):
       shifted = gradients(number) - pilot
-      squares = [
-        sums + tf.math.squared_difference(shifted[start + 1 : end], shifted[start])
-        for sums, (start, end) in zip(squares, groups, strict=True)
-      ]
+      squares += tf.square(tf.matmul(contrasts, shifted))
       grams = grams.write(number - first, tf.matmul(shifted, shifted, transpose_b=True))
       if directions is not None:
         products = tf.matmul(shifted, directions, transpose_b=True)
@@ -526,25 +531,27 @@ def _measure(gradients, groups: list[tuple[int, int]], num_measurements: int, ba
 
   pilot = tf.function(gradients, autograph=False).get_concrete_function(tf.constant(0))
   pilot = pilot(tf.constant(0))
+  contrasts = np.concatenate([matrix[start + 1 : end] - matrix[start] for start, end in groups])
+  contrasts = tf.constant(contrasts, pilot.dtype)
   half = num_measurements // 2
-  squares = [tf.zeros_like(pilot[start + 1 : end]) for start, end in groups]
+  squares = tf.zeros([len(contrasts), pilot.shape[1]], pilot.dtype)
   total, squares, before, _ = run(0, half, tf.zeros_like(pilot), squares, None)
   directions = pilot + total / half
   total, squares, after, projections = run(half, num_measurements, total, squares, directions)
   return _Sums(
-    pilot.numpy(),
-    total.numpy(),
-    [sums.numpy() for sums in squares],
-    np.concatenate([before, after]),
-    directions.numpy(),
-    projections,
+    matrix @ pilot.numpy(),
+    matrix @ total.numpy(),
+    squares.numpy(),
+    matrix @ np.concatenate([before, after]) @ matrix.T,
+    matrix @ directions.numpy(),
+    matrix @ projections @ matrix.T,
   )
 
 
 def _milliseconds(
   model, x, context, num_samples: int, estimators: list[_Estimator], seed, jit_compile: bool
 ) -> dict[str, float]:
-  """What a training step's gradient takes, for each estimator by name; in turns, the median."""
+  """What a training step's gradient takes, of each reference by name; in turns, the median."""
 
   def make(bound):
     @tf.function(autograph=False, jit_compile=jit_compile)
@@ -557,7 +564,7 @@ def _milliseconds(
 
     return step.get_concrete_function(seed)
 
-  steps = {estimator.name: make(estimator.bound) for estimator in estimators}
+  steps = {name: make(bound) for name, bound, reference in estimators if name == reference}
   times = {name: [] for name in steps}
   for i in range(_TIMED_STEPS + 1):
     for name, step in steps.items():
@@ -596,7 +603,8 @@ def _summarize(sums: _Sums, estimators: list[_Estimator], num_samples: int, time
   lengths = [math.sqrt(s) if s > e else math.nan for s, e in zip(squares, errors, strict=True)]
 
   rows = []
-  for (start, end), sums_of_squares in zip(_groups(estimators), sums.squares, strict=True):
+  squares_of_differences = iter(sums.squares)
+  for start, end in _groups(estimators):
     for i in range(start, end):
       trace = max(0.0, float(traces[i, i]))
       snr, upper = (
@@ -610,7 +618,7 @@ def _summarize(sums: _Sums, estimators: list[_Estimator], num_samples: int, time
         p = projections
         along = p[:, i, i] - p[:, i, start] - p[:, start, i] + p[:, start, start]
         difference = mean[i] - mean[start]
-        variance = _variance(sums_of_squares[i - start - 1], shift[i] - shift[start], n)
+        variance = _variance(next(squares_of_differences), shift[i] - shift[start], n)
         bias = max(0.0, float(difference @ difference - variance.sum() / n))
         limit = bias + _UPPER_5_PERCENT * _deviation(along) / math.sqrt(len(along))
         test = {
@@ -629,7 +637,7 @@ def _summarize(sums: _Sums, estimators: list[_Estimator], num_samples: int, time
           snr=snr,
           snr_error=upper - snr,
           cosine=1.0 if i == start else float(np.clip(cosine, -1, 1)),
-          milliseconds=times.get(estimators[i].name, math.nan),
+          milliseconds=times.get(estimators[i].reference, math.nan),
           **test,
         )
       )

@@ -6,16 +6,18 @@ is the backward pass of log p with a; the proposal's is that of the samples and 
   sum_i  b_i (dlog w_i / dz_i) dz_i / dphi  +  c_i dlog q(z_i) / dphi.
 
 So dlog w / dz is computed once, and every further estimator costs a backward pass through the
-proposal's net alone, which sees 1/K of the rows that the model's net sees.
+proposal's net alone, which sees 1/K of the rows that the model's net sees. Where b and c mix the
+same weights, not even that: three backward passes give all estimators of L_K (`basis`).
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf.bounds import Bound, at_least_float32, stopped_log_weights
+from dregs_tf.bounds import Bound, at_least_float32, get, stopped_log_weights
 from dregs_tf.gradients import expand_to, stop_parameters
 
 tfd = tfp.distributions
@@ -110,6 +112,32 @@ def differentiate(
     targets = [*tf.nest.flatten(samples), score]
     proposal_gradients.append(tape.gradient(targets, variables, output_gradients=upstream))
   return Gradients(list(values), log_weights, model if with_model else None, proposal_gradients)
+
+
+# What `Bound.mixture` mixes.
+_MIXED = ("iwae_dreg", "rws_dreg", "rws")
+
+
+def basis(bounds: Sequence[Bound]) -> tuple[list[Bound], np.ndarray]:
+  """What to differentiate to have several estimators' gradients in the proposal's parameters.
+
+  Returns:
+    Bounds, and the matrix [len(bounds), their number] that makes the gradients of `bounds` of
+    theirs. Those are `bounds` themselves, unless fewer are enough: all mixtures of iwae_dreg,
+    rws_dreg and rws follow from these, and nothing cancels.
+  """
+  mixtures = [bound.mixture for bound in bounds]
+  factors = np.array([m for m in mixtures if m is not None]).reshape(-1, len(_MIXED))
+  needed = factors.any(axis=0)
+  if needed.sum() >= len(factors):
+    return list(bounds), np.eye(len(bounds))
+  mixed = [get(name) for name, is_needed in zip(_MIXED, needed, strict=True) if is_needed]
+  others = [bound for bound in bounds if bound.mixture is None]
+  matrix = np.zeros([len(bounds), len(mixed) + len(others)])
+  is_mixed = [m is not None for m in mixtures]
+  matrix[is_mixed, : len(mixed)] = factors[:, needed]
+  matrix[np.logical_not(is_mixed), len(mixed) :] = np.eye(len(others))
+  return mixed + others, matrix
 
 
 def _away_from_zero(a: tf.Tensor) -> tf.Tensor:

@@ -180,7 +180,10 @@ def shared():
 
 
 CASES = {
-  "log_normal": (log_normal, {"stl": bounds.get("stl")}),
+  "log_normal": (
+    log_normal,
+    {name: bounds.get(name) for name in ("stl", "rws", "rws_dreg", "rws_dreg_norm")},
+  ),
   "shared": (
     shared,
     {
@@ -327,7 +330,7 @@ def row_of(gradients, of_reference):
   sums = diagnostics._Sums(
     pilot=both[0],
     total=shifted.sum(axis=0),
-    squares=[((shifted[:, 1:] - shifted[:, :1]) ** 2).sum(axis=0)],
+    squares=((shifted[:, 1:] - shifted[:, :1]) ** 2).sum(axis=0),
     grams=shifted @ shifted.transpose(0, 2, 1),
     directions=directions,
     projections=shifted[half:] @ directions.T,

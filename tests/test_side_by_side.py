@@ -83,6 +83,32 @@ def test_every_bounds_path_and_score_are_the_literal_surrogates(problem, with_mo
     assert_close(actual, [w - m for w, m in zip(whole, model, strict=True)])
 
 
+@pytest.mark.parametrize(
+  "variants, num_measured",
+  [
+    (VARIANTS, None),
+    ([("rws", {}), ("jvi", {"order": 2}), ("iwae", {})], 3),
+    ([("stl", {}), ("rws_dreg", {}), ("dreg_alpha", {"alpha": 0.25}), ("elbo", {})], 3),
+  ],
+  ids=["all", "as_they_are", "without_score"],
+)
+def test_all_gradients_follow_from_those_of_the_basis(variants, num_measured):
+  problem = shared_problem([2])
+  asked = [bounds.get(name, **options) for name, options in variants]
+  measured, matrix = side_by_side.basis(asked)
+  mixed = sum(bound.mixture is not None for bound in asked)
+  assert len(measured) == (num_measured or len(asked) - mixed + 3)
+  of_measured = differentiate(problem, [(b.name, dict(b.options)) for b in measured]).proposal
+  for row, (name, options), actual in zip(
+    matrix, variants, differentiate(problem, variants).proposal, strict=True
+  ):
+    for i, gradient in enumerate(actual):
+      if gradient is None:
+        continue
+      mix = sum(factor * of[i] for factor, of in zip(row, of_measured, strict=True))
+      np.testing.assert_allclose(mix, gradient, rtol=1e-9, atol=1e-12, err_msg=f"{name} {options}")
+
+
 def test_a_hierarchy_with_the_proposal_stopped_by_path_only():
   problem = hierarchy_problem()
   gradients = differentiate(problem, FEW, stop=dregs_tf.PathOnly)
