@@ -221,10 +221,26 @@ class Bound:
     So in the proposal's parameters it is b_v iwae_dreg + b_d rws_dreg + c_u rws, sample by sample.
     None for other bounds, and where b is divided by its sum.
     """
-    row, options = _BOUNDS[self.name], dict(self.options)
-    if row.average is not _iwae or row.shared_out:
-      return None
-    return (*(row.b(options["alpha"]) if callable(row.b) else row.b), row.c)
+    row = _BOUNDS[self.name]
+    return None if row.average is not _iwae or row.shared_out else (*self._b, row.c)
+
+  def is_unbiased(self, num_samples: int) -> bool:
+    """Whether the expectation of the gradient is that of the value, whatever the proposal.
+
+    It is where the value is differentiated as it stands, and where the second reparameterisation
+    has made the score a path: b = v, c = 0 (Eq. 7).
+    """
+    row, (b_v, b_d) = _BOUNDS[self.name], self._b
+    if num_samples == 1 or row.average is _elbo:
+      return b_v == 1  # u = v is a constant, so the score has the mean 0.
+    is_dreg = (b_v, b_d, row.c) == (1, 0, 0) and not row.shared_out
+    return row.is_total_derivative or is_dreg
+
+  @property
+  def _b(self) -> tuple[float, float]:
+    """(b_v, b_d) of b = b_v v + b_d (u - v)."""
+    b = _BOUNDS[self.name].b
+    return b(dict(self.options)["alpha"]) if callable(b) else b
 
   def value(self, log_weights: tf.Tensor) -> tf.Tensor:
     """The bound in nats, [batch_size], from log_weights [num_samples, batch_size]."""

@@ -65,10 +65,14 @@ def load(path: pathlib.Path) -> keras.Model:
   return keras.saving.load_model(path)
 
 
-def load_newest(directory: pathlib.Path) -> tuple[int, keras.Model] | None:
+def load_newest(directory: pathlib.Path, flag: str = "logdir") -> tuple[int, keras.Model] | None:
   """(step, model) of the newest checkpoint that can be read, None if there is none.
 
   A damaged one is passed over with a warning.
+
+  Args:
+    directory: a run's.
+    flag: the one that names it, for messages.
 
   Raises:
     ConfigError: if there are checkpoints, but none that can be read: to begin anew would lose them.
@@ -82,7 +86,7 @@ def load_newest(directory: pathlib.Path) -> tuple[int, keras.Model] | None:
       reason = " ".join(str(error).split())[:200] or type(error).__name__
       warnings.warn(f"Checkpoint {path} is damaged ({reason}); using the one before.", stacklevel=2)
   if saved:
-    raise ConfigError(f"--logdir={directory}: none of its checkpoints can be read ({reason}).")
+    raise ConfigError(f"--{flag}={directory}: none of its checkpoints can be read ({reason}).")
   return None
 
 

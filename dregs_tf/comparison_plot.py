@@ -53,6 +53,7 @@ def figure(path, title: str, rows: Sequence) -> None:
     _use_decades(axes.yaxis if against_k else axes.xaxis, [_value(row, column)[0] for row in rows])
     if against_k:
       axes.set_xscale("log")
+      axes.set_xlim(all_num_samples[0] / 1.2, 1.2 * all_num_samples[-1])  # Also if it is empty.
       axes.set_xlabel("K, samples of each example")
       axes.set_xticks(all_num_samples)
       axes.xaxis.set_major_formatter(ScalarFormatter())

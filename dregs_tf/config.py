@@ -88,6 +88,8 @@ class TrainConfig:
       raise ConfigError(f"--learning_rate must be a positive number, got {self.learning_rate!r}.")
     self._check_tracked()
     self._check_alpha()
+    if {"jvi", "jvi_dreg"} & set(self._bounds):
+      self._fill_in("jvi_order", DEFAULT_ORDER)
     if self.jvi_order is not None:
       if not {"jvi", "jvi_dreg"} & set(self._bounds):
         raise ConfigError(
@@ -95,7 +97,7 @@ class TrainConfig:
         )
       _check_int("jvi_order", self.jvi_order, at_least=1)
     for name in self._bounds:
-      least = self._options_of(name).get("order", 0) + 1
+      least = self.options_of(name).get("order", 0) + 1
       flag = "bound" if name == self.bound else "track_variance"
       _check_int("num_samples", self.num_samples, at_least=least, note=f" for --{flag}={name}")
     if self.num_backward_samples is not None:
@@ -139,6 +141,10 @@ class TrainConfig:
     if isinstance(self.alpha, str) and self.alpha != "auto":
       with contextlib.suppress(ValueError):
         object.__setattr__(self, "alpha", float(self.alpha))
+    if "dreg_alpha" in self._bounds:
+      self._fill_in("alpha", DEFAULT_ALPHA)
+    if self.adapt_alpha:
+      self._fill_in("initial_alpha", DEFAULT_INITIAL_ALPHA)
     if self.alpha is not None:
       if "dreg_alpha" not in self._bounds:
         raise ConfigError(f"--alpha goes with --bound=dreg_alpha, got --bound={self.bound}.")
@@ -151,6 +157,11 @@ class TrainConfig:
         raise ConfigError(f"--initial_alpha goes with --alpha=auto, got --alpha={self.alpha}.")
       if not (_is_number(self.initial_alpha) and 0 <= self.initial_alpha <= 1):
         raise ConfigError(f"--initial_alpha must be in [0, 1], got {self.initial_alpha!r}.")
+
+  def _fill_in(self, name: str, default) -> None:
+    """Gives a flag its default where it has a meaning: a run is the same with and without it."""
+    if getattr(self, name) is None:
+      object.__setattr__(self, name, default)
 
   def without_places(self) -> dict:
     """Its fields, but for those that name directories."""
@@ -165,19 +176,20 @@ class TrainConfig:
   @property
   def bound_options(self) -> dict:
     """The options of `bounds.get` for the bound that is trained on."""
-    return self._options_of(self.bound)
+    return self.options_of(self.bound)
 
   @property
   def tracked_bounds(self) -> dict[str, dict]:
     """The options of `bounds.get` for each bound that --track_variance names."""
-    return {name: self._options_of(name) for name in self._bounds[1:]}
+    return {name: self.options_of(name) for name in self._bounds[1:]}
 
   @property
   def _bounds(self) -> list[str]:
     """The bound that is trained on, and those that are tracked."""
     return [self.bound, *(self.track_variance.split(",") if self.track_variance else ())]
 
-  def _options_of(self, bound: str) -> dict:
+  def options_of(self, bound: str) -> dict:
+    """The options of `bounds.get` that this run has for a bound: the flags', or the defaults."""
     if bound == "dreg_alpha":
       if self.adapt_alpha:
         return {"alpha": _given(self.initial_alpha, DEFAULT_INITIAL_ALPHA)}
@@ -208,8 +220,8 @@ class TrainConfig:
     text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
     (self.directory / _FILE_NAME).write_text(text)
 
-  def check_resumes(self, saved: "TrainConfig") -> None:
-    """Raises unless this configuration can go on with the run that `saved` began."""
+  def check_resumes(self, saved: "TrainConfig", step: int = 0) -> None:
+    """Raises unless this configuration can go on with the run that `saved` began, from a step."""
     differ = [
       f"--{field.name} was {getattr(saved, field.name)}, now {getattr(self, field.name)}"
       for field in dataclasses.fields(self)
@@ -219,6 +231,11 @@ class TrainConfig:
       raise ConfigError(
         f"--logdir={self.directory} holds another run: {'; '.join(differ)}. "
         "Give the same flags to resume it, or another --logdir."
+      )
+    if self.max_steps < step:
+      raise ConfigError(
+        f"--max_steps must be at least {step}, where the run in --logdir={self.directory} has come "
+        f"to, got {self.max_steps}."
       )
 
 

@@ -56,14 +56,15 @@ class Row:
   - num_samples: K.
   - reference: the unbiased estimator of the same bound's gradient, on the same samples: iwae, elbo,
     or jvi of the same order.
+  - unbiased: whether this one is, too, by construction: where log p(x, z) is continuous in z.
   - norm: of the mean gradient, |E g|.
   - variance: the mean over the P coordinates.
   - snr: the authors' signal-to-noise ratio: SNR^2 = |E g|^2 / P / variance. NaN without variance.
-  - snr_error: its standard error, or somewhat more.
+  - snr_error: its standard error, or up to twice that.
   - cosine: of the angle between E g and E reference; NaN where the noise in one of their squared
     norms, an upper estimate of its standard error, is larger than that.
   - bias: |E g - E reference| / |E reference|; NaN where E reference is lost in the noise like that.
-  - bias_limit: what `bias` is below, with 95 % confidence where none was found.
+  - bias_limit: what `bias` is below, with 95 % confidence.
   - t_statistic, p_value: of the test that there is no bias in any direction, see `compare`.
   - max_t: the paired t-statistic of a single coordinate, of the one where it is farthest from 0.
   - max_t_p_value: its p-value times P. Far out in its tails a t-distribution is only a guide:
@@ -78,6 +79,7 @@ class Row:
   bound: str
   num_samples: int
   reference: str
+  unbiased: bool
   norm: float
   variance: float
   snr: float
@@ -115,10 +117,10 @@ class Comparison:
   def recommendation(self) -> str:
     """Which estimator to take, in a few sentences, with the reasons.
 
-    The rule, for each bound: of the estimators in which no bias was found (p of 1e-3 or more) the
-    one of the highest SNR, at the largest K, and at a smaller K where it is another one. Biased
-    estimators are mentioned if their SNR along the unbiased mean, SNR times cosine, is at least 1.5
-    times as high.
+    The rule, for each bound: of the estimators that are unbiased by construction, and in which no
+    bias was found (p of 1e-3 or more), the one of the highest SNR, at the largest K, and at a
+    smaller K where it is another one. Biased estimators are mentioned if their SNR along the
+    unbiased mean, SNR times cosine, is at least 1.5 times as high.
     """
     lines = []
     for reference in dict.fromkeys(row.reference for row in self.rows):
@@ -129,6 +131,7 @@ class Comparison:
         best = _best(at_k)
         if taken is None:
           lines += [self._praise(best, at_k), *_biased_but_less_noisy(best, at_k)]
+          lines += [_contradicted(row) for row in at_k if row.unbiased and row.is_biased]
         elif taken not in (best.bound, *_as_good(best, at_k)):
           lines.append(self._praise(best, at_k))
         taken = taken or best.bound
@@ -182,7 +185,7 @@ class Comparison:
       return f"{start}no signal stands out of the noise ({best.bound}: SNR {_snr(best)}); {more}."
     text = f"{start}take {best.bound}. Its SNR is {_snr(best)}, "
     if best.is_reference:
-      others = " of those in which no bias was found" if len(rows) > 1 else ""
+      others = " of those without bias" if len(rows) > 1 else ""
       return f"{text}the highest{others}."
     reference = next(row for row in rows if row.is_reference)
     text += f"{_ratio(best.snr, reference.snr)} that of {reference.bound} ({_snr(reference)})"
@@ -199,33 +202,48 @@ class Comparison:
     return text
 
 
+def _without_bias(rows: Sequence[Row]) -> list[Row]:
+  """Those that are unbiased by construction, and in which no bias was found either."""
+  return [row for row in rows if row.unbiased and not row.is_biased]
+
+
 def _best(rows: Sequence[Row]) -> Row:
-  """That of the highest SNR among those in which no bias was found. A reference has none."""
-  return max((r for r in rows if not r.is_biased), key=lambda r: -1 if math.isnan(r.snr) else r.snr)
+  """That of the highest SNR among those without bias; a reference is one of them."""
+  return max(_without_bias(rows), key=lambda row: -1 if math.isnan(row.snr) else row.snr)
 
 
 def _as_good(best: Row, rows: Sequence[Row]) -> list[str]:
-  """The other estimators in which no bias was found and whose SNR is about the same."""
-  others = [row for row in rows if row is not best and not row.is_biased]
+  """The other estimators without bias whose SNR is about the same."""
+  others = [row for row in _without_bias(rows) if row is not best]
   return [row.bound for row in others if row.snr >= (1 - _SAME) * best.snr]
 
 
 def _biased_but_less_noisy(best: Row, rows: Sequence[Row]) -> list[str]:
   """A sentence on the biased estimators that have much more signal along the unbiased mean."""
-  promising = [r for r in rows if r.is_biased and r.snr * r.cosine >= _MUCH_HIGHER * best.snr]
+  promising = [r for r in rows if not r.unbiased and r.snr * r.cosine >= _MUCH_HIGHER * best.snr]
   promising.sort(key=lambda row: row.snr * row.cosine, reverse=True)
   if not promising:
     return []
   first, *others = promising
+  size = f"by {_percent(first.bias)} of the gradient (p = {first.p_value:.1g})"
+  if not first.is_biased:
+    size = f"by less than {_percent(first.bias_limit)} of the gradient here"
   text = (
-    f"{first.bound} is biased for {_target(first)}, by {_percent(first.bias)} of the gradient (p = "
-    f"{first.p_value:.1g}), but its mean points much the same way (cosine {first.cosine:.2f}), and "
-    f"its SNR is {_ratio(first.snr, best.snr)} that of {best.bound}: it may train better all the "
-    "same."
+    f"{first.bound} is biased for {_target(first)}, {size}, but its mean points much the same way "
+    f"(cosine {first.cosine:.2f}), and its SNR is {_ratio(first.snr, best.snr)} that of "
+    f"{best.bound}: it may train better all the same."
   )
   if others:
     text += f" So may {', '.join(f'{row.bound} (cosine {row.cosine:.2f})' for row in others)}."
   return [text]
+
+
+def _contradicted(row: Row) -> str:
+  """A sentence on an estimator that theory says is unbiased, and the measurements say is not."""
+  return (
+    f"{row.bound} is unbiased by construction, but a bias was found (p = {row.p_value:.1g}): by "
+    "chance, one time in a thousand, or because log p(x, z) is not continuous in z."
+  )
 
 
 def _target(row: Row) -> str:
@@ -376,6 +394,8 @@ def _groups(estimators: list[_Estimator]) -> list[tuple[int, int]]:
 
 def _split(batch) -> tuple[tf.Tensor | None, tf.Tensor]:
   """(context, x) of a batch, as floats; checked."""
+  if isinstance(batch, list) and any(hasattr(part, "shape") for part in batch):
+    batch = tuple(batch)  # as Keras takes it
   parts = batch if isinstance(batch, tuple) else (batch,)
   try:
     parts = [as_floats(part) for part in parts]
@@ -611,6 +631,10 @@ def _summarize(sums: _Sums, estimators: list[_Estimator], num_samples: int, time
         math.sqrt(square / trace) if trace else math.nan
         for square in (squares[i], squares[i] + errors[i])
       )
+      # And the variance's own error; distances from the first gradient scatter more than from the
+      # mean.
+      error_of_trace = _deviation(sums.grams[:, i, i]) / math.sqrt(n)
+      snr_error = math.hypot(upper - snr, snr * error_of_trace / (2 * trace)) if trace else math.nan
       cosine = products[i, start] / (lengths[i] * lengths[start])
       test = dict.fromkeys(("bias", "bias_limit", "t_statistic", "max_t"), 0.0)
       test |= {"p_value": 1.0, "max_t_p_value": 1.0}
@@ -620,7 +644,7 @@ def _summarize(sums: _Sums, estimators: list[_Estimator], num_samples: int, time
         difference = mean[i] - mean[start]
         variance = _variance(next(squares_of_differences), shift[i] - shift[start], n)
         bias = max(0.0, float(difference @ difference - variance.sum() / n))
-        limit = bias + _UPPER_5_PERCENT * _deviation(along) / math.sqrt(len(along))
+        limit = _upper_limit(bias, variance, along, n)
         test = {
           "bias": math.sqrt(bias) / lengths[start],
           "bias_limit": math.sqrt(limit) / lengths[start],
@@ -632,16 +656,36 @@ def _summarize(sums: _Sums, estimators: list[_Estimator], num_samples: int, time
           bound=estimators[i].name,
           num_samples=num_samples,
           reference=estimators[start].name,
+          unbiased=estimators[i].bound.is_unbiased(num_samples),
           norm=math.sqrt(squares[i]),
           variance=trace / size,
           snr=snr,
-          snr_error=upper - snr,
+          snr_error=snr_error,
           cosine=1.0 if i == start else float(np.clip(cosine, -1, 1)),
           milliseconds=times.get(estimators[i].reference, math.nan),
           **test,
         )
       )
   return rows
+
+
+def _upper_limit(square: float, variance: np.ndarray, along: np.ndarray, n: int) -> float:
+  """What |d|^2 is below, with 95 % confidence or more, d the mean of n differences.
+
+  Its estimate `square`, |mean|^2 less what noise adds, has the variance 4 d'Sd / n + 2 tr(S^2) /
+  n^2, where S is the covariance of a difference. The projections on the mean of the first half,
+  `along`, have d'Sd + 2 tr(S^2) / n on average. That is sharp where the noise has many directions;
+  with few, the first half may happen to be small. So the limit is also at least that of independent
+  coordinates, with d'Sd as of a direction of the noise: the largest |d|^2 that `square` is not too
+  far below.
+  """
+  by_projections = square + 2 * _UPPER_5_PERCENT * _deviation(along) / math.sqrt(n)
+  total, total_square = variance.sum(), np.sum(variance**2)
+  per_square = 4 * total_square / total / n if total else 0.0  # of |d|^2
+  slope = _UPPER_5_PERCENT**2 * per_square
+  constant = _UPPER_5_PERCENT**2 * 2 * total_square / n**2
+  by_coordinates = square + slope / 2 + math.sqrt(slope * square + constant + slope**2 / 4)
+  return max(by_projections, float(by_coordinates))
 
 
 def _cross_test(along: np.ndarray) -> dict[str, float]:

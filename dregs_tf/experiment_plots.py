@@ -108,18 +108,19 @@ def _pairs(groups: Sequence[Group], trajectory: str | None) -> list[list[Panel]]
     if members:
       objective = dataclasses.replace(_objective_panel("", members), shared="objective")
       columns.append([_variance_panel(groups, pair, trajectory), objective])
-  return _with_variances(groups, columns, "pairs")
+  return _with_variances(groups, columns, "pairs", trajectory)
 
 
 def _variance(groups: Sequence[Group], trajectory: str | None) -> list[list[Panel]]:
   """The upper row of Figs. 2, 5 and 7."""
   columns = [[_variance_panel(groups, pair, trajectory)] for pair in PAIRS]
-  return _with_variances(groups, [c for c in columns if c[0].lines], "variance")
+  return _with_variances(groups, [c for c in columns if c[0].lines], "variance", trajectory)
 
 
-def _with_variances(groups: Sequence[Group], columns, figure: str) -> list[list[Panel]]:
+def _with_variances(groups: Sequence[Group], columns, figure: str, trajectory: str | None):
   """The columns, if that is what there is in the groups."""
-  groups = [group for group in groups if any(group.settings.bound in pair for pair in PAIRS)]
+  shown = {trajectory, *(bound for pair in PAIRS for bound in pair)}
+  groups = [group for group in groups if group.settings.bound in shown]
   if len(by_problem(groups)) > 1:
     raise ConfigError(
       f"--figure={figure} shows runs of one data set, task and number of samples; --runs has "
@@ -144,12 +145,16 @@ def _variance_panel(groups: Sequence[Group], pair: tuple[str, str], trajectory) 
     ylabel += f"\nalong the runs of {LABELS[trajectory]}"
     members = [group for group in groups if group.settings.bound == trajectory]
     columns = {bound: f"train_{bound}_gradient_variance" for bound in pair}
-    lines = [
-      Line(group, LABELS[bound], *_STYLES[bound], group.trials(column), group.mean(column))
-      for group in members
-      for bound, column in columns.items()
-      if group.trials(column)
-    ]
+    # Several configurations of that bound are told apart by what they differ in.
+    suffixes = [label.partition(", ")[2] for label in labels(members)]
+    lines = _told_apart(
+      [
+        Line(group, label, *_STYLES[bound], group.trials(column), group.mean(column))
+        for group, suffix in zip(members, suffixes, strict=True)
+        for bound, column in columns.items()
+        if (label := ", ".join(filter(None, [LABELS[bound], suffix]))) and group.trials(column)
+      ]
+    )
   return Panel("", ylabel, lines, "log", shared="variance")
 
 

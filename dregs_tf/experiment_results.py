@@ -39,6 +39,10 @@ _OF_A_TRIAL = (
   *("follow_test", "gradient_statistics", "track_variance"),
 )
 
+# What a bound takes of these is in its options; of others, such as those tracked, they say nothing
+# of what is trained.
+_OPTIONS = ("alpha", "initial_alpha", "jvi_order")
+
 # The statistics of gradients are followed over some hundred steps: a table averages the rows of the
 # last part of training.
 LAST_PART = 0.25
@@ -179,7 +183,9 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
   groups = {}
   for run in runs:
     fields = dataclasses.asdict(run.settings)
-    key = tuple((name, str(value)) for name, value in fields.items() if name not in _OF_A_TRIAL)
+    fields |= {"options": run.settings.bound_options, "adapt_alpha": run.settings.adapt_alpha}
+    left_out = (*_OF_A_TRIAL, *_OPTIONS)
+    key = tuple((name, str(value)) for name, value in fields.items() if name not in left_out)
     trials = groups.setdefault(key, {})
     seed = run.settings.seed
     if seed in trials:
@@ -217,17 +223,23 @@ def problem_name(dataset: str, task: str) -> str:
 def labels(groups: Sequence[Group]) -> list[str]:
   """What each is called beside the others: its bound, and the settings in which they differ."""
   own = ("bound", "alpha", "initial_alpha", "dataset", "task", "num_samples", *_OF_A_TRIAL)
-  fields = [dataclasses.asdict(group.settings) for group in groups]
-  differing = [
-    name
-    for name in (fields[0] if fields else ())
-    if name not in own and len({str(each[name]) for each in fields}) > 1
+  # An option that a bound does not take would say nothing.
+  fields = [
+    {
+      name: str(value)
+      for name, value in dataclasses.asdict(group.settings).items()
+      if name not in own and (name != "jvi_order" or "jvi" in group.settings.bound)
+    }
+    for group in groups
   ]
   names = []
   for group, each in zip(groups, fields, strict=True):
-    # An option that a bound does not take would say nothing.
-    told = [n for n in differing if n != "jvi_order" or "jvi" in group.settings.bound]
-    names.append(", ".join([bound_label(group.settings), *(f"{n}={each[n]}" for n in told)]))
+    told = [
+      f"{name}={value}"
+      for name, value in each.items()
+      if any(other.get(name, value) != value for other in fields)
+    ]
+    names.append(", ".join([bound_label(group.settings), *told]))
   return names
 
 
@@ -296,6 +308,10 @@ def _table(groups: Sequence[Group]) -> str:
   notes = ["± is the standard deviation over the seeds."]
   if any(title in columns for title in (*_LATE_BOUNDS, *_STATISTICS)):
     notes.append(f"Late, and of gradients: the mean over the last {LAST_PART:.0%} of the steps.")
+  if "its SNR" in columns:
+    notes.append(
+      "SNR: 0.07 is what independent noise has, the mean gradient being a moving average."
+    )
   bounds = {group.settings.bound for group in groups}
   if bounds & {"jvi", "jvi_dreg"}:
     notes.append("JVI's objective is not a bound.")
@@ -328,8 +344,14 @@ def _steps(group: Group) -> str:
 
 
 def _late(group: Group, column: str, style: str | None = None, spread: bool = False) -> str:
-  """The mean of a column over the last part of the steps, and over the trials."""
-  values = [v[s > (1 - LAST_PART) * s[-1]].mean() for s, v in group.trials(column)]
+  """The mean of a column over the last part of the steps that all have come to, and over trials."""
+  last = min(run.metrics["step"][-1] for run in group.runs)
+  values = []
+  for run in group.runs:
+    steps = run.metrics["step"]
+    is_late = ((1 - LAST_PART) * last < steps) & (steps <= last)
+    there = column in run.metrics and is_late.any()
+    values.append(run.metrics[column][is_late].mean() if there else None)
   return _over_trials(values, style or (".2e" if "variance" in column else ".2f"), spread=spread)
 
 

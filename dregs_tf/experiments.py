@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import pathlib
@@ -146,10 +147,42 @@ class ExperimentConfig:
     return self.output_dir or f"runs/{size}"
 
   def seen_from(self, root: pathlib.Path) -> "ExperimentConfig":
-    """The same for a process that works in `root`, where relative paths would name other places."""
-    moved = str if pathlib.Path.cwd() == root else os.path.abspath
-    data_dir = moved(self.data_dir) if self.data_dir else None
-    return dataclasses.replace(self, output_dir=moved(self.directory), data_dir=data_dir)
+    """The same for a process that works in `root`, where relative paths would name other places.
+
+    Raises:
+      ConfigError: if --train_flags cannot be split into flags.
+    """
+    if pathlib.Path.cwd() == root:
+      return dataclasses.replace(self, output_dir=self.directory)
+    data_dir = os.path.abspath(self.data_dir) if self.data_dir else None
+    given = shlex.join(map(_with_absolute_path, _split(self.train_flags)))
+    return dataclasses.replace(
+      self, output_dir=os.path.abspath(self.directory), data_dir=data_dir, train_flags=given
+    )
+
+
+def _split(train_flags: str) -> list[str]:
+  """The arguments in --train_flags, each `--name=value`."""
+  try:
+    words = shlex.split(train_flags)
+  except ValueError as error:
+    raise ConfigError(f"--train_flags={train_flags!r}: {error}.") from error
+  arguments = []
+  for word in words:
+    if arguments and not word.startswith("-") and "=" not in arguments[-1]:
+      arguments[-1] += f"={word}"
+    else:
+      arguments.append(word)
+  return arguments
+
+
+def _with_absolute_path(argument: str) -> str:
+  """A flag whose value names a place, with the whole path of it."""
+  name, _, value = argument.partition("=")
+  is_place = name.lstrip("-") in ("data_dir", "init_from", "flagfile")
+  if value and (is_place or (name.lstrip("-") == "dataset" and os.path.exists(value))):
+    return f"{name}={os.path.abspath(value)}"
+  return argument
 
 
 class Run(NamedTuple):
@@ -196,10 +229,10 @@ def all_runs(settings: ExperimentConfig) -> list[Run]:
     ConfigError: if a flag of a run is wrong, or no run is left.
   """
   experiment = EXPERIMENTS[settings.experiment]
-  try:
-    given = shlex.split(settings.train_flags)
-  except ValueError as error:
-    raise ConfigError(f"--train_flags={settings.train_flags!r}: {error}.") from error
+  given = _split(settings.train_flags)
+  own = {"logdir", "seed", *(name for variation in experiment.variations for name in variation)}
+  for name in sorted(own & _flags_in(given)):
+    raise ConfigError(f"--train_flags must leave --{name} to the experiment, which sets it.")
   places = [f"--data_dir={settings.data_dir}"] if settings.data_dir else []
   runs = []
   for seed in settings.seeds:
@@ -223,7 +256,21 @@ def parsed(arguments: list[str]) -> config.TrainConfig:
   Raises:
     ConfigError: if one is wrong.
   """
+  values = _parse(arguments)
+  names = [field.name for field in dataclasses.fields(config.TrainConfig)]
+  return config.TrainConfig(**{name: values[name].value for name in names})
+
+
+def _flags_in(arguments: list[str]) -> set[str]:
+  """The names of the flags that these arguments set."""
+  values = _parse(arguments)
+  return {name for name in values if values[name].present}
+
+
+def _parse(arguments: list[str]) -> flags.FlagValues:
+  """The values of all flags of `bin/train.py`; a ConfigError if one is wrong."""
   values = flags.FlagValues()
+  flags.DEFINE_boolean("debug", False, "", flag_values=values)
   fields = dataclasses.fields(config.TrainConfig)
   for field in fields:
     kinds = getattr(field.type, "__args__", (field.type,))  # of `float | str | None`: all three
@@ -240,7 +287,7 @@ def parsed(arguments: list[str]) -> config.TrainConfig:
     raise ConfigError(f"--train_flags: {error}") from error
   if left:
     raise ConfigError(f"--train_flags: unexpected argument {left[0]!r}.")
-  return config.TrainConfig(**{field.name: values[field.name].value for field in fields})
+  return values
 
 
 # --- running them --------------------------------------------------------------------------------
@@ -260,18 +307,22 @@ def run(settings: ExperimentConfig, root: pathlib.Path) -> None:
     ChildProcessError: if runs failed, after the others; names them.
     Interrupted: if SIGTERM or Ctrl-C came: it was passed on, and the run that it met has ended.
   """
+  # What is printed is to be run from there.
+  change_directory = [] if pathlib.Path.cwd() == root else [f"cd {shlex.quote(str(root))}"]
   settings = settings.seen_from(root)
   with contextlib.chdir(root):
     runs = all_runs(settings)
     shard, num_shards = map(int, settings.shard.split("/"))
     runs = runs[shard::num_shards]
+    if not runs:
+      _say(f"No run is left for --shard={settings.shard}.")
+      return
     if settings.dry_run:
-      for each in runs:
-        for command in _commands(each, settings):
-          _say(shlex.join(["python", *command]))
+      left = [command for each in runs for command in _commands(each, settings)]
+      _say("\n".join([*change_directory, *(shlex.join(["python", *command]) for command in left)]))
       return
     failed = _run_each(runs, settings)
-    _say(_what_next(runs, settings))
+    _say("\n".join([*change_directory, _what_next(runs, settings)]))
     if failed:
       raise ChildProcessError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
 
@@ -344,7 +395,8 @@ def _what_next(runs: list[Run], settings: ExperimentConfig) -> str:
   problems = dict.fromkeys(
     re.sub(rf"_{each.settings.bound}_.*?(K[\d-]+)_seed.*", r"_*_\1_*", each.name) for each in runs
   )
-  globs = ",".join(os.path.join(settings.directory, problem) for problem in problems)
+  directory = glob.escape(settings.directory)
+  globs = ",".join(os.path.join(directory, problem) for problem in problems)
   figure = EXPERIMENTS[settings.experiment].figure
   picture = os.path.join(settings.directory, f"{settings.experiment}.png")
   plot = ["python", "bin/plot.py", f"--runs={globs}", f"--figure={figure}", f"--output={picture}"]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shlex
 import sys
 
 import keras
@@ -52,13 +53,14 @@ def train(settings: config.TrainConfig) -> dict[str, float]:
   with devices.watching(), lock:
     devices.check_same_flags(settings)
     saved = config.load(directory)
-    if saved and checkpoints.find(directory):
-      settings.check_resumes(saved)
+    found = checkpoints.find(directory)
+    if saved and found:
+      settings.check_resumes(saved, step=found[-1][0])
     images = data.load(settings.dataset, settings.data_dir)
-    if devices.is_chief:
-      settings.save()
     _say(f"{images.description}\n{devices.describe()}")
     step, model = _load_or_build(settings, images, devices)
+    if devices.is_chief:
+      settings.save()
     if step:
       _say(f"Resuming at step {step} of {settings.max_steps}.")
     _fit(model, settings, images, devices, step)
@@ -88,7 +90,7 @@ def _new_model(settings, images) -> models.LatentVariableModel:
   """The model that a run starts from: a new one, or that of the run that --init_from names."""
   model = build_model(settings, images)
   if settings.init_from:
-    loaded = checkpoints.load_newest(pathlib.Path(settings.init_from))
+    loaded = checkpoints.load_newest(pathlib.Path(settings.init_from), flag="init_from")
     if loaded is None:
       raise ConfigError(f"--init_from={settings.init_from} holds no checkpoint to start from.")
     _, trained = loaded
@@ -216,8 +218,9 @@ def _report(model, settings, images, example, result) -> None:
     f"Test bound ({settings.bound}, K = {settings.num_samples}) after {settings.max_steps} steps: "
     f"{result['test_bound']:.2f} nats.\n"
     f"Figure:    {directory / 'run.png'}\n"
-    f"Look:      tensorboard --logdir={directory}\n"
-    f"Evaluate:  python bin/eval.py --logdir={directory} --num_samples=5000 --split=test"
+    f"Look:      tensorboard {shlex.quote(f'--logdir={directory}')}\n"
+    f"Evaluate:  python bin/eval.py {shlex.quote(f'--logdir={directory}')} --num_samples=5000 "
+    "--split=test"
   )
 
 
@@ -273,35 +276,47 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   run has for a bound, alpha or the order, are taken over.
 
   Raises:
-    ConfigError: if the directory holds no run with a checkpoint.
+    ConfigError: if the directory holds no run with a checkpoint, the output directory cannot be
+      written, or a bound is not defined for so few samples.
     DataError: if the data set cannot be loaded.
   """
   run, step, model = _load_run(settings.logdir)
-  options = run.tracked_bounds | {run.bound: run.bound_options}
-  if model.adaptive_alpha is not None:
+  options = {name: run.options_of(name) for name in settings.bounds}
+  if model.adaptive_alpha is not None and run.bound in options:
     options[run.bound] = {"alpha": float(model.adaptive_alpha.alpha)}
+  compared = [bounds.get(name, **own) for name, own in options.items()]
+  most = max(settings.num_samples)
+  for bound in compared:
+    if most < bound.min_samples:
+      raise ConfigError(
+        f"--num_samples must hold a number of at least {bound.min_samples} for the run's "
+        f"{bound.name} of order {run.jvi_order}, got {most}."
+      )
   images = data.load(run.dataset, settings.data_dir or run.data_dir)
   grey = getattr(images, settings.split)[: settings.batch_size]
   batches = data.eval_batches(grey, len(grey), image_shape=images.image_shape, task=run.task)
   directory = pathlib.Path(settings.output_dir or run.directory)
-  directory.mkdir(parents=True, exist_ok=True)
+  try:  # Before the work, not after it.
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(f"--output_dir={directory} cannot be written: {error.strerror}.") from error
   result = diagnostics.compare(
     model,
     _example(batches),
-    [bounds.get(name, **options.get(name, {})) for name in settings.bounds],
+    compared,
     settings.num_samples,
     settings.num_measurements,
     seed=settings.seed,
     jit_compile=settings.jit_compile,
     measure_cost=settings.measure_cost,
   )
-  result.to_csv(directory / "comparison.csv")
-  result.plot(directory / "comparison.png")
   _say(
-    f"{images.name}, {settings.split} set, step {step}.\n{result.table()}\n"
-    f"{result.recommendation}\n"
-    f"Results:   {directory / 'comparison.csv'}\nFigure:    {directory / 'comparison.png'}"
+    f"{images.name}, {settings.split} set, step {step}.\n{result.table()}\n{result.recommendation}"
   )
+  result.to_csv(directory / "comparison.csv")
+  _say(f"Results:   {directory / 'comparison.csv'}")
+  result.plot(directory / "comparison.png")
+  _say(f"Figure:    {directory / 'comparison.png'}")
   return result
 
 

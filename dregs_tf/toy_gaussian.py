@@ -67,7 +67,7 @@ def run(settings: config.ToyConfig) -> list[dict]:
   text = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
   try:  # Before the work, not after it.
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(text)
+    (directory / "toy_config.json").write_text(text)
   except OSError as error:
     raise ConfigError(f"--output_dir={directory} cannot be written: {error.strerror}.") from error
   for name in settings.bounds:
@@ -362,7 +362,7 @@ def _report(results) -> str:
     lines.append(f"{row['bound']:15}{row['num_samples']:6}{numbers}")
   for name in dict.fromkeys(row["bound"] for row in results):
     parts = []
-    smallest = results[0]["num_samples"]
+    smallest = min(row["num_samples"] for row in results if row["bound"] == name)
     for start in dict.fromkeys([smallest, max(smallest, _ASYMPTOTIC)]):
       snr, variance = (slope(results, name, column, start) for column in ("snr", "variance"))
       if not math.isnan(snr + variance):

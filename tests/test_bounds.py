@@ -296,6 +296,21 @@ def test_the_unbiased_estimator_of_the_same_value(name):
   np.testing.assert_array_equal(a, -c)
 
 
+def test_which_estimators_are_unbiased():
+  """At K = 1 all that have the path, as every weight is 1 then."""
+  every = [bounds.get(name) for name in bounds.names()]
+  every += [bounds.get("dreg_alpha", alpha=0.0), bounds.get("jvi_dreg", order=2)]
+
+  def unbiased(num_samples):
+    defined = [bound for bound in every if bound.min_samples <= num_samples]
+    return [bound.name for bound in defined if bound.is_unbiased(num_samples)]
+
+  dreg = ["iwae", "iwae_dreg", "jvi", "jvi_dreg", "dreg_alpha", "jvi_dreg"]
+  assert unbiased(5) == ["elbo", "elbo_stl", *dreg]
+  single = ["elbo", "elbo_stl", "iwae", "iwae_dreg", "stl", "iwae_dreg_norm", "dreg_alpha"]
+  assert unbiased(1) == single
+
+
 @pytest.mark.parametrize("order,num_samples", [(1, 1), (2, 2), (3, 1)])
 def test_jackknife_needs_more_samples_than_its_order(order, num_samples):
   bound = bounds.get("jvi", order=order)

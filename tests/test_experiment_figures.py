@@ -242,6 +242,21 @@ def test_variances_along_one_trajectory(tmp_path):
   assert "along the runs of IWAE-DReG" in columns[0][0].ylabel
 
 
+def test_trajectories_of_other_problems_and_other_configurations(tmp_path):
+  columns = {f"train_{name}_gradient_variance": [1.0] * 4 for name in ("iwae", "iwae_dreg")}
+  write(tmp_path / "a", bound="stl", columns=columns)
+  write(tmp_path / "b", bound="stl", columns=columns, learning_rate=1e-3)
+  ((panel,),) = experiment_plots.panels(groups_in(tmp_path), "variance", "stl")
+  assert sorted(line.label for line in panel.lines) == [
+    *("IWAE, learning_rate=0.0003", "IWAE, learning_rate=0.001"),
+    *("IWAE-DReG, learning_rate=0.0003", "IWAE-DReG, learning_rate=0.001"),
+  ]
+  assert len({(line.colour, str(line.dashes)) for line in panel.lines}) == 4
+  write(tmp_path / "c", bound="stl", columns=columns, num_samples=8)
+  with pytest.raises(ConfigError, match="K = 8; .*K = 64"):
+    experiment_plots.panels(groups_in(tmp_path), "variance", "stl")
+
+
 def test_the_validation_bound_where_there_is_no_test_bound(tmp_path):
   write(tmp_path / "a")
   write(tmp_path / "b", bound="iwae", columns={"valid_bound": [1.0, 2.0, 3.0, 4.0]})
@@ -392,12 +407,41 @@ def test_a_table_has_means_deviations_and_errors(tmp_path):
     *("-21.000 ± 1.414", "0.200", "1.00e-03"),
   ]
   jvi = row_of(text, "JVI")
-  assert jvi[:5] == ["JVI", "0, 1", "20 of 40", "-25.000 (1 of 2 seeds)", "-26.500 ± 2.121"]
+  assert jvi[:5] == ["JVI", "0, 1", "20 of 40", "-25.000 (1 of 2 seeds)", "-27.500 ± 0.707"]
   assert jvi[5:] == ["", "", "", ""]
   assert "JVI's objective is not a bound." in text
   assert "standard deviation over the seeds" in text
   tracked = text.partition("Variance of several")[2]
   assert row_of(tracked, "IWAE-DReG") == ["IWAE-DReG", "4.00e-03"]
+
+
+def test_late_means_say_how_many_trials_they_are_of(tmp_path):
+  write(tmp_path / "a", columns={"test_bound": [-9.0, -9.0, -9.0, -3.0]})
+  write(tmp_path / "b", columns={}, seed=1)
+  assert "| -3.000 (1 of 2 seeds) |" in tables(groups_in(tmp_path))
+
+
+def test_defaults_are_the_same_configuration_as_when_they_are_given(tmp_path):
+  pairs = [
+    ({"bound": "dreg_alpha"}, {"bound": "dreg_alpha", "alpha": 0.9}),
+    (
+      {"bound": "dreg_alpha", "alpha": "auto"},
+      {"bound": "dreg_alpha", "alpha": "auto", "initial_alpha": 0.5},
+    ),
+    ({"bound": "jvi"}, {"bound": "jvi", "jvi_order": 1}),
+    ({}, {"track_variance": "iwae_dreg,dreg_alpha,jvi", "alpha": 0.3, "jvi_order": 2}),
+  ]
+  for i, pair in enumerate(pairs):
+    for seed, values in enumerate(pair):
+      write(tmp_path / f"{i}{seed}", seed=seed, **values)
+  found = groups_in(tmp_path)
+  assert [len(group.runs) for group in found] == [2] * len(pairs)
+  assert experiment_results.labels(found) == [
+    "IWAE-DReG",
+    "alpha = 0.9",
+    "alpha adapted, from 0.5",
+    "JVI",
+  ]
 
 
 def test_a_table_without_what_there_is_not(tmp_path):

@@ -117,6 +117,14 @@ def test_a_longer_run_continues_a_finished_one(whole_run, tmp_path):
   assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
+def test_fewer_steps_than_there_are_is_refused(whole_run):
+  directory, result = whole_run
+  with pytest.raises(ConfigError, match=rf"--max_steps must be at least {result['step']}.*got 3"):
+    runners.train(settings(directory, max_steps=3))
+  assert json.loads((directory / "result.json").read_text()) == result
+  assert config.load(directory).max_steps == result["step"]
+
+
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(whole_run, tmp_path):
   _, result = whole_run
   runners.train(settings(tmp_path))
@@ -134,6 +142,9 @@ def test_a_run_is_not_begun_anew_over_unreadable_checkpoints(tmp_path):
   with pytest.raises(ConfigError, match="none of its checkpoints can be read"):
     runners.train(settings(tmp_path))
   assert [row["step"] for row in rows(tmp_path)] == ["3"]
+  with pytest.raises(ConfigError, match="--init_from=.*none of its checkpoints can be read"):
+    runners.train(settings(tmp_path / "new", init_from=str(tmp_path)))
+  assert not (tmp_path / "new" / "config.json").exists()
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(whole_run):

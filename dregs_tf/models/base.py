@@ -352,6 +352,8 @@ class LatentVariableModel(keras.Model):
     bound, others = self.bound, dict(self.tracked)
     if self.adaptive_alpha is not None:
       bound = bounds.get("dreg_alpha", alpha=tf.convert_to_tensor(self.adaptive_alpha.alpha))
+      # Followed by its own name, too, it is the one that moves.
+      others = {name: bound if each == self.bound else each for name, each in others.items()}
       others |= {name: bounds.get(end) for name, end in _ENDS.items()}
     shared = draws_for_whole_batch(self.proposal(x, context))
     with replicas.noise_of(part, seed, shared=shared) as seed:

@@ -14,7 +14,9 @@ class GradientMoments(keras.layers.Layer):
 
   Over the coordinates of some variables, variance = mean(m2 - m1^2) and SNR^2 = mean(m1^2) /
   variance, with averages m1 of g and m2 of g^2 of decay 0.99 (the authors' released code, there
-  without the debiasing). Of m2 the mean alone is needed, so each variable has one number for it.
+  without the debiasing). The square of m1 is too large by variance / 199 on average, so that
+  gradients without any signal have an SNR of 0.07. Of m2 the mean alone is needed, so each variable
+  has one number for it.
 
   Args:
     names: of the estimators.

@@ -177,6 +177,21 @@ def test_training_uses_the_alpha_of_the_moment():
     np.testing.assert_allclose(actual, e, rtol=1e-3, atol=1e-6)
 
 
+def test_a_tracked_dreg_alpha_that_is_trained_on_moves_too():
+  """Its gradient is the one that is trained on; another fixed alpha stays as it is."""
+  moving, fixed = (bounds.get("dreg_alpha", alpha=alpha) for alpha in (0.3, 0.9))
+  options = {"bound": moving, "adapt_alpha": True, "run_eagerly": True}
+  for tracked, is_same in ((moving, True), (fixed, False)):
+    model = helpers.compiled(
+      helpers.vae(), track_variance=[tracked], gradient_statistics=True, **options
+    )
+    logs_of(model, X)
+    logs = model.train_step(tf.constant(X))
+    name = "gradient_variance"
+    same = float(logs[f"dreg_alpha_{name}"]) == pytest.approx(float(logs[f"proposal_{name}"]))
+    assert same == is_same
+
+
 # --- options ------------------------------------------------------------------------------------
 
 
