@@ -64,7 +64,7 @@ class Row:
   - cosine: of the angle between E g and E reference; NaN where the noise in one of their squared
     norms, an upper estimate of its standard error, is larger than that.
   - bias: |E g - E reference| / |E reference|; NaN where E reference is lost in the noise like that.
-  - bias_limit: what `bias` is below, with 95 % confidence.
+  - bias_limit: what `bias` is below, with 95 % confidence, |E reference| taken as measured.
   - t_statistic, p_value: of the test that there is no bias in any direction, see `compare`.
   - max_t: the paired t-statistic of a single coordinate, of the one where it is farthest from 0.
   - max_t_p_value: its p-value times P. Far out in its tails a t-distribution is only a guide:
@@ -670,7 +670,7 @@ def _summarize(sums: _Sums, estimators: list[_Estimator], num_samples: int, time
 
 
 def _upper_limit(square: float, variance: np.ndarray, along: np.ndarray, n: int) -> float:
-  """What |d|^2 is below, with 95 % confidence or more, d the mean of n differences.
+  """What |d|^2 is below, with 95 % confidence, d the expectation of n differences.
 
   Its estimate `square`, |mean|^2 less what noise adds, has the variance 4 d'Sd / n + 2 tr(S^2) /
   n^2, where S is the covariance of a difference. The projections on the mean of the first half,

@@ -230,8 +230,8 @@ def all_runs(settings: ExperimentConfig) -> list[Run]:
   """
   experiment = EXPERIMENTS[settings.experiment]
   given = _split(settings.train_flags)
-  own = {"logdir", "seed", *(name for variation in experiment.variations for name in variation)}
-  for name in sorted(own & _flags_in(given)):
+  taken = {"logdir", "seed"}.union(*experiment.variations)
+  for name in sorted(taken & _flags_in(given)):
     raise ConfigError(f"--train_flags must leave --{name} to the experiment, which sets it.")
   places = [f"--data_dir={settings.data_dir}"] if settings.data_dir else []
   runs = []
