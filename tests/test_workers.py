@@ -44,35 +44,28 @@ def test_two_workers_give_the_numbers_of_one_device(tmp_path):
   assert_same_numbers(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.fixture(scope="module")
-def one_long_run(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("runs") / "long"
-  finish_well(Run(directory, **_LONG))
-  return directory
-
-
-_LONG = {"max_steps": 200, "summarize_every": 100, "checkpoint_every": 20}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_worker_is_killed_the_other_stops_and_both_go_on(one_long_run, tmp_path, victim):
-  runs = workers(tmp_path, **_LONG)
-  wait_for_step(tmp_path, 20)
-  runs[victim].process.send_signal(signal.SIGKILL)
-  status, _, err = runs[1 - victim].finish(timeout=60)
-  assert status == 1, err
-  lines = [line for line in err.splitlines() if "error:" in line]
-  assert len(lines) == 1, err
-  assert "another worker stopped" in lines[0]
-  assert "the newest checkpoint" in lines[0]
-  runs[victim].finish()
-  last, _ = checkpoints.find(tmp_path)[-1]
-  assert last < _LONG["max_steps"]
-  chief, other = finish_well(*workers(tmp_path, **_LONG))
+def test_when_a_worker_is_killed_the_other_stops_and_both_go_on(tmp_path):
+  flags = {"max_steps": 300, "summarize_every": 100, "checkpoint_every": 20}
+  directory, last = tmp_path / "killed", 0
+  for victim in (1, 0):
+    runs = workers(directory, **flags)
+    wait_for_step(directory, last + 20)
+    runs[victim].process.send_signal(signal.SIGKILL)
+    status, _, err = runs[1 - victim].finish(timeout=60)
+    assert status == 1, err
+    lines = [line for line in err.splitlines() if "error:" in line]
+    assert len(lines) == 1, err
+    assert "another worker stopped" in lines[0]
+    assert "the newest checkpoint" in lines[0]
+    runs[victim].finish()
+    last, _ = checkpoints.find(directory)[-1]
+    assert last < flags["max_steps"]
+  chief, other = finish_well(*workers(directory, **flags))
   assert f"Resuming at step {last}" in chief
   assert f"Resuming at step {last}" in other
-  np.testing.assert_allclose(rows(tmp_path), rows(one_long_run), rtol=1e-2)
+  finish_well(Run(tmp_path / "one", **flags))
+  np.testing.assert_allclose(rows(directory), rows(tmp_path / "one"), rtol=1e-2)
 
 
 @pytest.mark.slow
