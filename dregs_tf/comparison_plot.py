@@ -20,7 +20,7 @@ def figure(path, title: str, rows: Sequence) -> None:
   Args:
     path: where to write it.
     title: a line above it.
-    rows: `diagnostics.Row`s.
+    rows: `comparison.Row`s.
   """
   import matplotlib
   from matplotlib.figure import Figure

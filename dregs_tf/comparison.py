@@ -1,0 +1,247 @@
+"""What a comparison of estimators says: its table, its recommendation, its files."""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from dregs_tf import comparison_plot
+
+# An estimator is called biased where p is below this: one in a thousand without bias is.
+_SIGNIFICANCE = 1e-3
+
+# The recommendation says so where a bias above this part of the gradient may have gone unseen.
+_WORTH_KNOWING = 0.1
+
+# Estimators are called equally good where their SNRs differ by less than this part.
+_SAME = 0.02
+
+# A biased estimator is mentioned from this ratio on, of its SNR times its cosine to the best SNR.
+_MUCH_HIGHER = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What was measured of one estimator at one K.
+
+  g is the gradient of the batch's mean bound in the P parameters that the proposal depends on,
+  through the proposal: its samples and its score. From the squared norm of a mean, what noise adds
+  to it is taken off; what comes out below 0 is set to 0.
+
+  - bound: its name, with the options that are not the default.
+  - num_samples: K.
+  - reference: the unbiased estimator of the same bound's gradient, on the same samples: iwae, elbo,
+    or jvi of the same order.
+  - unbiased: whether this one is, too, by construction: where log p(x, z) is continuous in z.
+  - norm: of the mean gradient, |E g|.
+  - variance: the mean over the P coordinates.
+  - snr: the authors' signal-to-noise ratio: SNR^2 = |E g|^2 / P / variance. NaN without variance.
+  - snr_error: its standard error, or up to twice that.
+  - cosine: of the angle between E g and E reference; NaN where the noise in one of their squared
+    norms, an upper estimate of its standard error, is larger than that.
+  - bias: |E g - E reference| / |E reference|; NaN where E reference is lost in the noise like that.
+  - bias_limit: what `bias` is below, with 95 % confidence, |E reference| taken as measured.
+  - t_statistic, p_value: of the test that there is no bias in any direction, see `compare`.
+  - max_t: the paired t-statistic of a single coordinate, of the one where it is farthest from 0.
+  - max_t_p_value: its p-value times P. Far out in its tails a t-distribution is only a guide:
+    at 50 measurements of skewed gradients this was below 0.01 in up to 6 % of tries without bias.
+  - milliseconds: what a training step's gradient takes, the median of a few; NaN if not measured.
+    Timed with the reference: estimators of the same bound differ in two factors of each sample,
+    not in work. The only number here that a seed does not reproduce.
+
+  A reference has the cosine 1, biases and t-statistics of 0, and p-values of 1.
+  """
+
+  bound: str
+  num_samples: int
+  reference: str
+  unbiased: bool
+  norm: float
+  variance: float
+  snr: float
+  snr_error: float
+  cosine: float
+  bias: float
+  bias_limit: float
+  t_statistic: float
+  p_value: float
+  max_t: float
+  max_t_p_value: float
+  milliseconds: float
+
+  @property
+  def is_reference(self) -> bool:
+    """Whether the other estimators of its bound are compared with it."""
+    return self.bound == self.reference
+
+  @property
+  def is_biased(self) -> bool:
+    """Whether a bias was found; without bias, one estimator in a thousand is called biased."""
+    return self.p_value < _SIGNIFICANCE
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What `compare` returns: a row for each K and estimator, and what follows from them."""
+
+  rows: tuple[Row, ...]
+  num_measurements: int
+  num_coordinates: int
+  batch_size: int
+
+  @property
+  def recommendation(self) -> str:
+    """Which estimator to take, in a few sentences, with the reasons.
+
+    The rule, for each bound: of the estimators that are unbiased by construction, and in which no
+    bias was found (p of 1e-3 or more), the one of the highest SNR, at the largest K, and at a
+    smaller K where it is another one. Biased estimators are mentioned if their SNR along the
+    unbiased mean, SNR times cosine, is at least 1.5 times as high.
+    """
+    lines = []
+    for reference in dict.fromkeys(row.reference for row in self.rows):
+      rows = [row for row in self.rows if row.reference == reference]
+      taken = None
+      for k in sorted({row.num_samples for row in rows}, reverse=True):
+        at_k = [row for row in rows if row.num_samples == k]
+        best = _best(at_k)
+        if taken is None:
+          lines += [self._praise(best, at_k), *_biased_but_less_noisy(best, at_k)]
+          lines += [_contradicted(row) for row in at_k if row.unbiased and row.is_biased]
+        elif taken not in (best.bound, *_as_good(best, at_k)):
+          lines.append(self._praise(best, at_k))
+        taken = taken or best.bound
+    return "\n".join(lines)
+
+  def table(self) -> str:
+    """The rows as aligned text, below a line that says what they are."""
+    timed = not all(math.isnan(row.milliseconds) for row in self.rows)
+    headings = ["bound", "K", "norm", "variance", "SNR", "cosine", "bias", "p", "max |t|"]
+    lines = [headings + ["ms"] * timed]
+    for row in self.rows:
+      cells = [row.bound, str(row.num_samples), f"{row.norm:.3g}", f"{row.variance:.3g}", _snr(row)]
+      if row.is_reference:
+        cells += ["", "reference", "", ""]
+      else:
+        cosine = "-" if math.isnan(row.cosine) else f"{row.cosine:.2f}"
+        cells += [cosine, _bias(row), f"{row.p_value:.1g}", f"{abs(row.max_t):.1f}"]
+      lines.append(cells + [f"{row.milliseconds:.1f}"] * timed)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+      "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip()
+      for cells in lines
+    ]
+    return "\n".join([f"{self._about()}:", *text])
+
+  def to_csv(self, path) -> None:
+    """Writes the rows, a column for each field of `Row`."""
+    with open(path, "w", newline="") as file:
+      names = [field.name for field in dataclasses.fields(Row)]
+      writer = csv.DictWriter(file, names, lineterminator="\n")
+      writer.writeheader()
+      for row in self.rows:
+        values = dataclasses.asdict(row).items()
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values})
+
+  def plot(self, path) -> None:
+    """Writes a PNG: SNR, variance and bias of each estimator, against K if there are several."""
+    comparison_plot.figure(path, self._about(), self.rows)
+
+  def _about(self) -> str:
+    return (
+      f"{self.num_measurements} measurements on {self.batch_size} examples, "
+      f"{self.num_coordinates:,} parameters of the proposal"
+    )
+
+  def _praise(self, best: Row, rows: Sequence[Row]) -> str:
+    """Which estimator to take at a K, and why."""
+    more = f"take {4 * self.num_measurements} measurements"
+    start = f"{_target(best)}, K = {best.num_samples}: "
+    if not best.snr > 2 * best.snr_error:
+      return f"{start}no signal stands out of the noise ({best.bound}: SNR {_snr(best)}); {more}."
+    text = f"{start}take {best.bound}. Its SNR is {_snr(best)}, "
+    if best.is_reference:
+      others = " of those without bias" if len(rows) > 1 else ""
+      return f"{text}the highest{others}."
+    reference = next(row for row in rows if row.is_reference)
+    text += f"{_ratio(best.snr, reference.snr)} that of {reference.bound} ({_snr(reference)})"
+    if equals := _as_good(best, rows):
+      text += f", and as high as that of {', '.join(equals)}"
+    text += f". No bias was found, p = {best.p_value:.2g}"
+    if math.isnan(best.bias_limit):
+      return f"{text}, but the mean of {reference.bound} is lost in the noise: {more}."
+    text += f": it is less than {_percent(best.bias_limit)} of the gradient."
+    if best.bias_limit > _WORTH_KNOWING:
+      needed = self.num_measurements * (best.bias_limit / _WORTH_KNOWING) ** 2
+      needed = int(float(f"{needed:.1g}"))
+      text += f" To see one of {_percent(_WORTH_KNOWING)}, take about {needed} measurements."
+    return text
+
+
+def _without_bias(rows: Sequence[Row]) -> list[Row]:
+  """Those that are unbiased by construction, and in which no bias was found either."""
+  return [row for row in rows if row.unbiased and not row.is_biased]
+
+
+def _best(rows: Sequence[Row]) -> Row:
+  """That of the highest SNR among those without bias; a reference is one of them."""
+  return max(_without_bias(rows), key=lambda row: -1 if math.isnan(row.snr) else row.snr)
+
+
+def _as_good(best: Row, rows: Sequence[Row]) -> list[str]:
+  """The other estimators without bias whose SNR is about the same."""
+  others = [row for row in _without_bias(rows) if row is not best]
+  return [row.bound for row in others if row.snr >= (1 - _SAME) * best.snr]
+
+
+def _biased_but_less_noisy(best: Row, rows: Sequence[Row]) -> list[str]:
+  """A sentence on the biased estimators that have much more signal along the unbiased mean."""
+  promising = [r for r in rows if not r.unbiased and r.snr * r.cosine >= _MUCH_HIGHER * best.snr]
+  promising.sort(key=lambda row: row.snr * row.cosine, reverse=True)
+  if not promising:
+    return []
+  first, *others = promising
+  size = f"by {_percent(first.bias)} of the gradient (p = {first.p_value:.1g})"
+  if not first.is_biased:
+    size = f"by less than {_percent(first.bias_limit)} of the gradient here"
+  text = (
+    f"{first.bound} is biased for {_target(first)}, {size}, but its mean points much the same way "
+    f"(cosine {first.cosine:.2f}), and its SNR is {_ratio(first.snr, best.snr)} that of "
+    f"{best.bound}: it may train better all the same."
+  )
+  if others:
+    text += f" So may {', '.join(f'{row.bound} (cosine {row.cosine:.2f})' for row in others)}."
+  return [text]
+
+
+def _contradicted(row: Row) -> str:
+  """A sentence on an estimator that theory says is unbiased, and the measurements say is not."""
+  return (
+    f"{row.bound} is unbiased by construction, but a bias was found (p = {row.p_value:.1g}): by "
+    "chance, one time in a thousand, or because log p(x, z) is not continuous in z."
+  )
+
+
+def _target(row: Row) -> str:
+  """What the bound is called in a sentence."""
+  name, _, options = row.reference.partition("(")
+  return {"iwae": "L_K", "elbo": "ELBO", "jvi": "JVI"}[name] + (f" ({options}" if options else "")
+
+
+def _ratio(one: float, other: float) -> str:
+  return f"{one / other:.2g} times" if other > 0 else "many times"
+
+
+def _percent(part: float) -> str:
+  return f"{float(f'{100 * part:.2g}'):g} %"
+
+
+def _snr(row: Row) -> str:
+  return "-" if math.isnan(row.snr) else f"{row.snr:.3g} +- {row.snr_error:.1g}"
+
+
+def _bias(row: Row) -> str:
+  """The cell of the bias: how large it is, or may be."""
+  if math.isnan(row.bias):
+    return "found" if row.is_biased else "not found"
+  return _percent(row.bias) if row.is_biased else f"< {_percent(row.bias_limit)}"
