@@ -36,7 +36,7 @@ class Row:
   - norm: of the mean gradient, |E g|.
   - variance: the mean over the P coordinates.
   - snr: the authors' signal-to-noise ratio: SNR^2 = |E g|^2 / P / variance. NaN without variance.
-  - snr_error: its standard error, or up to twice that.
+  - snr_error: its standard error.
   - cosine: of the angle between E g and E reference; NaN where the noise in one of their squared
     norms, an upper estimate of its standard error, is larger than that.
   - bias: |E g - E reference| / |E reference|; NaN where E reference is lost in the noise like that.

@@ -223,6 +223,7 @@ class _Sums(NamedTuple):
   directions: the mean gradients of the first half, [num_estimators, P].
   projections: [n / 2, num_estimators, num_estimators], the inner products of each g - pilot of the
     second half with the directions.
+  from_first_half: [n / 2, num_estimators, num_estimators], the same with the directions - pilot.
   """
 
   pilot: np.ndarray
@@ -231,6 +232,7 @@ class _Sums(NamedTuple):
   grams: np.ndarray
   directions: np.ndarray
   projections: np.ndarray
+  from_first_half: np.ndarray
 
 
 def _gradients(
@@ -273,13 +275,13 @@ def _measure(
   All of it is of the gradients that are taken; in the end `matrix` makes the estimators' of theirs.
   """
 
-  def measure(first, count, total, squares, directions):
+  def measure(first, count, total, squares, anchors):
     def body(number, total, squares, grams, projections):
       shifted = gradients(number) - pilot
       squares += tf.square(tf.matmul(contrasts, shifted))
       grams = grams.write(number - first, tf.matmul(shifted, shifted, transpose_b=True))
-      if directions is not None:
-        products = tf.matmul(shifted, directions, transpose_b=True)
+      if anchors is not None:
+        products = tf.matmul(shifted, anchors, transpose_b=True)
         projections = projections.write(number - first, products)
       return number + 1, total + shifted, squares, grams, projections
 
@@ -287,9 +289,9 @@ def _measure(
     _, total, squares, grams, projections = tf.while_loop(
       lambda number, *_: number < first + count, body, (first, total, squares, *arrays)
     )
-    return total, squares, grams.stack(), None if directions is None else projections.stack()
+    return total, squares, grams.stack(), None if anchors is None else projections.stack()
 
-  def run(start, stop, total, squares, directions):
+  def run(start, stop, total, squares, anchors=None):
     """Measurements `start` to `stop`: the sums, and the inner products of all of them."""
     compiled, products = None, []
     for first in range(start, stop, _MEASUREMENTS_AT_A_TIME):
@@ -297,13 +299,13 @@ def _measure(
       sums = tf.constant(first), tf.constant(count), total, squares
       # Of a function that is called, TensorFlow says after a few K's that it was traced too often.
       compiled = compiled or tf.function(
-        lambda *sums: measure(*sums, directions), autograph=False
+        lambda *sums: measure(*sums, anchors), autograph=False
       ).get_concrete_function(*sums)
       total, squares, *several = compiled(*sums)
       products.append(several)
       bar.update(count)
     grams, projections = zip(*products, strict=True)
-    projections = None if directions is None else np.concatenate(projections)
+    projections = None if anchors is None else np.concatenate(projections)
     return total, squares, np.concatenate(grams), projections
 
   pilot = tf.function(gradients, autograph=False).get_concrete_function(tf.constant(0))
@@ -312,16 +314,19 @@ def _measure(
   contrasts = tf.constant(contrasts, pilot.dtype)
   half = num_measurements // 2
   squares = tf.zeros([len(contrasts), pilot.shape[1]], pilot.dtype)
-  total, squares, before, _ = run(0, half, tf.zeros_like(pilot), squares, None)
-  directions = pilot + total / half
-  total, squares, after, projections = run(half, num_measurements, total, squares, directions)
+  total, squares, before, _ = run(0, half, tf.zeros_like(pilot), squares)
+  shift = total / half
+  anchors = tf.concat([pilot + shift, shift], axis=0)
+  total, squares, after, products = run(half, num_measurements, total, squares, anchors)
+  projections, from_first_half = np.split(products, 2, axis=2)
   return _Sums(
     matrix @ pilot.numpy(),
     matrix @ total.numpy(),
     squares.numpy(),
     matrix @ np.concatenate([before, after]) @ matrix.T,
-    matrix @ directions.numpy(),
+    matrix @ (pilot + shift).numpy(),
     matrix @ projections @ matrix.T,
+    matrix @ from_first_half @ matrix.T,
   )
 
 
@@ -388,9 +393,9 @@ def _summarize(sums: _Sums, estimators: list[_Estimator], num_samples: int, time
         math.sqrt(square / trace) if trace else math.nan
         for square in (squares[i], squares[i] + errors[i])
       )
-      # And the variance's own error; distances from the first gradient scatter more than from the
-      # mean.
-      error_of_trace = _deviation(sums.grams[:, i, i]) / math.sqrt(n)
+      # And the variance's own error, from squared distances to the mean of the first half.
+      distances = sums.grams[-len(projections) :, i, i] - 2 * sums.from_first_half[:, i, i]
+      error_of_trace = _deviation(distances) / math.sqrt(n)
       snr_error = math.hypot(upper - snr, snr * error_of_trace / (2 * trace)) if trace else math.nan
       cosine = products[i, start] / (lengths[i] * lengths[start])
       test = dict.fromkeys(("bias", "bias_limit", "t_statistic", "max_t"), 0.0)
