@@ -22,7 +22,8 @@ from dregs_tf import config, seeds, side_by_side
 from dregs_tf.bounds import Bound, check_num_samples
 from dregs_tf.bounds import get as get_bound
 from dregs_tf.comparison import Comparison, Row
-from dregs_tf.models.base import LatentVariableModel, as_floats
+from dregs_tf.models import batches
+from dregs_tf.models.base import LatentVariableModel
 
 _UPPER_5_PERCENT = 1.645  # of a standard Normal
 
@@ -85,7 +86,7 @@ def compare(
     raise TypeError(f"model must be a LatentVariableModel, got {type(model).__name__}.")
   if tf.as_dtype(model.compute_dtype) == tf.float16:
     raise ValueError("model: compare needs more range than float16 has, use mixed_bfloat16.")
-  context, x = _split(batch)
+  context, x = _split(batch, model.float_dtype)
   plan = _plan(_as_bounds(bounds), _as_ints("num_samples", num_samples))
   num_measurements = _as_int("num_measurements", num_measurements, _LEAST_MEASUREMENTS)
   seed = seeds.stateless(seed)
@@ -107,7 +108,7 @@ def compare(
       if measure_cost:
         times = _milliseconds(model, x, context, k, estimators, seed, jit_compile)
       rows += _summarize(sums, estimators, k, times)
-  return Comparison(tuple(rows), num_measurements, sums.pilot.shape[1], x.shape[0])
+  return Comparison(tuple(rows), num_measurements, sums.pilot.shape[1], batches.static_size(x))
 
 
 class _Estimator(NamedTuple):
@@ -149,16 +150,14 @@ def _groups(estimators: list[_Estimator]) -> list[tuple[int, int]]:
   return list(zip(starts, [*starts[1:], len(references)], strict=True))
 
 
-def _split(batch) -> tuple[tf.Tensor | None, tf.Tensor]:
-  """(context, x) of a batch, as floats; checked."""
-  if isinstance(batch, list) and any(hasattr(part, "shape") for part in batch):
-    batch = tuple(batch)  # as Keras takes it
-  parts = batch if isinstance(batch, tuple) else (batch,)
+def _split(batch, dtype: tf.DType):
+  """(context, x) of a batch, as Tensors; checked."""
   try:
-    parts = [as_floats(part) for part in parts]
+    context, x, sample_weight = batches.split(batch, dtype)
   except (TypeError, ValueError):
-    parts = []
-  if len(parts) not in (1, 2) or any(part is None or part.shape.rank == 0 for part in parts):
+    context = x = sample_weight = None
+  parts = [part for part in tf.nest.flatten((context, x)) if part is not None]
+  if x is None or sample_weight is not None or any(part.shape.rank == 0 for part in parts):
     raise TypeError(
       "batch must be observations [batch_size, ...] or a pair (context, observation) of arrays, "
       f"got {_describe(batch)}."
@@ -166,7 +165,7 @@ def _split(batch) -> tuple[tf.Tensor | None, tf.Tensor]:
   sizes = [part.shape[0] for part in parts]
   if len(set(sizes)) > 1 or not sizes[0]:
     raise ValueError(f"batch must hold as many contexts as observations, and one, got {sizes}.")
-  return (None, *parts) if len(parts) == 1 else tuple(parts)
+  return context, x
 
 
 def _describe(value) -> str:
@@ -250,7 +249,7 @@ def _gradients(
       num_samples,
       seeds.fold_in(seed, number),
       stop=model.stopped_proposal,
-      scale=1 / x.shape[0],
+      scale=1 / batches.static_size(x),
       with_model=False,
     )
     return [[g for g in gradients if g is not None] for gradients in result.proposal]

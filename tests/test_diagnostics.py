@@ -466,7 +466,7 @@ X = helpers.binary(4, 6)
 BAD = [
   ({"model": keras.Sequential()}, TypeError, "model must be a LatentVariableModel, got Sequential"),
   ({"batch": None}, TypeError, "batch must be observations.*got None"),
-  ({"batch": {"x": X}}, TypeError, "batch must be observations.*got a dict"),
+  ({"batch": {"x": X}}, ValueError, r"x must have shape \[batch_size, 6\], got a dict"),
   ({"batch": (X, X, X)}, TypeError, r"batch must be observations.*pair.*got a tuple of 3"),
   ({"batch": X[:0]}, ValueError, r"batch must hold.*got \[0\]"),
   ({"batch": (X[:3], X)}, ValueError, r"batch must hold as many.*got \[3, 4\]"),

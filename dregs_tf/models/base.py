@@ -10,6 +10,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import bounds, replicas, seeds, side_by_side
 from dregs_tf import importance_weights as iw
+from dregs_tf.models import batches
 from dregs_tf.models.adaptive_alpha import AdaptiveAlpha
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.gradient_moments import GradientMoments
@@ -43,13 +44,23 @@ class LatentVariableModel(keras.Model):
   - `likelihood(z, context)`: p(x | z, context) for z of shape [num_samples, batch_size, ...], batch
     shape [num_samples, batch_size].
 
-  Batches are observations x, or pairs (context, x). With observations alone, context is None.
+  A batch is observations x, a pair (context, x) or (context, x, sample_weight); with observations
+  alone, context is None. Observations and contexts are Tensors or structures of them (dicts, or, in
+  a pair, tuples), each [batch_size, ...]. The methods get floats in the model's dtype (float32
+  where its layers compute in less), integers and booleans as they are: indices stay exact. What is
+  handed to the likelihood's log_prob is cast to the likelihood's own dtype, unless that would round
+  floats to integers.
   """
 
   # What `compile` makes.
   gradient_statistics = False
   gradient_moments = adaptive_alpha = None
   _frozen = False
+
+  @property
+  def float_dtype(self) -> tf.DType:
+    """The dtype of data, latents and log-weights: the layers' compute dtype, float32 at least."""
+    return batches.float_dtype(self.compute_dtype)
 
   @property
   def model_layers(self) -> Sequence[keras.layers.Layer]:
@@ -78,8 +89,9 @@ class LatentVariableModel(keras.Model):
 
   def target_log_prob(self, x, z, context=None) -> tf.Tensor:
     """log p(x, z | context) in nats, [num_samples, batch_size]."""
-    x, context = as_floats(x), as_floats(context)
-    likelihood = self.likelihood(z, context).log_prob(x)
+    x, context = self._as_tensors(x), self._as_tensors(context)
+    likelihood = self.likelihood(z, context)
+    likelihood = likelihood.log_prob(batches.cast_for(likelihood, x))
     prior = self.prior(context).log_prob(z)
     if likelihood.shape.rank != prior.shape.rank:
       raise ValueError(
@@ -112,7 +124,7 @@ class LatentVariableModel(keras.Model):
       part: which part of a global batch x is, on a replica.
       **options: `num_backward_samples`.
     """
-    x, context = as_floats(x), as_floats(context)
+    x, context = self._as_tensors(x), self._as_tensors(context)
     proposal = self.proposal(x, context)
     with replicas.noise_of(part, seed, shared=draws_for_whole_batch(proposal)) as seed:
       return bounds.estimate(
@@ -257,7 +269,7 @@ class LatentVariableModel(keras.Model):
 
   def call(self, inputs):
     """The expected observation at a sampled z, as `reconstruct`; how Keras builds the model."""
-    context, x = _split(inputs)
+    context, x, _ = batches.split(inputs, self.float_dtype)
     return self.reconstruct(x, context)
 
   def _maybe_symbolic_build(self, *args, **kwargs) -> None:
@@ -273,19 +285,18 @@ class LatentVariableModel(keras.Model):
         self.optimizer.build(self.trainable_variables)
 
   def get_build_config(self) -> dict:
-    """The shapes of an observation and of a context, once the model has seen a batch."""
-    return dict(getattr(self, "_shapes", {}))
+    """Returns the specs of an observation and of a context, once the model has seen a batch."""
+    return keras.saving.serialize_keras_object(getattr(self, "_specs", {}))
 
   def build_from_config(self, config: dict) -> None:
     """Makes the variables of a loaded model whose layers `fit` had built."""
     if config:
-      parts = {name: shape and tf.zeros([1, *shape]) for name, shape in config.items()}
-      self._build_for(**parts)
+      specs = keras.saving.deserialize_keras_object(config)
+      self._build_for(**tf.nest.map_structure(_example, specs))
 
   def _build_for(self, x, context) -> None:
-    """Has every layer built for batches such as these, and remembers their shapes for saving."""
-    parts = {"x": x, "context": context}
-    self._shapes = {n: None if p is None else list(p.shape[1:]) for n, p in parts.items()}
+    """Has every layer built for batches such as these, and remembers their specs for saving."""
+    self._specs = tf.nest.map_structure(_spec, {"x": x, "context": context})
     if not self.built:
       z = self.proposal(x, context).sample(1, seed=[0, 0])
       self.target_log_prob(x, z, context)
@@ -300,7 +311,7 @@ class LatentVariableModel(keras.Model):
 
   def train_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `fit`: a gradient of the bound's mean over the batch, and an update."""
-    context, x = _split(data)
+    context, x = self._split(data)
     self._build_for(x, context)
     # With gradient accumulation `iterations` stands still between updates, `_iterations` does not;
     # of an optimizer that scales the loss, only that of the one inside moves.
@@ -322,7 +333,7 @@ class LatentVariableModel(keras.Model):
 
   def test_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `evaluate`: the bound, averaged over examples."""
-    context, x = _split(data)
+    context, x = self._split(data)
     self._build_for(x, context)
     # The number of examples seen since the evaluation began tells its batches apart.
     seen = tf.cast(self._bound_metric.count, tf.int32)
@@ -330,11 +341,24 @@ class LatentVariableModel(keras.Model):
     seen = seen if part is None else part.seen
     return _as_logs(self._update_metrics(*self._replica_evaluate(x, context, seen, part)))
 
+  def _split(self, data):
+    """(context, x) of a batch."""
+    context, x, sample_weight = batches.split(data, self.float_dtype)
+    if sample_weight is not None:
+      raise ValueError(
+        "A batch must be observations or a (context, observation) pair, got 3 parts: there are no "
+        "sample weights."
+      )
+    return context, x
+
+  def _as_tensors(self, structure):
+    return batches.as_tensors(structure, self.float_dtype)
+
   def _gradients(self, x, context, step, part):
     """The gradients, which replicas sum, those of others by name, and what `_evaluate` returns."""
     # In here, as `fold_in` too draws other numbers with XLA than without.
     seed = self._seed_for(_TRAIN, step)
-    total = tf.shape(x)[0] if part is None else part.total
+    total = batches.size(x) if part is None else part.total
     if self.tracked or self.adaptive_alpha is not None:
       return self._gradients_side_by_side(x, context, seed, part, total)
     with tf.GradientTape() as tape:
@@ -392,15 +416,15 @@ class LatentVariableModel(keras.Model):
     """
     bounds.check_num_samples(num_samples, bounds.get("iwae"))
     num_samples = int(num_samples)
-    x, context = as_floats(x), as_floats(context)
-    batch = max(1, min(x.shape[0], 100))
+    x, context = self._as_tensors(x), self._as_tensors(context)
+    num_examples = batches.static_size(x)
+    batch = max(1, min(num_examples, 100))
     seed = seeds.fold_in(seeds.stateless(seed), _LOG_LIKELIHOOD)
     parts = []
-    for start in range(0, x.shape[0], batch):
-      part = slice(start, start + batch)
-      context_part = None if context is None else context[part]
+    for start in range(0, num_examples, batch):
       part_seed = seeds.fold_in(seed, start)
-      parts.append(self._log_likelihood(x[part], context_part, num_samples, part_seed))
+      x_part, context_part = batches.take((x, context), slice(start, start + batch))
+      parts.append(self._log_likelihood(x_part, context_part, num_samples, part_seed))
     return tf.concat(parts, axis=0) if parts else tf.zeros([0])
 
   @functools.cached_property
@@ -416,7 +440,7 @@ class LatentVariableModel(keras.Model):
     @tf.function(autograph=False, jit_compile=jit_compile)
     def log_likelihood(x, context, num_samples, seed):
       proposal = self.proposal(x, context)
-      at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // max(x.shape[0] or 1, 1)))
+      at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // max(batches.static_size(x) or 1, 1)))
 
       def log_sum(count, chunk):
         z = proposal.sample(count, seed=seeds.fold_in(seed, chunk))
@@ -445,7 +469,7 @@ class LatentVariableModel(keras.Model):
       seed: as `bounds.estimate` takes it.
       mean: whether to return the likelihood's mean at each sampled z rather than a draw from it.
     """
-    context = as_floats(context)
+    context = self._as_tensors(context)
     seed = seeds.stateless(seed)
     z = self.prior(context).sample(n, seed=seeds.fold_in(seed, 0))
     likelihood = self.likelihood(z, context)
@@ -453,7 +477,7 @@ class LatentVariableModel(keras.Model):
 
   def reconstruct(self, x, context=None, seed=None) -> tf.Tensor:
     """The likelihood's mean at one sample of the proposal, for x [batch_size, ...], same shape."""
-    x, context = as_floats(x), as_floats(context)
+    x, context = self._as_tensors(x), self._as_tensors(context)
     z = self.proposal(x, context).sample(1, seed=seeds.stateless(seed))
     return self.likelihood(z, context).mean()[0]
 
@@ -531,23 +555,16 @@ class LatentVariableModel(keras.Model):
     return {name: places for name, places in groups.items() if places}
 
 
-def _split(data):
-  """(context, x) from a batch, which is x, (x,) or (context, x), as floats."""
-  first, second, weights = keras.utils.unpack_x_y_sample_weight(data)
-  if weights is not None:
-    raise ValueError(
-      "A batch must be observations or a (context, observation) pair, got 3 parts: there are no "
-      "sample weights."
-    )
-  return (None, as_floats(first)) if second is None else (as_floats(first), as_floats(second))
-
-
-def as_floats(tensor) -> tf.Tensor | None:
-  """A Tensor of floats from anything like an array, None from None."""
+def _spec(tensor: tf.Tensor | None) -> keras.KerasTensor | None:
+  """The shape and dtype of a Tensor, of any number of examples."""
   if tensor is None:
     return None
-  tensor = tf.convert_to_tensor(tensor)
-  return tensor if tensor.dtype.is_floating else tf.cast(tensor, keras.config.floatx())
+  return keras.KerasTensor([None, *tensor.shape[1:]], tensor.dtype.name)
+
+
+def _example(spec: keras.KerasTensor | None) -> tf.Tensor | None:
+  """One example of this spec."""
+  return None if spec is None else tf.zeros([1, *spec.shape[1:]], spec.dtype)
 
 
 def _as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

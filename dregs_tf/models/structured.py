@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf.models import vae
-from dregs_tf.models.base import LatentVariableModel, as_floats
+from dregs_tf.models import batches, vae
+from dregs_tf.models.base import LatentVariableModel
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
 
 tfd = tfp.distributions
@@ -63,14 +63,13 @@ class StructuredVAE(LatentVariableModel):
 
   def proposal(self, x, context) -> tfd.Distribution:
     """q(z | x, c) for x [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
-    x = as_floats(x)
-    vae.check_size("x", x, self.data_mean.size)
+    x = vae.as_vectors("x", x, self.data_mean.size, self.float_dtype)
     x = x - tf.constant(self.data_mean, x.dtype)
     return self.encoder.distribution([x, self._centred(context)])
 
   def likelihood(self, z, context) -> tfd.Distribution:
     """p(x | z, c) for z [..., batch_size, latent_dim]: batch shape [..., batch_size], event [D]."""
-    z = as_floats(z)
+    z = batches.as_floats(z, self.float_dtype)
     return self.decoder.distribution([z, tf.cast(self._checked(context), z.dtype)])
 
   def _centred(self, context) -> tf.Tensor:
@@ -82,9 +81,7 @@ class StructuredVAE(LatentVariableModel):
       raise ValueError(
         "StructuredVAE takes batches of (context, observation) pairs, got observations alone."
       )
-    context = as_floats(context)
-    vae.check_size("context", context, self.context_mean.size)
-    return context
+    return vae.as_vectors("context", context, self.context_mean.size, self.float_dtype)
 
   def get_config(self):
     return super().get_config() | {

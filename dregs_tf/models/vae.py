@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf.models.base import LatentVariableModel, as_floats
+from dregs_tf.models import batches
+from dregs_tf.models.base import LatentVariableModel
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal, Normal
 
 tfd = tfp.distributions
@@ -49,20 +50,19 @@ class VAE(LatentVariableModel):
   def prior(self, context=None) -> tfd.Distribution:
     """p(z) = N(0, I): batch shape [], event shape [latent_dim]."""
     refuse_context(self, context)
-    zeros = tf.zeros([self.latent_dim], at_least_float32(self.compute_dtype))
+    zeros = tf.zeros([self.latent_dim], self.float_dtype)
     return tfd.Independent(Normal(zeros, tf.ones_like(zeros)), 1)
 
   def proposal(self, x, context=None) -> tfd.Distribution:
     """q(z | x) for x [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
     refuse_context(self, context)
-    x = as_floats(x)
-    check_size("x", x, self.data_mean.size)
+    x = as_vectors("x", x, self.data_mean.size, self.float_dtype)
     return self.encoder.distribution(x - tf.constant(self.data_mean, x.dtype))
 
   def likelihood(self, z, context=None) -> tfd.Distribution:
     """p(x | z) for z of shape [..., latent_dim]: batch shape [...], event shape [D]."""
     refuse_context(self, context)
-    return self.decoder.distribution(as_floats(z))
+    return self.decoder.distribution(batches.as_floats(z, self.float_dtype))
 
   def get_config(self):
     return super().get_config() | {
@@ -99,10 +99,14 @@ def check_sizes(name: str, values) -> tuple[int, ...]:
   return tuple(check_positive(name, value) for value in values)
 
 
-def check_size(name: str, tensor: tf.Tensor, size: int) -> None:
-  """Raises unless the tensor's shape is [batch_size, size]."""
-  if tensor.shape.rank != 2 or tensor.shape[-1] not in (None, size):
-    raise ValueError(f"{name} must have shape [batch_size, {size}], got {tensor.shape}.")
+def as_vectors(name: str, value, size: int, dtype: tf.DType) -> tf.Tensor:
+  """Converts an array to a Tensor of `dtype`; raises unless its shape is [batch_size, size]."""
+  if isinstance(value, dict):
+    raise ValueError(f"{name} must have shape [batch_size, {size}], got a dict.")
+  value = batches.as_floats(value, dtype)
+  if value.shape.rank != 2 or value.shape[-1] not in (None, size):
+    raise ValueError(f"{name} must have shape [batch_size, {size}], got {value.shape}.")
+  return value
 
 
 def refuse_context(model: keras.Model, context) -> None:
@@ -112,9 +116,3 @@ def refuse_context(model: keras.Model, context) -> None:
       f"{type(model).__name__} takes batches of observations alone, got (context, observation) "
       "pairs: drop the labels, or use a conditional model such as StructuredVAE."
     )
-
-
-def at_least_float32(dtype: str) -> tf.DType:
-  """The dtype of latents and log-weights, given the dtype that the layers compute in."""
-  dtype = tf.as_dtype(dtype)
-  return tf.float32 if dtype.size < 4 else dtype

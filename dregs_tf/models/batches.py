@@ -1,0 +1,125 @@
+"""What a batch may be, and the one conversion that its parts go through."""
+
+import numbers
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class Batch(NamedTuple):
+  """One batch of data, as Tensors or structures (dicts, tuples, lists) of Tensors.
+
+  context: contexts, Tensors of shape [batch_size, ...], or None.
+  x: observations, Tensors of shape [batch_size, ...].
+  sample_weight: the examples' weights, a Tensor of floats, or None.
+  """
+
+  context: Any
+  x: Any
+  sample_weight: tf.Tensor | None
+
+
+def split(data, dtype: tf.DType | str = tf.float32) -> Batch:
+  """Takes a batch apart, and converts its parts.
+
+  A tuple or list is (x,), (context, x) or (context, x, sample_weight); anything else is x. Keras
+  calls the parts x, y and sample_weight, and leaves None in the place of those that there are not:
+  (x, None, sample_weight) is x with weights, as is (None, x, sample_weight). Keras wraps a tuple
+  that is given as the only argument, as in `fit((context, x))`, once more: ((context, x),) is
+  (context, x). An observation of several parts without a context is therefore a dict.
+
+  Args:
+    data: the batch, made of anything that `tf.convert_to_tensor` takes.
+    dtype: the floating dtype that floats are cast to.
+
+  Raises:
+    ValueError: if there are too many or too few parts.
+  """
+  parts = tuple(data) if _is_sequence(data) else (data,)
+  if not 1 <= len(parts) <= 3:
+    raise ValueError(
+      "A batch must be observations x, (x,), a pair (context, x) or (context, x, sample_weight), "
+      f"got {len(parts)} parts."
+    )
+  first, second, sample_weight = (*parts, None, None)[:3]
+  if second is not None:
+    context, x = first, second
+  elif _is_sequence(first):
+    inner = split(first, dtype)
+    if sample_weight is None:
+      return inner
+    if inner.sample_weight is not None:
+      raise ValueError("A batch must have one sample_weight, got two.")
+    context, x = inner.context, inner.x
+  else:
+    context, x = None, first
+  if x is None:
+    raise ValueError("A batch must have observations, got None.")
+  return Batch(as_tensors(context, dtype), as_tensors(x, dtype), as_floats(sample_weight, dtype))
+
+
+def as_tensors(structure, dtype: tf.DType | str = tf.float32):
+  """Converts arrays to Tensors: floats are cast to `dtype`, integers and booleans stay.
+
+  Args:
+    structure: an array, a list of numbers, or a dict, tuple or list of arrays; None stays.
+    dtype: a floating dtype.
+  """
+  if structure is None:
+    return None
+  if isinstance(structure, dict) or _is_sequence(structure):
+    return tf.nest.map_structure(lambda part: as_tensors(part, dtype), structure)
+  tensor = tf.convert_to_tensor(structure)
+  return tf.cast(tensor, dtype) if tensor.dtype.is_floating else tensor
+
+
+def _is_sequence(value) -> bool:
+  """Whether `value` is a tuple or list of arrays; a list of numbers stands for one array."""
+  if not isinstance(value, (tuple, list)):
+    return False
+  leaves = tf.nest.flatten(value)
+  return not (leaves and all(isinstance(leaf, numbers.Number) for leaf in leaves))
+
+
+def as_floats(tensor, dtype: tf.DType | str = tf.float32) -> tf.Tensor | None:
+  """Converts an array to a Tensor of `dtype`, integers and booleans too; None stays."""
+  return None if tensor is None else tf.cast(tf.convert_to_tensor(tensor), dtype)
+
+
+def cast_for(distribution, x):
+  """Casts x to the dtype of the distribution whose log_prob is to take it.
+
+  Floats stay where that dtype is an integer one: a Bernoulli takes grey values in [0, 1].
+  """
+  leaves, dtypes = tf.nest.flatten(x), tf.nest.flatten(getattr(distribution, "dtype", None))
+  if len(dtypes) != len(leaves):
+    return x  # The distribution says what it expected.
+
+  def cast(leaf, dtype):
+    if dtype is None or (leaf.dtype.is_floating and not tf.as_dtype(dtype).is_floating):
+      return leaf
+    return tf.cast(leaf, dtype)
+
+  cast_leaves = [cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+  return tf.nest.pack_sequence_as(x, cast_leaves)
+
+
+def size(structure) -> tf.Tensor:
+  """Returns the number of examples in a structure of Tensors [batch_size, ...]: a scalar."""
+  return tf.shape(tf.nest.flatten(structure)[0])[0]
+
+
+def static_size(structure) -> int | None:
+  """Returns the number of examples in a structure of Tensors, None where a graph lacks it."""
+  return tf.nest.flatten(structure)[0].shape[0]
+
+
+def take(structure, part: slice):
+  """Returns some of the examples of a structure of Tensors; None stays."""
+  return tf.nest.map_structure(lambda leaf: None if leaf is None else leaf[part], structure)
+
+
+def float_dtype(compute_dtype: tf.DType | str) -> tf.DType:
+  """Returns the dtype of data, latents and log-weights, given what the layers compute in."""
+  dtype = tf.as_dtype(compute_dtype)
+  return tf.float32 if dtype.size < 4 else dtype
