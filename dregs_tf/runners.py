@@ -282,8 +282,8 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   """
   run, step, model = _load_run(settings.logdir)
   options = {name: run.options_of(name) for name in settings.bounds}
-  if model.adaptive_alpha is not None and run.bound in options:
-    options[run.bound] = {"alpha": float(model.adaptive_alpha.alpha)}
+  if model.followers.adaptive_alpha is not None and run.bound in options:
+    options[run.bound] = {"alpha": float(model.followers.adaptive_alpha.alpha)}
   compared = [bounds.get(name, **own) for name, own in options.items()]
   most = max(settings.num_samples)
   for bound in compared:

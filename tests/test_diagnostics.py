@@ -560,7 +560,7 @@ def test_the_binary_compares_on_a_run(tmp_path, capsys):
   )
   model = runners.build_model(settings, data.load("digits", None))
   model.optimizer.build(model.trainable_variables)
-  model.adaptive_alpha.alpha.assign(0.125)
+  model.followers.adaptive_alpha.alpha.assign(0.125)
   settings.directory.mkdir()
   settings.save()
   checkpoints.save(model, settings.directory, 3)

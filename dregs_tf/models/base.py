@@ -11,21 +11,14 @@ import tensorflow_probability as tfp
 from dregs_tf import bounds, replicas, seeds, side_by_side
 from dregs_tf import importance_weights as iw
 from dregs_tf.models import batches
-from dregs_tf.models.adaptive_alpha import AdaptiveAlpha
 from dregs_tf.models.conditional import draws_for_whole_batch
-from dregs_tf.models.gradient_moments import GradientMoments
+from dregs_tf.models.followers import Followers
 from dregs_tf.models.metrics import Mean
 
 tfd = tfp.distributions
 
 # What a seed is drawn for: training and evaluation never share noise.
 _TRAIN, _EVALUATE, _LOG_LIKELIHOOD = range(3)
-
-# What the moving averages call the gradient that is trained on.
-_OWN = "own"
-
-# The two estimators between which alpha mixes, under names that no tracked bound has.
-_ENDS = {"alpha=0": "iwae_dreg", "alpha=1": "rws_dreg"}
 
 # Rows (samples times examples) that `log_likelihood` evaluates at a time: they bound its memory.
 _ROWS_AT_A_TIME = 5000
@@ -53,8 +46,7 @@ class LatentVariableModel(keras.Model):
   """
 
   # What `compile` makes.
-  gradient_statistics = False
-  gradient_moments = adaptive_alpha = None
+  followers: Followers | None = None
   _frozen = False
 
   @property
@@ -178,7 +170,13 @@ class LatentVariableModel(keras.Model):
     for each in (bound, *tracked):
       bounds.check_num_samples(num_samples, each)
     bounds.check_num_backward_samples(num_backward_samples, num_samples)
-    self._check_side_by_side(bound, tracked, adapt_alpha, num_backward_samples)
+    followers = Followers(
+      bound,
+      gradient_statistics=gradient_statistics,
+      track_variance=tracked,
+      adapt_alpha=adapt_alpha,
+    )
+    self._check_side_by_side(followers.side_by_side_argument, num_backward_samples)
     for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
       if kwargs.get(argument) is not None:
         raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")
@@ -207,18 +205,12 @@ class LatentVariableModel(keras.Model):
       for layer in self.model_layers:
         layer.trainable = not freeze_model
       self._frozen = freeze_model
-    for layer in (self.gradient_moments, self.adaptive_alpha):
-      if layer is not None:
-        self._layers.remove(layer)  # Of an earlier `compile`: Keras would keep its variables.
-    self.gradient_statistics = gradient_statistics
-    self.tracked = {each.name: each for each in tracked}
-    names = [_OWN] * gradient_statistics + list(self.tracked)
-    self.gradient_moments = GradientMoments(names) if names else None
-    self.adaptive_alpha = None
-    if adapt_alpha:
-      self.adaptive_alpha = AdaptiveAlpha(dict(bound.options)["alpha"])
+    for layer in self.followers.layers if self.followers else ():
+      self._layers.remove(layer)  # Keras would keep the variables of an earlier `compile`.
+    self.followers = followers
+    self._follower_layers = followers.layers
     if self.built:
-      self._build_followers()
+      followers.build(self.trainable_variables)
 
   def get_compile_config(self) -> dict:
     """What `compile` was called with, for saving."""
@@ -231,9 +223,9 @@ class LatentVariableModel(keras.Model):
         "bound_options": dict(self.bound.options),
         "num_samples": self.num_samples,
         "num_backward_samples": self.num_backward_samples,
-        "gradient_statistics": self.gradient_statistics,
-        "track_variance": [[b.name, dict(b.options)] for b in self.tracked.values()],
-        "adapt_alpha": self.adaptive_alpha is not None,
+        "gradient_statistics": self.followers.gradient_statistics,
+        "track_variance": [[b.name, dict(b.options)] for b in self.followers.tracked.values()],
+        "adapt_alpha": self.followers.adaptive_alpha is not None,
       }
     )
 
@@ -247,20 +239,14 @@ class LatentVariableModel(keras.Model):
     if self.built:
       self.optimizer.build(self.trainable_variables)
 
-  def _check_side_by_side(self, bound, tracked, adapt_alpha, num_backward_samples) -> None:
-    """Raises where several estimators are asked for that cannot be had side by side."""
-    if adapt_alpha and (bound.name != "dreg_alpha" or tf.is_tensor(dict(bound.options)["alpha"])):
-      raise ValueError(f"adapt_alpha needs the bound dreg_alpha with a number alpha, got {bound}.")
-    if not (tracked or adapt_alpha):
+  def _check_side_by_side(self, argument: str | None, num_backward_samples) -> None:
+    """Raises if gradients of several bounds, which `argument` asks for, are not to be had."""
+    if argument is None:
       return
-    argument = "adapt_alpha" if adapt_alpha else "track_variance"
     if num_backward_samples is not None:
       raise ValueError(f"{argument} takes all samples: drop num_backward_samples.")
     if tf.as_dtype(self.compute_dtype) == tf.float16:
       raise ValueError(f"{argument} needs more range than float16 has: use mixed_bfloat16.")
-    names = [each.name for each in tracked]
-    if len(set(names)) < len(names):
-      raise ValueError(f"track_variance names a bound twice, got {', '.join(names)}.")
 
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
@@ -306,7 +292,7 @@ class LatentVariableModel(keras.Model):
     """Keras' hook before the first step: variables are not made on a replica."""
     if self.built:
       with self.distribute_strategy.scope():
-        self._build_followers()
+        self.followers.build(self.trainable_variables)
     return super().make_train_function(force)
 
   def train_step(self, data) -> dict[str, tf.Tensor]:
@@ -322,12 +308,13 @@ class LatentVariableModel(keras.Model):
     )
     logs = self._update_metrics(*values)
     variables = self.trainable_variables
-    self._build_followers()
-    if self.adaptive_alpha is not None:
-      logs["alpha"] = tf.identity(self.adaptive_alpha.alpha)
-      self.adaptive_alpha.update(*(self._to_maximise(others.pop(name)) for name in _ENDS))
-    if self.gradient_moments is not None:
-      logs |= self._update_gradient_moments(x, context, variables, {_OWN: gradients} | others)
+    self.followers.build(variables)
+    logs |= self.followers.update(
+      gradients,
+      others,
+      groups=lambda: self._gradient_groups(x, context, variables),
+      scale=-self.optimizer.scale_loss(tf.ones([])),
+    )
     self.optimizer.apply(gradients, variables)
     return _as_logs(logs)
 
@@ -359,7 +346,7 @@ class LatentVariableModel(keras.Model):
     # In here, as `fold_in` too draws other numbers with XLA than without.
     seed = self._seed_for(_TRAIN, step)
     total = batches.size(x) if part is None else part.total
-    if self.tracked or self.adaptive_alpha is not None:
+    if self.followers.side_by_side_argument:
       return self._gradients_side_by_side(x, context, seed, part, total)
     with tf.GradientTape() as tape:
       estimate = self._estimate(
@@ -373,16 +360,10 @@ class LatentVariableModel(keras.Model):
 
   def _gradients_side_by_side(self, x, context, seed, part, total):
     """What `_gradients` returns, with the gradients of further bounds on the same samples."""
-    bound, others = self.bound, dict(self.tracked)
-    if self.adaptive_alpha is not None:
-      bound = bounds.get("dreg_alpha", alpha=tf.convert_to_tensor(self.adaptive_alpha.alpha))
-      # Followed by its own name, too, it is the one that moves.
-      others = {name: bound if each == self.bound else each for name, each in others.items()}
-      others |= {name: bounds.get(end) for name, end in _ENDS.items()}
     shared = draws_for_whole_batch(self.proposal(x, context))
     with replicas.noise_of(part, seed, shared=shared) as seed:
       result = side_by_side.differentiate(
-        [bound, *others.values()],
+        self.followers.estimators(),
         lambda z: self.target_log_prob(x, z, context),
         lambda: self.proposal(x, context),
         self.trainable_variables,
@@ -391,11 +372,9 @@ class LatentVariableModel(keras.Model):
         stop=self.stopped_proposal,
         scale=-self.optimizer.scale_loss(tf.ones([])) / tf.cast(total, tf.float32),
       )
-    of_others = dict(zip(others, result.proposal[1:], strict=True))
-    for name in _ENDS if self.adaptive_alpha is not None else ():
-      of_others[name] = side_by_side.add_where_both(of_others[name], result.model)
+    others = self.followers.by_name(result)
     sample_size = iw.effective_sample_size(result.log_weights)
-    return result.total(), of_others, result.values[0], sample_size
+    return result.total(), others, result.values[0], sample_size
 
   def _evaluate(self, x, context, seen, part):
     """The bound and the effective sample size of each example."""
@@ -500,45 +479,6 @@ class LatentVariableModel(keras.Model):
   def _get_metrics_result_or_logs(self, logs) -> dict:
     """Keras' hook: what an epoch reports. The metrics' own values, which are of all replicas."""
     return {**(logs or {}), **self.get_metrics_result()}
-
-  def _build_followers(self) -> None:
-    """Makes the variables of what follows gradients, where they are not made yet."""
-    shapes = [tuple(variable.shape) for variable in self.trainable_variables]
-    for layer in (self.gradient_moments, self.adaptive_alpha):
-      if layer is not None and not layer.built:
-        layer.build(shapes)
-
-  def _to_maximise(self, gradients: list) -> list:
-    """The gradient of the bound, over all replicas, given that of the scaled loss on one."""
-    scale = -self.optimizer.scale_loss(tf.ones([]))
-    there = [tf.convert_to_tensor(g) for g in gradients if g is not None]
-    there = [g / tf.cast(scale, g.dtype) for g in there]
-    replica = tf.distribute.get_replica_context()
-    if replica is not None and replica.num_replicas_in_sync > 1:
-      there = replica.all_reduce("SUM", there)
-    rest = iter(there)
-    return [None if g is None else next(rest) for g in gradients]
-
-  def _update_gradient_moments(self, x, context, variables, by_name) -> dict[str, tf.Tensor]:
-    """Follows the gradients of the bounds by name, and reports their variance and SNR."""
-    groups = self._gradient_groups(x, context, variables)
-    everywhere = sorted({place for places in groups.values() for place in places})
-    reports = {f"{name}_": (name, groups["proposal"]) for name in self.tracked}
-    if self.gradient_statistics:
-      reports |= {f"{group}_": (_OWN, places) for group, places in groups.items()}
-    self.gradient_moments.update(
-      {
-        name: self._to_maximise(
-          [g if i in everywhere else None for i, g in enumerate(by_name[name])]
-        )
-        for name in self.gradient_moments.names
-      }
-    )
-    logs = {}
-    for prefix, (name, places) in reports.items():
-      variance, snr = self.gradient_moments.variance_and_snr(name, places)
-      logs |= {f"{prefix}gradient_variance": variance, f"{prefix}gradient_snr": snr}
-    return logs
 
   def _gradient_groups(self, x, context, variables) -> dict[str, list[int]]:
     """The places among the variables of those that the proposal and that p depend on.

@@ -75,7 +75,7 @@ def test_training_goes_on_as_if_not_saved(make, data, options, tmp_path):
   assert loaded.get_config() == model.get_config()
   assert (loaded.bound, loaded.num_samples) == (model.bound, model.num_samples)
   assert list(np.ravel(loaded.seed)) == list(np.ravel(model.seed))
-  assert loaded.gradient_statistics == model.gradient_statistics
+  assert loaded.followers.gradient_statistics == model.followers.gradient_statistics
   assert loaded.optimizer.iterations == model.optimizer.iterations == 3
   assert loaded.optimizer.get_config() == model.optimizer.get_config()
   assert (loaded.jit_compile, loaded.run_eagerly) == (model.jit_compile, model.run_eagerly)

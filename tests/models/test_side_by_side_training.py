@@ -159,7 +159,7 @@ def test_training_uses_the_alpha_of_the_moment():
     helpers.vae(), bound=bounds.get("dreg_alpha", alpha=0.3), adapt_alpha=True, run_eagerly=True
   )
   logs_of(model, X)
-  alpha = float(model.adaptive_alpha.alpha)
+  alpha = float(model.followers.adaptive_alpha.alpha)
   assert alpha != pytest.approx(0.3, abs=1e-4)
   model.optimizer = keras.optimizers.SGD(1.0)
   model.optimizer.build(model.trainable_variables)
@@ -247,7 +247,7 @@ def test_what_follows_gradients_is_saved(tmp_path, make, data):
   loaded = keras.saving.load_model(tmp_path / "m.keras")
   assert len(loaded.trainable_variables) == len(model.trainable_variables)
   assert loaded.bound == model.bound
-  assert dict(loaded.tracked) == dict(model.tracked)
+  assert loaded.followers.tracked == model.followers.tracked
   more = [m.fit(x, y, **fit).history for m in (model, loaded)]
   assert more[0] == more[1]
   assert {"alpha", "iwae_gradient_variance", "jvi_gradient_snr"} <= set(more[0])

@@ -1,0 +1,142 @@
+"""Follows gradients beside the one that is trained on: tracked bounds, their moments, alpha."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from dregs_tf import bounds, side_by_side
+from dregs_tf.models.adaptive_alpha import AdaptiveAlpha
+from dregs_tf.models.gradient_moments import GradientMoments
+
+# The name that the moving averages give to the gradient that is trained on.
+_TRAINED = "own"
+
+# The two estimators between which alpha mixes, under names that no tracked bound has.
+_ENDS = {"alpha=0": "iwae_dreg", "alpha=1": "rws_dreg"}
+
+
+class Followers:
+  """Holds what `compile` turns on beside training: tracked bounds, gradient moments, alpha.
+
+  A step asks `estimators` which bounds to differentiate, passes their gradients through `by_name`,
+  and hands them to `update`, which returns logs.
+
+  Args:
+    bound: the bound that is trained on.
+    gradient_statistics: whether to follow the gradient that is trained on.
+    track_variance: further bounds whose gradients of the proposal to follow.
+    adapt_alpha: whether alpha of the bound dreg_alpha moves.
+
+  Raises:
+    ValueError: if a bound is tracked twice, or there is no alpha to adapt.
+  """
+
+  def __init__(
+    self,
+    bound: bounds.Bound,
+    *,
+    gradient_statistics: bool = False,
+    track_variance: Sequence[bounds.Bound] = (),
+    adapt_alpha: bool = False,
+  ):
+    if adapt_alpha and (bound.name != "dreg_alpha" or tf.is_tensor(dict(bound.options)["alpha"])):
+      raise ValueError(f"adapt_alpha needs the bound dreg_alpha with a number alpha, got {bound}.")
+    self.tracked = {each.name: each for each in track_variance}
+    if len(self.tracked) < len(track_variance):
+      names = ", ".join(each.name for each in track_variance)
+      raise ValueError(f"track_variance names a bound twice, got {names}.")
+    self.gradient_statistics = gradient_statistics
+    names = [_TRAINED] * gradient_statistics + list(self.tracked)
+    self.moments = GradientMoments(names) if names else None
+    self.adaptive_alpha = AdaptiveAlpha(dict(bound.options)["alpha"]) if adapt_alpha else None
+    self._bound = bound
+
+  @property
+  def layers(self) -> list:
+    """The Keras layers that hold the variables."""
+    return [layer for layer in (self.moments, self.adaptive_alpha) if layer is not None]
+
+  @property
+  def side_by_side_argument(self) -> str | None:
+    """The argument of `compile` that needs gradients of several bounds, None if none does."""
+    if self.adaptive_alpha is not None:
+      return "adapt_alpha"
+    return "track_variance" if self.tracked else None
+
+  def build(self, variables: Sequence) -> None:
+    """Makes the variables for gradients of these, unless they are made."""
+    for layer in self.layers:
+      if not layer.built:
+        layer.build([tuple(variable.shape) for variable in variables])
+
+  def estimators(self) -> list[bounds.Bound]:
+    """Returns the bounds to differentiate in this step; the first is the one to train on."""
+    return [self._trained(), *self._others().values()]
+
+  def by_name(self, result: side_by_side.Gradients) -> dict[str, list]:
+    """Names the gradients of all `estimators()` but the first, each of every variable or None."""
+    gradients = dict(zip(self._others(), result.proposal[1:], strict=True))
+    for name in _ENDS if self.adaptive_alpha is not None else ():
+      gradients[name] = side_by_side.add_where_both(gradients[name], result.model)
+    return gradients
+
+  def update(self, gradients, others: dict[str, list], groups, scale: tf.Tensor) -> dict:
+    """Takes in the gradients of a step.
+
+    Args:
+      gradients: that are trained on, of each variable or None.
+      others: of the other bounds, as `by_name` gives them.
+      groups: a function without arguments that gives the places of the variables of "proposal" and
+        of "model"; called only if it is needed.
+      scale: the factor of the gradients, over that of ascent on the mean bound.
+
+    Returns:
+      Logs: alpha, and variance and SNR of each gradient that is followed.
+    """
+    logs, others = {}, dict(others)
+    if self.adaptive_alpha is not None:
+      logs["alpha"] = tf.identity(self.adaptive_alpha.alpha)
+      self.adaptive_alpha.update(*(_unscaled(others.pop(name), scale) for name in _ENDS))
+    if self.moments is not None:
+      logs |= self._update_moments({_TRAINED: gradients} | others, groups(), scale)
+    return logs
+
+  def _update_moments(self, by_name, groups, scale) -> dict[str, tf.Tensor]:
+    everywhere = {place for places in groups.values() for place in places}
+    reports = {f"{name}_": (name, groups["proposal"]) for name in self.tracked}
+    if self.gradient_statistics:
+      reports |= {f"{group}_": (_TRAINED, places) for group, places in groups.items()}
+    kept = {
+      name: [g if i in everywhere else None for i, g in enumerate(by_name[name])]
+      for name in self.moments.names
+    }
+    self.moments.update({name: _unscaled(each, scale) for name, each in kept.items()})
+    logs = {}
+    for prefix, (name, places) in reports.items():
+      variance, snr = self.moments.variance_and_snr(name, places)
+      logs |= {f"{prefix}gradient_variance": variance, f"{prefix}gradient_snr": snr}
+    return logs
+
+  def _trained(self) -> bounds.Bound:
+    if self.adaptive_alpha is None:
+      return self._bound
+    return bounds.get("dreg_alpha", alpha=tf.convert_to_tensor(self.adaptive_alpha.alpha))
+
+  def _others(self) -> dict[str, bounds.Bound]:
+    if self.adaptive_alpha is None:
+      return self.tracked
+    # Tracked under its own name too, the bound that is trained on moves.
+    trained = self._trained()
+    tracked = {name: trained if b == self._bound else b for name, b in self.tracked.items()}
+    return tracked | {name: bounds.get(end) for name, end in _ENDS.items()}
+
+
+def _unscaled(gradients: Sequence, scale: tf.Tensor) -> list:
+  """Gradients of the mean bound, summed over the replicas, given scaled ones of this replica."""
+  present = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+  present = [g / tf.cast(scale, g.dtype) for g in present]
+  replica = tf.distribute.get_replica_context()
+  if replica is not None and replica.num_replicas_in_sync > 1:
+    present = replica.all_reduce("SUM", present)
+  rest = iter(present)
+  return [None if g is None else next(rest) for g in gradients]
