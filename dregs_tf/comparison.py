@@ -37,19 +37,17 @@ class Row:
   - variance: the mean over the P coordinates.
   - snr: the authors' signal-to-noise ratio: SNR^2 = |E g|^2 / P / variance. NaN without variance.
   - snr_error: its standard error.
-  - cosine: of the angle between E g and E reference; NaN where the noise in one of their squared
-    norms, an upper estimate of its standard error, is larger than that.
-  - bias: |E g - E reference| / |E reference|; NaN where E reference is lost in the noise like that.
+  - cosine: of the angle between E g and E reference; NaN where one of them is not resolved, its
+    squared norm less than twice (an upper estimate of) its standard error.
+  - bias: |E g - E reference| / |E reference|; NaN where E reference is not resolved.
   - bias_limit: what `bias` is below, with 95 % confidence, |E reference| taken as measured.
   - t_statistic, p_value: of the test that there is no bias in any direction, see `compare`.
   - max_t: the paired t-statistic of a single coordinate, of the one where it is farthest from 0.
-  - max_t_p_value: its p-value times P. Far out in its tails a t-distribution is only a guide:
-    at 50 measurements of skewed gradients this was below 0.01 in up to 6 % of tries without bias.
   - milliseconds: what a training step's gradient takes, the median of a few; NaN if not measured.
     Timed with the reference: estimators of the same bound differ in two factors of each sample,
     not in work. The only number here that a seed does not reproduce.
 
-  A reference has the cosine 1, biases and t-statistics of 0, and p-values of 1.
+  A reference has the cosine 1, biases and t-statistics of 0, and the p-value 1.
   """
 
   bound: str
@@ -66,7 +64,6 @@ class Row:
   t_statistic: float
   p_value: float
   max_t: float
-  max_t_p_value: float
   milliseconds: float
 
   @property

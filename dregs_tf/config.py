@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 
+from dregs_tf import catalogue
 from dregs_tf.errors import ConfigError
 
 # `bounds.names()`, without loading TensorFlow; a test compares the two.
@@ -280,16 +281,7 @@ class CompareConfig:
   """What `bin/compare_estimators.py` takes, flag by flag; the lists also as strings."""
 
   logdir: str = ""
-  bounds: tuple[str, ...] = (
-    "iwae",
-    "iwae_dreg",
-    "stl",
-    "rws",
-    "rws_dreg",
-    "dreg_alpha",
-    "jvi",
-    "jvi_dreg",
-  )
+  bounds: tuple[str, ...] = catalogue.COMPARED
   num_samples: tuple[int, ...] = (1, 8, 64)
   num_measurements: int = 200
   batch_size: int = 32
@@ -304,7 +296,7 @@ class CompareConfig:
     if not self.logdir:
       raise ConfigError("--logdir must name the directory of a training run.")
     _check_lists(self)
-    _check_int("num_measurements", self.num_measurements, at_least=10)
+    _check_int("num_measurements", self.num_measurements, at_least=catalogue.MIN_MEASUREMENTS)
     _check_int("batch_size", self.batch_size, at_least=1)
     _check_choice("split", self.split, SPLITS)
     _check_int("seed", self.seed, at_least=0)

@@ -105,10 +105,10 @@ def test_each_bound_and_each_k_that_differs_has_its_own_sentence():
 def test_table_csv_and_figures(tmp_path):
   """An estimator whose gradient is 0, rws_dreg at K = 1, included."""
   result = diagnostics.compare(
-    helpers.vae(), helpers.binary(4, 6), "rws_dreg", 1, 10, measure_cost=False, jit_compile=False
+    helpers.vae(), helpers.binary(4, 6), "rws_dreg", 1, 30, measure_cost=False, jit_compile=False
   )
   lines = result.table().splitlines()
-  assert lines[0] == "10 measurements on 4 examples, 89 parameters of the proposal:"
+  assert lines[0] == "30 measurements on 4 examples, 89 parameters of the proposal:"
   headings = ["bound", "K", "norm", "variance", "SNR", "cosine", "bias", "p", "max", "|t|"]
   assert lines[1].split() == headings
   assert [line.split()[:2] for line in lines[2:]] == [["iwae", "1"], ["rws_dreg", "1"]]
