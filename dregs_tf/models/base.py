@@ -439,8 +439,8 @@ class LatentVariableModel(keras.Model):
 
     return log_likelihood
 
-  def sample(self, n: int, context=None, seed=None, mean: bool = False) -> tf.Tensor:
-    """n observations from the model, [n, ...], or [n, batch_size, ...] given contexts.
+  def sample(self, n: int, context=None, seed=None, mean: bool = False):
+    """Draws n observations from the model: [n, ...], or [n, batch_size, ...] given contexts.
 
     Args:
       n: a positive int.
@@ -450,15 +450,21 @@ class LatentVariableModel(keras.Model):
     """
     context = self._as_tensors(context)
     seed = seeds.stateless(seed)
-    z = self.prior(context).sample(n, seed=seeds.fold_in(seed, 0))
+    prior = self.prior(context)
+    shape = [n]
+    if all(part.rank == 0 for part in tf.nest.flatten(prior.batch_shape)):
+      # The likelihood takes z of shape [num_samples, batch_size, ...].
+      shape = [n, 1 if context is None else batches.size(context)]
+    z = prior.sample(shape, seed=seeds.fold_in(seed, 0))
     likelihood = self.likelihood(z, context)
-    return likelihood.mean() if mean else likelihood.sample(seed=seeds.fold_in(seed, 1))
+    x = likelihood.mean() if mean else likelihood.sample(seed=seeds.fold_in(seed, 1))
+    return x if context is not None else tf.nest.map_structure(lambda part: part[:, 0], x)
 
-  def reconstruct(self, x, context=None, seed=None) -> tf.Tensor:
-    """The likelihood's mean at one sample of the proposal, for x [batch_size, ...], same shape."""
+  def reconstruct(self, x, context=None, seed=None):
+    """Returns the likelihood's mean at one sample of the proposal, for x [batch_size, ...]."""
     x, context = self._as_tensors(x), self._as_tensors(context)
     z = self.proposal(x, context).sample(1, seed=seeds.stateless(seed))
-    return self.likelihood(z, context).mean()[0]
+    return tf.nest.map_structure(lambda part: part[0], self.likelihood(z, context).mean())
 
   def _estimate(self, x, context, seed, part, **options) -> bounds.Estimate:
     if part is not None:

@@ -52,6 +52,15 @@ class IndependentBernoulli(tfd.Independent):
     super().__init__(tfd.Bernoulli(logits), reinterpreted_batch_ndims=1, name=name)
     self._parameters = {"logits": logits, "name": name}
 
+  @property
+  def logits(self) -> tf.Tensor:
+    """The logits, of the batch shape and the event shape."""
+    return self.distribution.logits
+
+  @classmethod
+  def _parameter_properties(cls, dtype, num_classes=None):
+    return {"logits": tfp.util.ParameterProperties(event_ndims=1)}
+
   def _log_prob(self, event):
     logits = self.distribution.logits_parameter()
     event = tf.cast(event, logits.dtype)
