@@ -13,6 +13,8 @@ below is the whole table; `estimate` turns a row of it into a gradient in one pa
 """
 
 import dataclasses
+import difflib
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -21,16 +23,23 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import gradients, seeds, selection
+from dregs_tf import evaluation, gradients, seeds, selection
 from dregs_tf import importance_weights as iw
+from dregs_tf.evaluation import at_least_float32, log_likelihood
+from dregs_tf.proposals import Requirement
+
+__all__ = [
+  "Bound",
+  "Coefficients",
+  "Estimate",
+  "as_bound",
+  "estimate",
+  "get",
+  "log_likelihood",
+  "names",
+]
 
 tfd = tfp.distributions
-
-# How many samples are evaluated at a time where no gradient is recorded: bounds the memory.
-_SAMPLES_AT_A_TIME = 256
-
-# Of those, so many are a piece of the graph.
-_SAMPLES_IN_A_PIECE = 16
 
 
 class Coefficients(NamedTuple):
@@ -225,16 +234,28 @@ class Bound:
     return None if row.average is not _iwae or row.shared_out else (*self._b, row.c)
 
   def is_unbiased(self, num_samples: int) -> bool:
-    """Whether the expectation of the gradient is that of the value, whatever the proposal.
+    """Returns whether the expectation of the gradient is the gradient of the expected value.
 
-    It is where the value is differentiated as it stands, and where the second reparameterisation
-    has made the score a path: b = v, c = 0 (Eq. 7).
+    It is where the value is differentiated as it stands, and where the second reparameterization
+    has made the score a path: b = v, c = 0 (Eq. 7). Both hold for any proposal with samples that
+    are differentiable in its parameters, and log p(x, z) that is continuous in z; the second also
+    needs a support that no parameter moves, which `estimate` checks.
     """
     row, (b_v, b_d) = _BOUNDS[self.name], self._b
     if num_samples == 1 or row.average is _elbo:
       return b_v == 1  # u = v is a constant, so the score has the mean 0.
     is_dreg = (b_v, b_d, row.c) == (1, 0, 0) and not row.shared_out
     return row.is_total_derivative or is_dreg
+
+  @property
+  def requirement(self) -> Requirement:
+    """What the estimator asks of a proposal."""
+    row = _BOUNDS[self.name]
+    if not row.has_path:
+      return Requirement.LOG_PROB
+    if row.is_total_derivative:
+      return Requirement.REPARAMETERIZED
+    return Requirement.FIXED_SUPPORT
 
   @property
   def _b(self) -> tuple[float, float]:
@@ -283,7 +304,8 @@ def _as_scalar(value, dtype: tf.DType):
 class Estimate(NamedTuple):
   """What `estimate` returns.
 
-  objective: [batch_size]; its value is the bound in nats, its gradient the estimator's: maximise.
+  objective: [batch_size]; its value is the bound in nats, its gradient the estimator's. Maximize
+    it, by first derivatives: the coefficients are stopped, so its second ones are not the bound's.
   log_weights: [num_samples, batch_size], in nats, stopped.
   samples: [num_samples, batch_size, ...], or a structure of such Tensors.
   """
@@ -315,7 +337,9 @@ def get(name: str, **options) -> Bound:
       is out of range.
   """
   if name not in _BOUNDS:
-    raise ValueError(f"bound must be one of {', '.join(names())}, got {name!r}.")
+    close = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ValueError(f"bound must be one of {', '.join(names())}, got {name!r}.{hint}")
   defaults = _DEFAULTS.get(name, {})
   unknown = [option for option in options if option not in defaults]
   if unknown:
@@ -362,135 +386,94 @@ def estimate(
     bound: a `Bound`, or a name that `get` takes.
     target_log_prob_fn: log p(x, z) as a function of samples [num_samples, batch_size, ...], of
       shape [num_samples, batch_size]. `num_backward_samples` has it called with fewer, too.
-    proposal: q(z | x), a fully reparameterised distribution of batch shape [batch_size].
+    proposal: q(z | x), of batch shape [batch_size]. A bound with a path takes a reparameterized
+      distribution, one whose path is reparameterized twice also a support that no parameter moves;
+      `rws` takes any, discrete ones too.
     num_samples: K, a positive int; for JVI more than its order.
     seed: an int or a stateless seed of shape [2]: the same seed draws the same samples. None draws
       new ones at every call.
-    stopped_proposal: the proposal with its parameters stopped, for one that
-      `dregs_tf.stop_parameters` cannot stop. Only its `log_prob` is used.
+    stopped_proposal: the proposal with its parameters stopped, of which only `log_prob` is used.
+      Without it, `dregs_tf.stop_parameters` makes one, or `dregs_tf.PathOnly` where that cannot.
     num_backward_samples: M of at most K; None for all. The value takes all K samples, the gradient
       a random M of them, heavy ones for certain: cheaper, and unbiased for the gradient of all K
       (see `dregs_tf/selection.py`).
 
   Returns:
-    An `Estimate`. Log-weights, values and coefficients are float32 or better.
+    An `Estimate`. Log-weights, values and coefficients are float32 or better. The objective is to
+    be differentiated once: its second derivatives are not the bound's, and forward-mode autodiff
+    is refused where a gate is needed.
 
   Raises:
     TypeError: if `proposal` is not a distribution or `num_samples` not an int.
-    ValueError: if num_samples is too small for the bound, the proposal is not fully
-      reparameterised or cannot be stopped, or target_log_prob_fn returns a wrong shape.
+    ValueError: if num_samples is too small for the bound, the proposal is none that the bound
+      takes, or target_log_prob_fn returns a wrong shape.
   """
   bound = as_bound(bound)
-  _check_arguments(bound, proposal, num_samples, stopped_proposal)
+  check_num_samples(num_samples, bound)
   check_num_backward_samples(num_backward_samples, num_samples)
-  row = _BOUNDS[bound.name]
-  if row.has_path and not row.is_total_derivative and stopped_proposal is None:
-    stopped_proposal = gradients.stop_parameters(proposal)
   seed = seeds.stateless(seed)
-  samples = proposal.sample(num_samples, seed=seed)
-  if num_backward_samples in (None, num_samples):
-    log_p, log_q, set_ratio = _evaluate(
-      row, target_log_prob_fn, proposal, stopped_proposal, samples
+  given = proposal
+  proposal, samples = evaluation.draw(proposal, num_samples, seed, bound.requirement, bound.name)
+  if stopped_proposal is not None and stopped_proposal in (given, proposal):
+    raise ValueError(
+      "stopped_proposal is the proposal itself, with nothing stopped: build it from parameters "
+      "under tf.stop_gradient, or leave it out."
     )
-    log_p = _checked(log_p, log_q, num_samples)
-    log_weights = stopped_log_weights(log_p, log_q, num_samples)
+  stopped = functools.partial(_stopped, proposal, stopped_proposal)
+  if num_backward_samples in (None, num_samples):
+    log_p, log_q, set_ratio = _evaluate(bound, target_log_prob_fn, proposal, stopped, samples)
+    log_p, log_q = evaluation.same_shape(log_p, log_q, num_samples)
+    log_weights = evaluation.stopped_log_weights(log_p, log_q, num_samples)
     value, (a, b, c) = bound.value_and_coefficients(log_weights)
   else:
-    log_weights = _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_samples)
+    log_weights = evaluation.log_weights_without_recording(
+      target_log_prob_fn, proposal, samples, num_samples
+    )
     value, coefficients = bound.value_and_coefficients(log_weights)
     chosen, (a, b, c) = selection.select(coefficients, num_backward_samples, seeds.fold_in(seed, 1))
     recorded = tf.nest.map_structure(lambda z: selection.take(z, chosen), samples)
-    log_p, log_q, set_ratio = _evaluate(
-      row, target_log_prob_fn, proposal, stopped_proposal, recorded
-    )
-    log_p = _checked(log_p, log_q, num_backward_samples)
+    log_p, log_q, set_ratio = _evaluate(bound, target_log_prob_fn, proposal, stopped, recorded)
+    log_p, log_q = evaluation.same_shape(log_p, log_q, num_backward_samples)
 
   if set_ratio:
     a, ratio = _finite_ratio(a, b)
     set_ratio(ratio)
   # 0 * -inf is 0 here: a sample of weight 0 adds nothing.
   surrogate = tf.math.multiply_no_nan(log_p, a) + tf.math.multiply_no_nan(
-    log_q, -b if row.has_path else c
+    log_q, -b if bound.requirement > Requirement.LOG_PROB else c
   )
   surrogate = tf.reduce_sum(surrogate, axis=0)
   return Estimate(value + (surrogate - tf.stop_gradient(surrogate)), log_weights, samples)
 
 
-def _evaluate(row: _Row, target_log_prob_fn, proposal, stopped_proposal, samples):
-  """log p and log q, each with the gradients that the bound's surrogate needs, and the gate.
+def _evaluate(bound: Bound, target_log_prob_fn, proposal, stopped, samples):
+  """Evaluates log p and log q with the gradients that the bound's surrogate needs, and the gate.
 
   log p is differentiable in the model's parameters, and in the samples behind a gate whose ratio
   the third result sets; it is None where there is nothing to set. log q is q itself for a total
   derivative, q~ where only the score counts, and q^ otherwise.
   """
   set_ratio = None
-  if row.is_total_derivative:
+  if bound.requirement == Requirement.REPARAMETERIZED:
     log_q, gated = proposal.log_prob(samples), samples
-  elif not row.has_path:
+  elif bound.requirement == Requirement.LOG_PROB:
     gated = tf.nest.map_structure(tf.stop_gradient, samples)
     log_q = proposal.log_prob(gated)
   else:
     # New tensors: a bijector's cache would answer for the old ones, past the stopped parameters.
-    log_q = stopped_proposal.log_prob(tf.nest.map_structure(tf.identity, samples))
+    log_q = stopped().log_prob(tf.nest.map_structure(tf.identity, samples))
     gated, set_ratio = gradients.gate(samples)
-  log_p = tf.convert_to_tensor(target_log_prob_fn(gated))
-  return *_same_dtype(log_p, log_q), set_ratio
+  return target_log_prob_fn(gated), log_q, set_ratio
 
 
-def _evaluate_without_recording(target_log_prob_fn, proposal, samples, num_samples) -> tf.Tensor:
-  """The log-weights alone, [num_samples, batch_size], stopped; at most 256 samples at a time."""
-  samples = tf.nest.map_structure(tf.stop_gradient, samples)
-  log_q = proposal.log_prob(samples)
-
-  def log_prob(samples, count):
-    return log_prob_in_pieces(target_log_prob_fn, samples, count, _SAMPLES_IN_A_PIECE)
-
-  at_once, rest = divmod(num_samples, _SAMPLES_AT_A_TIME)
-  if at_once == 0 or (at_once, rest) == (1, 0):
-    log_p = log_prob(samples, num_samples)
-  else:
-    first = tf.nest.map_structure(lambda z: z[:rest], samples)
-    chunks = tf.nest.map_structure(
-      lambda z: tf.reshape(
-        z[rest:], tf.concat([[at_once, _SAMPLES_AT_A_TIME], tf.shape(z)[1:]], axis=0)
-      ),
-      samples,
-    )
-    dtype = at_least_float32(log_q).dtype
-    log_p = tf.map_fn(
-      lambda z: tf.cast(log_prob(z, _SAMPLES_AT_A_TIME), dtype),
-      chunks,
-      fn_output_signature=tf.TensorSpec([_SAMPLES_AT_A_TIME, *log_q.shape[1:]], dtype),
-    )
-    log_p = tf.reshape(log_p, tf.concat([[num_samples - rest], tf.shape(log_q)[1:]], axis=0))
-    if rest:
-      log_p = tf.concat([tf.cast(log_prob(first, rest), dtype), log_p], axis=0)
-  log_p, log_q = _same_dtype(log_p, log_q)
-  log_p = _checked(log_p, log_q, num_samples)
-  return stopped_log_weights(log_p, log_q, num_samples)
-
-
-def stopped_log_weights(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tf.Tensor:
-  """log w, [num_samples, batch_size], stopped, and of known size along axis 0.
-
-  JVI needs to know K, which a proposal of unknown batch shape may forget.
-  """
-  log_weights = tf.stop_gradient(log_p - log_q)
-  return tf.ensure_shape(log_weights, [num_samples, *log_weights.shape[1:]])
-
-
-def log_prob_in_pieces(target_log_prob_fn, samples, num_samples: int, piece: int) -> tf.Tensor:
-  """log p(x, z) of samples [num_samples, batch_size, ...], in float32 or better.
-
-  Without a gradient: on a CPU the products of one piece of the graph overlap with the elementwise
-  work of another, which takes a tenth off.
-  """
-  log_p = [
-    target_log_prob_fn(tf.nest.map_structure(lambda z, s=start: z[s : s + piece], samples))
-    for start in range(0, num_samples, piece)
-  ]
-  log_p = tf.concat(log_p, axis=0) if len(log_p) > 1 else tf.convert_to_tensor(log_p[0])
-  return at_least_float32(log_p)
+def _stopped(proposal: tfd.Distribution, stopped_proposal):
+  """Returns the proposal with its parameters stopped: the one given, rebuilt, or wrapped."""
+  if stopped_proposal is not None:
+    return stopped_proposal
+  try:
+    return gradients.stop_parameters(proposal)
+  except ValueError:  # functions and networks, out of reach from outside
+    return gradients.PathOnly(proposal)
 
 
 def _finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -498,37 +481,6 @@ def _finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   tiny = tf.constant(1e-20 if a.dtype == tf.float32 else 1e-100, a.dtype)
   a = tf.where(tf.logical_and(tf.abs(a) < tiny, tf.not_equal(b, 0)), tiny, a)
   return a, tf.math.divide_no_nan(b, a)
-
-
-def _same_dtype(log_p: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Both in float32 or better, and alike."""
-  log_p, log_q = at_least_float32(log_p), at_least_float32(log_q)
-  if log_p.dtype != log_q.dtype:
-    log_p, log_q = tf.cast(log_p, tf.float64), tf.cast(log_q, tf.float64)
-  return log_p, log_q
-
-
-def at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
-  """The same Tensor, in float32 if its dtype is narrower."""
-  return tf.cast(log_prob, tf.float32) if log_prob.dtype.size < 4 else log_prob
-
-
-def _check_arguments(bound, proposal, num_samples, stopped_proposal):
-  check_num_samples(num_samples, bound)
-  if not isinstance(proposal, tfd.Distribution):
-    raise TypeError(f"proposal must be a tfp Distribution, got {type(proposal).__name__}.")
-  kinds = tf.nest.flatten(proposal.reparameterization_type)
-  if any(kind is not tfd.FULLY_REPARAMETERIZED for kind in kinds):
-    raise ValueError(
-      f"proposal must be fully reparameterised, {type(proposal).__name__} is not: use a "
-      "distribution whose samples are differentiable in its parameters (for a mixture, "
-      "reparameterize=True)."
-    )
-  if stopped_proposal is proposal:
-    raise ValueError(
-      "stopped_proposal is the proposal itself, with nothing stopped: build it from parameters "
-      "under tf.stop_gradient, or pass dregs_tf.PathOnly(proposal)."
-    )
 
 
 def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_samples") -> None:
@@ -552,20 +504,3 @@ def check_num_backward_samples(num_backward_samples: int | None, num_samples: in
       f"num_backward_samples must be from 1 to num_samples={num_samples}, "
       f"got {num_backward_samples}."
     )
-
-
-def _checked(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tf.Tensor:
-  """log_p. Refuses a target whose shape is not the proposal's: broadcasting would hide it."""
-  expected = tf.TensorShape([num_samples]) + log_q.shape[1:]
-  if log_p.shape.rank != expected.rank or not log_p.shape.is_compatible_with(expected):
-    raise ValueError(
-      "target_log_prob_fn must return log p(x, z) of shape [num_samples, batch_size] = "
-      f"{expected}, the shape of the proposal's log_prob, got {log_p.shape}. Where axes of the "
-      "event are left, wrap the distribution (target or proposal) in tfd.Independent."
-    )
-  if not (log_p.shape.is_fully_defined() and log_q.shape.is_fully_defined()):
-    tf.debugging.assert_equal(
-      tf.shape(log_p), tf.shape(log_q), "target_log_prob_fn must return [num_samples, batch_size]."
-    )
-    log_p = tf.reshape(log_p, tf.shape(log_q))  # XLA drops the assertion, not this.
-  return log_p

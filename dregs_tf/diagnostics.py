@@ -251,7 +251,6 @@ def _gradients(
       model.trainable_variables,
       num_samples,
       seeds.fold_in(seed, number),
-      stop=model.stopped_proposal,
       scale=1 / batches.static_size(x),
       with_model=False,
     )

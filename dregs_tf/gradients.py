@@ -32,7 +32,11 @@ def gate(samples) -> tuple[object, Callable[[tf.Tensor], None]]:
   def gated(tensor):
     def backward(upstream):
       if not ratios:
-        raise RuntimeError("The gate's ratio must be set before the gradient is taken.")
+        raise RuntimeError(
+          "The gate's ratio must be set before the gradient is taken. Take gradients with "
+          "tf.GradientTape: forward-mode autodiff (tf.autodiff.ForwardAccumulator) differentiates "
+          "before the ratio is known, and is not supported."
+        )
       ratio = expand_to(tf.cast(ratios[0], upstream.dtype), upstream)
       # A ratio of 0 closes the gate, whatever comes: 0 * inf is 0 here.
       return tf.math.multiply_no_nan(upstream, ratio)
@@ -140,12 +144,27 @@ def _rebuild(value, where: str):
     raise _CannotStopError(
       f"{where} is a {kind.__name__}, which cannot be built again from its `parameters` ({error})."
     ) from error
+  for name, parameter in parameters.items():
+    if not _is_same(stopped.parameters.get(name), parameter):
+      raise _CannotStopError(
+        f"{where} is a {kind.__name__}, which changes {name} before it stores it, so it would be "
+        "changed twice."
+      )
   if stopped.trainable_variables:
     names = ", ".join(v.name for v in stopped.trainable_variables)
     raise _CannotStopError(
       f"{where} holds variables that are not among its `parameters` ({names})."
     )
   return stopped
+
+
+def _is_same(stored, passed) -> bool:
+  """Whether a rebuilt object stores a parameter as it was passed; names may differ."""
+  stored, passed = tf.nest.flatten(stored), tf.nest.flatten(passed)
+  return len(stored) == len(passed) and all(
+    a is b or (_is_constant(a) and _is_constant(b) and (isinstance(b, str) or np.array_equal(a, b)))
+    for a, b in zip(stored, passed, strict=True)
+  )
 
 
 def _is_constant(value) -> bool:

@@ -17,8 +17,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf.bounds import Bound, at_least_float32, get, stopped_log_weights
-from dregs_tf.gradients import expand_to, stop_parameters
+from dregs_tf import evaluation
+from dregs_tf.bounds import Bound, get
+from dregs_tf.gradients import expand_to
+from dregs_tf.proposals import Requirement
 
 tfd = tfp.distributions
 
@@ -54,42 +56,41 @@ def differentiate(
   num_samples: int,
   seed: tf.Tensor,
   *,
-  stop: Callable[[tfd.Distribution], Any] | None = None,
   scale: float | tf.Tensor = 1.0,
   with_model: bool = True,
 ) -> Gradients:
-  """Gradients of sum_b scale * bound_b over the batch, for several bounds on the same samples.
+  """Computes gradients of sum_b scale * bound_b over the batch, for several bounds at once.
 
   Args:
     bounds: which ones; the first is the one whose gradient of the model is taken.
     target_log_prob_fn: log p(x, z) as `bounds.estimate` takes it.
-    make_proposal: builds q(z | x), reparameterised, of batch shape [batch_size], from variables.
+    make_proposal: builds q(z | x), of batch shape [batch_size], from variables.
     variables: what to take gradients of.
     num_samples: K.
     seed: a stateless seed, of shape [2].
-    stop: gives the proposal with its parameters stopped; where it gives None, as where there is
-      none, `stop_parameters` does.
     scale: a factor of every gradient, such as one over the batch size.
-    with_model: whether to take the gradient of the model, too; otherwise `model` is None.
+    with_model: whether to take the gradient of the model as well; otherwise `model` is None.
+
+  Raises:
+    TypeError, ValueError: as `bounds.estimate` does for any of the bounds.
   """
   variables = list(variables)
   if not tf.is_tensor(scale):
     scale = tf.constant(scale, tf.float64)
+  strictest = max(bounds, key=lambda bound: bound.requirement)
+  has_path = strictest.requirement > Requirement.LOG_PROB
   with tf.GradientTape(persistent=True) as tape:
-    proposal = make_proposal()
-    samples = proposal.sample(num_samples, seed=seed)
+    proposal, samples = evaluation.draw(
+      make_proposal(), num_samples, seed, strictest.requirement, strictest.name
+    )
     stopped = tf.nest.map_structure(tf.stop_gradient, samples)
-    score = at_least_float32(proposal.log_prob(stopped))
+    log_q = proposal.log_prob(stopped)
     # New tensors: a bijector's cache would answer for the old ones, past the watch.
     leaves = tf.nest.map_structure(tf.identity, stopped)
-    tape.watch(leaves)
-    log_p = at_least_float32(tf.convert_to_tensor(target_log_prob_fn(leaves)))
-  with tf.GradientTape() as path:
-    z = tf.nest.map_structure(tf.identity, stopped)
-    path.watch(z)
-    stopped_proposal = (stop(proposal) if stop else None) or stop_parameters(proposal)
-    log_q = at_least_float32(stopped_proposal.log_prob(z))
-  log_weights = stopped_log_weights(log_p, tf.cast(score, log_p.dtype), num_samples)
+    if has_path:
+      tape.watch(leaves)
+    log_p, score = evaluation.same_shape(target_log_prob_fn(leaves), log_q, num_samples)
+  log_weights = evaluation.stopped_log_weights(log_p, score, num_samples)
   values, coefficients = zip(*(b.value_and_coefficients(log_weights) for b in bounds), strict=True)
 
   has_weight = log_weights > log_weights.dtype.min
@@ -98,20 +99,28 @@ def differentiate(
   else:
     weight = tf.ones_like(log_weights)
   weight = tf.where(has_weight, weight, tf.zeros_like(weight))
-  sources = [variables if with_model else [], tf.nest.flatten(leaves)]
-  model, slopes_p = tape.gradient(log_p, sources, output_gradients=tf.cast(weight, log_p.dtype))
-  slopes_q = path.gradient(log_q, tf.nest.flatten(z), unconnected_gradients="zero")
+  sources = [variables if with_model else [], tf.nest.flatten(leaves) if has_path else []]
+  model, slopes_p = tape.gradient(log_p, sources, output_gradients=weight)
   slopes = [
-    _times(tf.math.reciprocal_no_nan(weight), p) - q
-    for p, q in zip(slopes_p, slopes_q, strict=True)
+    -q if p is None else _times(tf.math.reciprocal_no_nan(weight), p) - q
+    for p, q in zip(slopes_p, _slopes(proposal, stopped) if has_path else [], strict=True)
   ]
+  targets = [*(tf.nest.flatten(samples) if has_path else []), score]
   proposal_gradients = []
   for _, b, c in coefficients:
     upstream = [_times(b * tf.cast(scale, b.dtype), slope) for slope in slopes]
-    upstream.append(tf.cast(c * tf.cast(scale, c.dtype), score.dtype))
-    targets = [*tf.nest.flatten(samples), score]
+    upstream.append(c * tf.cast(scale, c.dtype))
     proposal_gradients.append(tape.gradient(targets, variables, output_gradients=upstream))
   return Gradients(list(values), log_weights, model if with_model else None, proposal_gradients)
+
+
+def _slopes(proposal: tfd.Distribution, samples) -> list[tf.Tensor]:
+  """Computes dlog q / dz at samples, for each of their parts."""
+  with tf.GradientTape() as tape:
+    z = tf.nest.map_structure(tf.identity, samples)
+    tape.watch(z)
+    log_q = evaluation.at_least_float32(proposal.log_prob(z))
+  return tape.gradient(log_q, tf.nest.flatten(z), unconnected_gradients="zero")
 
 
 # What `Bound.mixture` mixes.

@@ -533,13 +533,6 @@ UNREACHABLE = {
 }
 
 
-@pytest.mark.parametrize("problem", UNREACHABLE)
-def test_proposals_made_of_functions_are_refused(problem):
-  problem = UNREACHABLE[problem]()
-  with pytest.raises(ValueError, match="cannot be stopped.*function.*stopped_proposal=.*PathOnly"):
-    estimate_and_oracle(problem, "iwae_dreg", {})
-
-
 PATH_ONLY = [(name, "hierarchy") for name in bounds.names()]
 PATH_ONLY += [("iwae_dreg", problem) for problem in UNREACHABLE if problem != "hierarchy"]
 
@@ -898,10 +891,10 @@ def mixture(reparameterize):
   )
 
 
-@pytest.mark.parametrize("name", ["iwae", "iwae_dreg", "rws"])
+@pytest.mark.parametrize("name", ["iwae", "iwae_dreg"])
 @pytest.mark.parametrize("proposal", [categorical, functools.partial(mixture, False)])
 def test_refuses_a_proposal_that_is_not_reparameterised(name, proposal):
-  with pytest.raises(ValueError, match="proposal must be fully reparameterised.*is not"):
+  with pytest.raises(ValueError, match="proposal must be fully reparameterized.*is not"):
     bounds.estimate(name, lambda z: tf.zeros([5, 3]), proposal(), num_samples=5)
 
 
@@ -968,7 +961,7 @@ def test_refuses_a_target_whose_wrong_shape_is_known_only_when_it_runs(shape, ji
 
 def test_refuses_a_stopped_proposal_that_is_the_proposal():
   target, proposal = standard()
-  with pytest.raises(ValueError, match="stopped_proposal is the proposal itself.*PathOnly"):
+  with pytest.raises(ValueError, match="stopped_proposal is the proposal itself"):
     bounds.estimate("iwae_dreg", target, proposal, num_samples=5, stopped_proposal=proposal)
 
 

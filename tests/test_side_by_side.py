@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-import dregs_tf
 from dregs_tf import bounds, side_by_side
 from tests import oracles
 from tests.problems import (
@@ -111,7 +110,7 @@ def test_all_gradients_follow_from_those_of_the_basis(variants, num_measured):
 
 def test_a_hierarchy_with_the_proposal_stopped_by_path_only():
   problem = hierarchy_problem()
-  gradients = differentiate(problem, FEW, stop=dregs_tf.PathOnly)
+  gradients = differentiate(problem, FEW)
   for (name, options), actual in zip(FEW, gradients.proposal, strict=True):
     whole, model = literal(problem, name, options), of_model(problem, name, options)
     assert_close(actual, [w - m for w, m in zip(whole, model, strict=True)])

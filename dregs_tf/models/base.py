@@ -20,10 +20,6 @@ tfd = tfp.distributions
 # What a seed is drawn for: training and evaluation never share noise.
 _TRAIN, _EVALUATE, _LOG_LIKELIHOOD = range(3)
 
-# Rows (samples times examples) that `log_likelihood` evaluates at a time: they bound its memory.
-_ROWS_AT_A_TIME = 5000
-_PIECES = 4
-
 
 class LatentVariableModel(keras.Model):
   """A model p(x, z | context) with a proposal q(z | x, context), trained with a Monte Carlo bound.
@@ -369,7 +365,6 @@ class LatentVariableModel(keras.Model):
         self.trainable_variables,
         self.num_samples,
         seed,
-        stop=self.stopped_proposal,
         scale=-self.optimizer.scale_loss(tf.ones([])) / tf.cast(total, tf.float32),
       )
     others = self.followers.by_name(result)
@@ -418,24 +413,12 @@ class LatentVariableModel(keras.Model):
 
     @tf.function(autograph=False, jit_compile=jit_compile)
     def log_likelihood(x, context, num_samples, seed):
-      proposal = self.proposal(x, context)
-      at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // max(batches.static_size(x) or 1, 1)))
-
-      def log_sum(count, chunk):
-        z = proposal.sample(count, seed=seeds.fold_in(seed, chunk))
-        log_p = bounds.log_prob_in_pieces(
-          lambda z: self.target_log_prob(x, z, context), z, count, piece=-(-count // _PIECES)
-        )
-        return iw.log_sum(log_p - tf.cast(proposal.log_prob(z), log_p.dtype))
-
-      def add(chunk, total):
-        return chunk + 1, tf.reduce_logsumexp([total, log_sum(at_a_time, chunk)], axis=0)
-
-      rest = num_samples % at_a_time or at_a_time
-      chunks = 1 + (num_samples - rest) // at_a_time
-      total = log_sum(rest, 0)
-      _, total = tf.while_loop(lambda chunk, _: chunk < chunks, add, [1, total])
-      return total - tf.math.log(tf.cast(num_samples, total.dtype))
+      return bounds.log_likelihood(
+        lambda z: self.target_log_prob(x, z, context),
+        self.proposal(x, context),
+        num_samples,
+        seed,
+      )
 
     return log_likelihood
 

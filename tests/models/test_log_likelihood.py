@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import models
-from dregs_tf.models import base
+from dregs_tf import evaluation, models
 from tests.models import helpers
 
 tfd = tfp.distributions
@@ -86,7 +85,7 @@ def _record(model):
 
 
 def test_chunks_are_the_samples_of_one_bound(eager_functions, monkeypatch):
-  monkeypatch.setattr(base, "_ROWS_AT_A_TIME", 12)
+  monkeypatch.setattr(evaluation, "_ROWS_AT_A_TIME", 12)
   model = Gaussian(widen=1.5)
   samples, log_weights = _record(model)
   actual = model.log_likelihood(_x(3), num_samples=25)
@@ -144,7 +143,7 @@ def test_follows_the_parameters():
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_examples_and_contexts_stay_together(conditional, eager_functions, monkeypatch):
-  monkeypatch.setattr(base, "_ROWS_AT_A_TIME", 12)
+  monkeypatch.setattr(evaluation, "_ROWS_AT_A_TIME", 12)
   model = helpers.structured() if conditional else helpers.vae()
   helpers.perturb(model)
   x = helpers.binary(130, 6)

@@ -1,0 +1,233 @@
+"""The front that every engine begins with: draws samples, refuses what is wrong, weighs them.
+
+`bounds.estimate`, `side_by_side.differentiate` and `log_likelihood` differ in which gradients they
+take. What they accept, what they call a log-weight and how they go through many samples is here.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf import importance_weights, proposals, seeds
+
+tfd = tfp.distributions
+
+# How many samples are evaluated at a time where no gradient is recorded: bounds the memory.
+_SAMPLES_AT_A_TIME = 256
+
+# So many of them are a piece of the graph.
+_SAMPLES_IN_A_PIECE = 16
+
+# `log_likelihood` evaluates this many rows (samples times examples) at a time, in pieces.
+_ROWS_AT_A_TIME = 5000
+_PIECES = 4
+
+# How many examples a batch of unknown size is taken to have.
+_ASSUMED_BATCH_SIZE = 100
+
+
+def draw(
+  proposal,
+  num_samples: int,
+  seed: tf.Tensor,
+  requirement: proposals.Requirement = proposals.Requirement.LOG_PROB,
+  bound_name: str = "this estimator",
+) -> tuple[tfd.Distribution, Any]:
+  """Draws from a proposal that meets an estimator's requirement.
+
+  Args:
+    proposal: q(z | x), of batch shape [batch_size] or [].
+    num_samples: K.
+    seed: a stateless seed, of shape [2].
+    requirement: what the estimator asks of the proposal.
+    bound_name: the estimator's name, for messages.
+
+  Returns:
+    The proposal without TFP's wrappers, and samples [num_samples, batch_size, ...], or a structure
+    of such Tensors.
+
+  Raises:
+    TypeError: if it is not a distribution.
+    ValueError: if it does not meet the requirement.
+  """
+  proposal = proposals.unwrap(proposal)
+  if requirement >= proposals.Requirement.REPARAMETERIZED:
+    proposals.check_reparameterized(proposal, bound_name)
+  if isinstance(proposal, tfd.JointDistribution):
+    # The same samples, with the distributions that its functions returned.
+    distributions, samples = proposal.sample_distributions(num_samples, seed=seed)
+    distributions = tf.nest.flatten(distributions)
+  else:
+    distributions, samples = [proposal], proposal.sample(num_samples, seed=seed)
+  if requirement >= proposals.Requirement.REPARAMETERIZED:
+    proposals.warn_of_wrong_gradients(distributions)
+  if requirement >= proposals.Requirement.FIXED_SUPPORT:
+    proposals.check_fixed_support(distributions, bound_name)
+  return proposal, samples
+
+
+def same_shape(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns log p(x, z) and log q(z | x) in one dtype, float32 or better, and of one shape.
+
+  Raises:
+    ValueError: if a batch shape is not [batch_size] or [], or the two differ: broadcasting would
+      hide it.
+  """
+  log_p = at_least_float32(tf.convert_to_tensor(log_p))
+  log_q = at_least_float32(tf.convert_to_tensor(log_q))
+  if log_q.shape.rank is not None and log_q.shape.rank > 2:
+    raise ValueError(
+      f"proposal must have batch shape [batch_size], got {log_q.shape[1:]}: where axes of the "
+      "event are left, wrap it in tfd.Independent."
+    )
+  expected = tf.TensorShape([num_samples]) + log_q.shape[1:]
+  if log_p.shape.rank != expected.rank or not log_p.shape.is_compatible_with(expected):
+    raise ValueError(
+      "target_log_prob_fn must return log p(x, z) of shape [num_samples, batch_size] = "
+      f"{expected}, the shape of the proposal's log_prob, got {log_p.shape}. Where axes of the "
+      "event are left, wrap the distribution (target or proposal) in tfd.Independent."
+    )
+  if not (log_p.shape.is_fully_defined() and log_q.shape.is_fully_defined()):
+    tf.debugging.assert_equal(
+      tf.shape(log_p), tf.shape(log_q), "target_log_prob_fn must return [num_samples, batch_size]."
+    )
+    log_p = tf.reshape(log_p, tf.shape(log_q))  # XLA drops the assertion, not this.
+  if log_p.dtype != log_q.dtype:
+    log_p, log_q = tf.cast(log_p, tf.float64), tf.cast(log_q, tf.float64)
+  return log_p, log_q
+
+
+def stopped_log_weights(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tf.Tensor:
+  """Returns log w, [num_samples, batch_size], stopped, and of known size along axis 0.
+
+  JVI needs to know K, which a proposal of unknown batch shape may forget.
+  """
+  log_weights = tf.stop_gradient(log_p - log_q)
+  return tf.ensure_shape(log_weights, [num_samples, *log_weights.shape[1:]])
+
+
+def at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
+  """Returns the same Tensor, in float32 if its dtype is narrower."""
+  return tf.cast(log_prob, tf.float32) if log_prob.dtype.size < 4 else log_prob
+
+
+# --- without a gradient -------------------------------------------------------------------------
+
+
+def log_weights_without_recording(
+  target_log_prob_fn: Callable[[Any], tf.Tensor], proposal, samples, num_samples: int
+) -> tf.Tensor:
+  """Computes the log-weights alone, [num_samples, batch_size]; at most 256 samples at a time."""
+  samples = tf.nest.map_structure(tf.stop_gradient, samples)
+  with _not_recorded():
+    log_q = at_least_float32(proposal.log_prob(samples))
+
+    def log_prob(samples, count):
+      log_p = _log_prob_in_pieces(target_log_prob_fn, samples, count, _SAMPLES_IN_A_PIECE)
+      return tf.cast(log_p, log_q.dtype)
+
+    at_once, rest = divmod(num_samples, _SAMPLES_AT_A_TIME)
+    if at_once == 0 or (at_once, rest) == (1, 0):
+      log_p = log_prob(samples, num_samples)
+    else:
+      first = tf.nest.map_structure(lambda z: z[:rest], samples)
+      chunks = tf.nest.map_structure(
+        lambda z: tf.reshape(
+          z[rest:], tf.concat([[at_once, _SAMPLES_AT_A_TIME], tf.shape(z)[1:]], axis=0)
+        ),
+        samples,
+      )
+      log_p = tf.map_fn(
+        lambda z: log_prob(z, _SAMPLES_AT_A_TIME),
+        chunks,
+        fn_output_signature=tf.TensorSpec([_SAMPLES_AT_A_TIME, *log_q.shape[1:]], log_q.dtype),
+      )
+      log_p = tf.reshape(log_p, tf.concat([[num_samples - rest], tf.shape(log_q)[1:]], axis=0))
+      if rest:
+        log_p = tf.concat([log_prob(first, rest), log_p], axis=0)
+    return stopped_log_weights(*same_shape(log_p, log_q, num_samples), num_samples)
+
+
+def log_likelihood(
+  target_log_prob_fn: Callable[[Any], tf.Tensor], proposal, num_samples: int, seed=None
+) -> tf.Tensor:
+  """Estimates log p(x) in nats by the bound L_K with K = num_samples, streamed over samples.
+
+  Samples are drawn and evaluated a few at a time, so that memory does not grow with num_samples
+  (Burda, Grosse and Salakhutdinov 2016, Sec. 5; https://arxiv.org/abs/1509.00519).
+
+  Args:
+    target_log_prob_fn: log p(x, z) as a function of samples [n, batch_size, ...], of shape
+      [n, batch_size], for the n that it is given.
+    proposal: q(z | x), a distribution of batch shape [batch_size], reparameterized or not.
+    num_samples: K, a positive int.
+    seed: an int or a stateless seed of shape [2]; None draws new samples at every call.
+
+  Returns:
+    A lower bound of log p(x) in expectation, [batch_size]. No gradient flows through it.
+
+  Raises:
+    TypeError: if `proposal` is not a distribution or `num_samples` not an int.
+    ValueError: if num_samples is not positive or target_log_prob_fn returns a wrong shape.
+  """
+  num_samples = check_int("num_samples", num_samples, at_least=1)
+  proposal = proposals.unwrap(proposal)
+  seed = seeds.stateless(seed)
+
+  def log_sum(count, chunk):
+    _, z = draw(proposal, count, seeds.fold_in(seed, chunk))
+    log_p = _log_prob_in_pieces(target_log_prob_fn, z, count, piece=-(-count // _PIECES))
+    log_p, log_q = same_shape(log_p, proposal.log_prob(z), count)
+    return importance_weights.log_sum(stopped_log_weights(log_p, log_q, count))
+
+  with _not_recorded():
+    batch_size = _batch_size(proposal)
+    at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // batch_size))
+    rest = num_samples % at_a_time or at_a_time
+    chunks = 1 + (num_samples - rest) // at_a_time
+    _, total = tf.while_loop(
+      lambda chunk, _: chunk < chunks,
+      lambda chunk, total: (
+        chunk + 1,
+        tf.reduce_logsumexp([total, log_sum(at_a_time, chunk)], axis=0),
+      ),
+      [1, log_sum(rest, 0)],
+    )
+    return tf.stop_gradient(total - tf.math.log(tf.cast(num_samples, total.dtype)))
+
+
+def _batch_size(proposal: tfd.Distribution) -> int:
+  """Returns the size of the proposal's batch, or a guess if it is not known."""
+  (shape, *_) = tf.nest.flatten(proposal.batch_shape) or [tf.TensorShape([])]
+  return (shape.num_elements() if shape.rank is not None else None) or _ASSUMED_BATCH_SIZE
+
+
+def _log_prob_in_pieces(target_log_prob_fn, samples, num_samples: int, piece: int) -> tf.Tensor:
+  """Computes log p(x, z) of samples [num_samples, batch_size, ...], in float32 or better.
+
+  On a CPU the products of one piece of the graph overlap with the elementwise work of another,
+  which takes a tenth off.
+  """
+  log_p = [
+    target_log_prob_fn(tf.nest.map_structure(lambda z, s=start: z[s : s + piece], samples))
+    for start in range(0, num_samples, piece)
+  ]
+  log_p = tf.concat(log_p, axis=0) if len(log_p) > 1 else tf.convert_to_tensor(log_p[0])
+  return at_least_float32(log_p)
+
+
+def _not_recorded():
+  """Keeps the tapes of an eager caller from holding on to what is computed inside."""
+  return tf.init_scope() if tf.executing_eagerly() else contextlib.nullcontext()
+
+
+def check_int(name: str, value, at_least: int) -> int:
+  """Returns `value` as an int; raises unless it is one of at least `at_least`; `name` names it."""
+  if isinstance(value, bool) or not hasattr(value, "__index__"):
+    raise TypeError(f"{name} must be an int, got {value!r}.")
+  if value < at_least:
+    raise ValueError(f"{name} must be at least {at_least}, got {value}.")
+  return int(value)

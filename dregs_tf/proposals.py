@@ -1,0 +1,181 @@
+"""What a proposal must be: unwraps it, and refuses one that an estimator is wrong for.
+
+An estimator that carries a gradient along the samples needs a reparameterized proposal. The second
+reparameterization needs more: that the mean of the score, E_q[dlog q / dphi], is 0. It is where the
+support stays, by differentiating int q dz = 1 under the integral. Where an end of the support moves
+with a parameter, as that of a Uniform does, the end adds a term that no sample carries.
+"""
+
+import enum
+import numbers
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+# Says whether a tape records what becomes of a Tensor. Private; checked in TensorFlow 2.21.
+from tensorflow.python.eager import record
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+
+class Requirement(enum.IntEnum):
+  """What an estimator asks of a proposal; each asks for what the one before it does, too."""
+
+  LOG_PROB = 0  # the score alone
+  REPARAMETERIZED = 1  # samples that are differentiable in the parameters
+  FIXED_SUPPORT = 2  # and a support that no parameter moves
+
+
+# The parameters that are ends of a distribution's support.
+_ENDS = {
+  tfd.GeneralizedPareto: ("loc",),
+  tfd.HalfCauchy: ("loc",),
+  tfd.HalfStudentT: ("loc",),
+  tfd.Pareto: ("scale",),
+  tfd.Triangular: ("low", "high"),
+  tfd.TruncatedNormal: ("low", "high"),
+  tfd.Uniform: ("low", "high"),
+  tfb.Sigmoid: ("low", "high"),
+  tfb.SoftClip: ("low", "high"),
+  tfb.Softplus: ("low",),
+}
+
+# Bijectors whose image has a finite end: 0 alone, or another one.
+_ONTO_POSITIVE = (tfb.Exp, tfb.Softplus, tfb.Square)
+_ONTO_INTERVAL = (tfb.NormalCDF, tfb.Sigmoid, tfb.SoftClip, tfb.SoftmaxCentered, tfb.Tanh)
+
+# Marked as reparameterized, with derivatives of samples that are not those of their quantiles.
+_WRONG_SAMPLE_GRADIENTS = (tfd.InverseGaussian, tfd.TruncatedNormal)
+
+
+def unwrap(proposal) -> tfd.Distribution:
+  """Returns the distribution inside wrappers of TFP that put off making it, or the proposal itself.
+
+  `tfp.experimental.vi.build_*_surrogate_posterior`, `make_trainable` and layers of `tfp.layers`
+  return such wrappers.
+
+  Raises:
+    TypeError: if it is not a distribution.
+  """
+  if isinstance(proposal, tfp.experimental.util.DeferredModule):
+    return unwrap(proposal._build_module())  # Private; checked in TFP 0.25.
+  if not isinstance(proposal, tfd.Distribution):
+    raise TypeError(f"proposal must be a tfp Distribution, got {type(proposal).__name__}.")
+  return vars(proposal).get("tensor_distribution", proposal)
+
+
+def check_reparameterized(proposal: tfd.Distribution, bound_name: str) -> None:
+  """Raises a ValueError unless all samples are differentiable in the proposal's parameters."""
+  kinds = tf.nest.flatten(proposal.reparameterization_type)
+  if any(kind is not tfd.FULLY_REPARAMETERIZED for kind in kinds):
+    raise ValueError(
+      f"proposal must be fully reparameterized for {bound_name}, {type(proposal).__name__} is not: "
+      "use a distribution whose samples are differentiable in its parameters. A MixtureSameFamily "
+      "is with reparameterize=True, and components such as tfd.Independent(tfd.Normal(...))."
+    )
+
+
+def check_fixed_support(distributions: list[tfd.Distribution], bound_name: str) -> None:
+  """Raises a ValueError if a learned parameter moves the support of a distribution.
+
+  A parameter counts as learned if a tape records it. Without any tape, a trainable variable does,
+  and what is computed from one; run eagerly, every Tensor, since nothing tells how it was computed.
+  """
+  for distribution in distributions:
+    for name in _moving_ends(distribution):
+      raise ValueError(
+        f"proposal: {name} moves the support of {type(distribution).__name__}, so E_q[score] is "
+        f"not 0 and the second reparameterization of {bound_name} is biased. A total derivative "
+        "(iwae, jvi, elbo) takes this proposal. An end that is not learned is best a number."
+      )
+
+
+def warn_of_wrong_gradients(distributions: list[tfd.Distribution]) -> None:
+  """Warns of distributions whose samples have wrong derivatives in this version of TFP."""
+  for distribution in distributions:
+    for part in _parts(distribution):
+      if isinstance(part, _WRONG_SAMPLE_GRADIENTS):
+        warnings.warn(
+          f"proposal: TensorFlow Probability {tfp.__version__} marks {type(part).__name__} as "
+          "reparameterized, but the derivatives of its samples are wrong, and so is every gradient "
+          "through them (checked in 0.25.0).",
+          stacklevel=4,
+        )
+
+
+def _parts(distribution: tfd.Distribution) -> Iterator[tfd.Distribution]:
+  """Yields the distribution and those that it is made of."""
+  yield distribution
+  parameters = distribution.parameters
+  for name in ("distribution", "components_distribution", "components"):
+    for part in tf.nest.flatten(parameters.get(name)):
+      if isinstance(part, tfd.Distribution):
+        yield from _parts(part)
+
+
+def _moving_ends(distribution: tfd.Distribution) -> Iterator[str]:
+  """Yields the learned parameters that move an end of a support, as `Kind.parameter`."""
+  for part in _parts(distribution):
+    yield from _learned_ends(part)
+    if isinstance(part, tfd.TransformedDistribution):
+      yield from _ends_moved_by(list(_in_order(part.bijector)), part.distribution)
+
+
+def _ends_moved_by(steps: list[tfb.Bijector], base: tfd.Distribution) -> Iterator[str]:
+  """Yields the learned parameters of bijectors that move an end of their image of `base`."""
+  before = []
+  if any(isinstance(step, (tfb.Shift, tfb.Scale)) for step in steps):
+    before = list(_in_order(base.experimental_default_event_space_bijector()))
+  for step in steps:
+    yield from _learned_ends(step)
+    ends = [i for i, s in enumerate(before) if isinstance(s, _ONTO_POSITIVE + _ONTO_INTERVAL)]
+    since = before[ends[0] :] if ends else []
+    is_off_zero = any(isinstance(s, (tfb.Shift, *_ONTO_INTERVAL)) for s in since)
+    if ends and isinstance(step, tfb.Shift) and _is_learned(step.parameters["shift"]):
+      yield "Shift.shift"
+    if is_off_zero and isinstance(step, tfb.Scale) and _is_learned(step.parameters["scale"]):
+      yield "Scale.scale"
+    before.append(step)
+
+
+def _in_order(bijector: tfb.Bijector) -> Iterator[tfb.Bijector]:
+  """Yields the steps of a bijector in the order in which they are applied."""
+  if isinstance(bijector, tfb.Chain):
+    for step in reversed(bijector.bijectors):
+      yield from _in_order(step)
+  else:
+    yield bijector
+
+
+def _learned_ends(part) -> Iterator[str]:
+  """Yields the learned ends of a distribution's or a bijector's own support."""
+  for kind, names in _ENDS.items():
+    if isinstance(part, kind):
+      for name in names:
+        if _is_learned(part.parameters.get(name)):
+          yield f"{kind.__name__}.{name}"
+
+
+def _is_learned(parameter) -> bool:
+  """Whether a gradient may be taken in it, see `check_fixed_support`."""
+  if parameter is None or isinstance(parameter, (numbers.Number, np.ndarray, np.generic, list)):
+    return False
+  if isinstance(parameter, tf.Variable) and not parameter.trainable:
+    return False
+  tensor = tf.convert_to_tensor(parameter)
+  if record.could_possibly_record():
+    return record.should_record_backprop([tensor])
+  return tf.executing_eagerly() or _reads_variable(tensor)
+
+
+def _reads_variable(tensor: tf.Tensor) -> bool:
+  """Whether a symbolic Tensor is computed, differentiably, from a variable."""
+  if tensor.dtype == tf.resource:
+    return True
+  if not tensor.dtype.is_floating or tensor.op.type == "StopGradient":
+    return False
+  return any(_reads_variable(source) for source in tensor.op.inputs)
