@@ -150,7 +150,8 @@ class Checkpoints(StepCallback):
 
   def _check_finite(self):
     """Raises rather than save what a gradient that is not finite has made of the model."""
-    for variable in [*self.model.variables, *self.model.optimizer.variables]:
+    model = self.model
+    for variable in [*model.variables, *model.optimizer.variables, *model.followers.variables]:
       value = tf.convert_to_tensor(variable)
       if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
         raise FloatingPointError(

@@ -38,14 +38,15 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from dregs_tf.models.averages import Averages
+
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 # Of alpha's own Adam: from one end of [0, 1] to the other takes some hundred steps at least.
 _LEARNING_RATE = 2e-3
 
 
-@keras.saving.register_keras_serializable("dregs_tf")
-class AdaptiveAlpha(keras.layers.Layer):
+class AdaptiveAlpha(Averages):
   """alpha of Eq. 10 as a variable, and the moving averages that its hypergradient takes.
 
   Args:
@@ -55,23 +56,16 @@ class AdaptiveAlpha(keras.layers.Layer):
 
   def __init__(self, initial_alpha: float, **kwargs):
     super().__init__(**kwargs)
-    options = {"trainable": False, "dtype": "float32"}
     start = keras.initializers.Constant(initial_alpha)
-    self.alpha = self.add_weight(name="alpha", shape=(), initializer=start, **options)
+    self.alpha = self.add_average("alpha", initializer=start)
 
   def build(self, shapes: Sequence[tuple[int, ...]]) -> None:
     """Makes the averages, for variables of these shapes."""
-    options = {"initializer": "zeros", "trainable": False, "dtype": "float32"}
-
-    def averages(name):
-      return [self.add_weight(name=f"{name}_{i}", shape=s, **options) for i, s in enumerate(shapes)]
-
-    self._m, self._m_slope = averages("m"), averages("m_slope")
-    self._v, self._v_slope = averages("v"), averages("v_slope")
-    self._z = averages("z")
-    self._steps = self.add_weight(name="steps", shape=(), **options)
-    self._h_mean = self.add_weight(name="h_mean", shape=(), **options)
-    self._h_square = self.add_weight(name="h_square", shape=(), **options)
+    self._m, self._m_slope = (self.add_averages(name, shapes) for name in ("m", "m_slope"))
+    self._v, self._v_slope = (self.add_averages(name, shapes) for name in ("v", "v_slope"))
+    self._z = self.add_averages("z", shapes)
+    self._steps = self.add_average("steps")
+    self._h_mean, self._h_square = self.add_average("h_mean"), self.add_average("h_square")
     self.built = True
 
   def update(self, iwae_dreg: Sequence, rws_dreg: Sequence) -> None:

@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import bounds, replicas, seeds, side_by_side
 from dregs_tf import importance_weights as iw
-from dregs_tf.models import batches
+from dregs_tf.models import batches, specs
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.followers import Followers
 from dregs_tf.models.metrics import Mean
@@ -44,6 +44,13 @@ class LatentVariableModel(keras.Model):
   # What `compile` makes.
   followers: Followers | None = None
   _frozen = False
+  _specs: dict | None = None  # What its layers are built for.
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    # Made here and not by `compile`: a model that was built takes no further metrics.
+    self._bound_metric = Mean(name="bound")
+    self._sample_size_metric = Mean(name="effective_sample_size")
 
   @property
   def float_dtype(self) -> tf.DType:
@@ -189,8 +196,8 @@ class LatentVariableModel(keras.Model):
     self.num_samples = int(num_samples)
     self.num_backward_samples = num_backward_samples
     self.seed = random.randint(1, int(1e9)) if seed is None else seed
-    self._bound_metric = Mean(name="bound")
-    self._sample_size_metric = Mean(name="effective_sample_size")
+    self._bound_metric.reset_state()
+    self._sample_size_metric.reset_state()
     self._compile_arguments = {
       "optimizer": self.optimizer,
       "seed": self.seed,
@@ -201,12 +208,8 @@ class LatentVariableModel(keras.Model):
       for layer in self.model_layers:
         layer.trainable = not freeze_model
       self._frozen = freeze_model
-    for layer in self.followers.layers if self.followers else ():
-      self._layers.remove(layer)  # Keras would keep the variables of an earlier `compile`.
     self.followers = followers
-    self._follower_layers = followers.layers
-    if self.built:
-      followers.build(self.trainable_variables)
+    self._build_followers()
 
   def get_compile_config(self) -> dict:
     """What `compile` was called with, for saving."""
@@ -234,6 +237,15 @@ class LatentVariableModel(keras.Model):
     self.compile(**config | {"bound": bound, "track_variance": tracked})
     if self.built:
       self.optimizer.build(self.trainable_variables)
+
+  @property
+  def follower_layers(self) -> list[keras.layers.Layer]:
+    """The layers that hold the followers' variables.
+
+    Keras saves what it finds under a model's attributes, a property's value too, but counts only
+    what was set as an attribute among `weights`: these are part of files, and not of the weights.
+    """
+    return self.followers.layers if self.followers else []
 
   def _check_side_by_side(self, argument: str | None, num_backward_samples) -> None:
     """Raises if gradients of several bounds, which `argument` asks for, are not to be had."""
@@ -266,30 +278,87 @@ class LatentVariableModel(keras.Model):
       with self.distribute_strategy.scope():
         self.optimizer.build(self.trainable_variables)
 
+  def build(self, input_shape) -> None:
+    """Makes the variables of every layer, for `load_weights` or `summary` before any data.
+
+    Args:
+      input_shape: the shape of a batch of observations, such as (None, 784), or the pair of a
+        context's and an observation's. Data of another dtype than the model's floats: call the
+        model on a batch instead.
+
+    Raises:
+      ValueError: if a size other than the batch's is unknown, or not the one that the model has.
+    """
+    batch = specs.example(specs.from_shape(input_shape, self.float_dtype))
+    self._evaluate_once(**batch)
+    self._specs = specs.of(batch)
+    self.built = True
+    self._build_followers()
+
+  def __call__(self, inputs, *args, **kwargs):
+    """Calls the model on a batch, which builds its layers, for the dtypes of the batch."""
+    if not self.built:
+      context, x, _ = batches.split(inputs, self.float_dtype)
+      self._build_for(x, context)
+      self._build_followers()
+    return super().__call__(inputs, *args, **kwargs)
+
+  def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+    """Exports the forward call, `reconstruct`, as Keras does: `serve` of the artifact.
+
+    Args:
+      filepath: where to write the artifact.
+      format: as Keras takes it.
+      verbose: as Keras takes it.
+      input_signature: a list of one spec of observations, or of one (context, observation) pair of
+        specs. By default what the model was built for, of any batch size.
+      **kwargs: as Keras takes them.
+
+    Raises:
+      ValueError: if there is no input_signature and the model has seen no batch. `fit`, a call and
+        `build(input_shape)` show it one.
+    """
+    if input_signature is None:
+      if self._specs is None:
+        raise ValueError(
+          "export needs input_signature, got None, for a model that has seen no batch: pass it, or "
+          "call build(input_shape) first."
+        )
+      context, x = (specs.signature(self._specs[name]) for name in ("context", "x"))
+      input_signature = [x if context is None else (context, x)]
+    super().export(filepath, format, verbose, input_signature, **kwargs)
+
   def get_build_config(self) -> dict:
     """Returns the specs of an observation and of a context, once the model has seen a batch."""
-    return keras.saving.serialize_keras_object(getattr(self, "_specs", {}))
+    return keras.saving.serialize_keras_object(self._specs or {})
 
   def build_from_config(self, config: dict) -> None:
     """Makes the variables of a loaded model whose layers `fit` had built."""
     if config:
-      specs = keras.saving.deserialize_keras_object(config)
-      self._build_for(**tf.nest.map_structure(_example, specs))
+      self._build_for(**specs.example(keras.saving.deserialize_keras_object(config)))
 
   def _build_for(self, x, context) -> None:
     """Has every layer built for batches such as these, and remembers their specs for saving."""
-    self._specs = tf.nest.map_structure(_spec, {"x": x, "context": context})
+    self._specs = specs.of({"x": x, "context": context})
     if not self.built:
-      z = self.proposal(x, context).sample(1, seed=[0, 0])
-      self.target_log_prob(x, z, context)
+      self._evaluate_once(x, context)
       self.built = True
+
+  def _evaluate_once(self, x, context) -> None:
+    """Uses every layer, which builds those that are not."""
+    z = self.proposal(x, context).sample(1, seed=[0, 0])
+    self.target_log_prob(x, z, context)
 
   def make_train_function(self, force: bool = False):
     """Keras' hook before the first step: variables are not made on a replica."""
-    if self.built:
+    self._build_followers()
+    return super().make_train_function(force)
+
+  def _build_followers(self) -> None:
+    """Makes the followers' variables, if the model is compiled and built."""
+    if self.followers is not None and self.built:
       with self.distribute_strategy.scope():
         self.followers.build(self.trainable_variables)
-    return super().make_train_function(force)
 
   def train_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `fit`: a gradient of the bound's mean over the batch, and an update."""
@@ -482,18 +551,6 @@ class LatentVariableModel(keras.Model):
       for name, target in (("proposal", z), ("model", log_p))
     }
     return {name: places for name, places in groups.items() if places}
-
-
-def _spec(tensor: tf.Tensor | None) -> keras.KerasTensor | None:
-  """The shape and dtype of a Tensor, of any number of examples."""
-  if tensor is None:
-    return None
-  return keras.KerasTensor([None, *tensor.shape[1:]], tensor.dtype.name)
-
-
-def _example(spec: keras.KerasTensor | None) -> tf.Tensor | None:
-  """One example of this spec."""
-  return None if spec is None else tf.zeros([1, *spec.shape[1:]], spec.dtype)
 
 
 def _as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

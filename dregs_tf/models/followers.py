@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
+import keras
 import tensorflow as tf
 
 from dregs_tf import bounds, side_by_side
 from dregs_tf.models.adaptive_alpha import AdaptiveAlpha
 from dregs_tf.models.gradient_moments import GradientMoments
 
-# The name that the moving averages give to the gradient that is trained on.
-_TRAINED = "own"
+# The name that the moving averages give to the gradient that is trained on; no bound has it.
+_TRAINED = "trained="
 
 # The two estimators between which alpha mixes, under names that no tracked bound has.
 _ENDS = {"alpha=0": "iwae_dreg", "alpha=1": "rws_dreg"}
@@ -55,6 +56,11 @@ class Followers:
   def layers(self) -> list:
     """The Keras layers that hold the variables."""
     return [layer for layer in (self.moments, self.adaptive_alpha) if layer is not None]
+
+  @property
+  def variables(self) -> list[keras.Variable]:
+    """All variables, once they are built."""
+    return [variable for layer in self.layers for variable in layer.variables]
 
   @property
   def side_by_side_argument(self) -> str | None:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-import keras
 import tensorflow as tf
+
+from dregs_tf.models.averages import Averages
 
 _DECAY = 0.99
 
 
-@keras.saving.register_keras_serializable("dregs_tf")
-class GradientMoments(keras.layers.Layer):
+class GradientMoments(Averages):
   """Exponential moving averages of g and |g|^2 for the gradients of several estimators, debiased.
 
   Over the coordinates of some variables, variance = mean(m2 - m1^2) and SNR^2 = mean(m1^2) /
@@ -29,15 +29,9 @@ class GradientMoments(keras.layers.Layer):
 
   def build(self, shapes: Sequence[tuple[int, ...]]) -> None:
     """Makes the averages, for variables of these shapes."""
-    options = {"initializer": "zeros", "trainable": False, "dtype": "float32"}
-    self._first = {
-      name: [self.add_weight(name=f"first_{i}", shape=s, **options) for i, s in enumerate(shapes)]
-      for name in self.names
-    }
-    self._second = {
-      name: self.add_weight(name="second", shape=(len(shapes),), **options) for name in self.names
-    }
-    self._mass = self.add_weight(name="mass", shape=(), **options)
+    self._first = {name: self.add_averages(f"{name}_first", shapes) for name in self.names}
+    self._second = {name: self.add_average(f"{name}_second", (len(shapes),)) for name in self.names}
+    self._mass = self.add_average("mass")
     self.built = True
 
   def update(self, gradients: dict[str, Sequence[tf.Tensor | None]]) -> None:

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf.models import batches, vae
+from dregs_tf.models import batches, specs, vae
 from dregs_tf.models.base import LatentVariableModel
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
 
@@ -50,6 +50,8 @@ class StructuredVAE(LatentVariableModel):
     self.conditional_prior.build(context_shape)
     self.encoder.build([(None, self.data_mean.size), context_shape])
     self.decoder.build([(None, self.latent_dim), context_shape])
+    shapes = (context_shape, (None, self.data_mean.size))
+    self._specs = specs.from_shape(shapes, self.float_dtype)
     self.built = True
 
   @property

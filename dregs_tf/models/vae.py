@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf.models import batches
+from dregs_tf.models import batches, specs
 from dregs_tf.models.base import LatentVariableModel
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal, Normal
 
@@ -40,6 +40,7 @@ class VAE(LatentVariableModel):
     self.decoder = ConditionalBernoulli(self.data_mean, name="decoder", **options)
     self.encoder.build((None, self.data_mean.size))
     self.decoder.build((None, self.latent_dim))
+    self._specs = specs.from_shape((None, self.data_mean.size), self.float_dtype)
     self.built = True
 
   @property

@@ -1,0 +1,45 @@
+"""The Keras layer that moving averages of gradients are kept in: files may have or lack them."""
+
+from collections.abc import Sequence
+
+import keras
+
+
+class Averages(keras.layers.Layer):
+  """Holds variables that training follows gradients with, each under a name of its own.
+
+  A file saves them by name. Loading takes all of them, or none where the file lacks one or holds
+  it in another shape, as one does that was written without following the same gradients.
+  """
+
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs)
+    self._keys = []  # Parallel to the variables: names of variables may not hold every character.
+
+  def add_average(self, name: str, shape: Sequence[int] = (), initializer="zeros"):
+    """Returns a new float32 variable that is not trained."""
+    self._keys.append(name.replace("/", "_"))
+    options = {"initializer": initializer, "trainable": False, "dtype": "float32"}
+    return self.add_weight(name="average", shape=tuple(shape), **options)
+
+  def add_averages(self, name: str, shapes: Sequence[Sequence[int]]) -> list:
+    """Returns a new variable of each shape."""
+    return [self.add_average(f"{name}_{i}", shape) for i, shape in enumerate(shapes)]
+
+  @property
+  def by_name(self) -> dict[str, keras.Variable]:
+    """The variables by name."""
+    return dict(zip(self._keys, self.variables, strict=True))
+
+  def save_own_variables(self, store) -> None:
+    """Writes every variable under its name."""
+    for name, variable in self.by_name.items():
+      store[name] = variable.numpy()
+
+  def load_own_variables(self, store) -> None:
+    """Reads what `save_own_variables` wrote, if the store holds all of it."""
+    values = {name: store[name] for name in self.by_name if name in store}
+    shapes = {name: value.shape for name, value in values.items()}
+    if shapes == {name: tuple(variable.shape) for name, variable in self.by_name.items()}:
+      for name, variable in self.by_name.items():
+        variable.assign(values[name])

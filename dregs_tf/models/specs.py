@@ -1,0 +1,71 @@
+"""The shapes and dtypes that a model's layers are built for, and examples of them."""
+
+import keras
+import tensorflow as tf
+
+
+def of(structure):
+  """Returns the shape and dtype of each Tensor, of any number of examples; None stays."""
+
+  def spec(tensor):
+    if tensor is None:
+      return None
+    return keras.KerasTensor([None, *tensor.shape[1:]], tensor.dtype.name)
+
+  return tf.nest.map_structure(spec, structure)
+
+
+def example(structure):
+  """Returns a batch of one example, zeros, of each spec; None stays."""
+
+  def zeros(spec):
+    return None if spec is None else tf.zeros([1, *spec.shape[1:]], spec.dtype)
+
+  return tf.nest.map_structure(zeros, structure)
+
+
+def signature(structure):
+  """Returns each spec as `keras.Model.export` takes it; None stays."""
+
+  def input_spec(spec):
+    return None if spec is None else keras.InputSpec(shape=spec.shape, dtype=spec.dtype)
+
+  return tf.nest.map_structure(input_spec, structure)
+
+
+def from_shape(input_shape, dtype: tf.DType) -> dict:
+  """Returns the specs of `x` and `context` that a Keras `input_shape` stands for.
+
+  Args:
+    input_shape: the shape [batch_size, ...] of observations, or the pair of a context's and an
+      observation's, either of them a dict, tuple or list of shapes where there are several.
+    dtype: the floating dtype that both are in: a shape does not say.
+
+  Raises:
+    ValueError: if a size other than the batch's is unknown.
+  """
+  is_pair = not isinstance(input_shape, dict) and not _is_shape(input_shape)
+  context, x = input_shape if is_pair and len(input_shape) == 2 else (None, input_shape)
+
+  def spec(shape):
+    if shape is None:
+      return None
+    if isinstance(shape, dict):
+      return {name: spec(part) for name, part in shape.items()}
+    if not _is_shape(shape):
+      return tuple(spec(part) for part in shape)
+    sizes = [int(size) if size is not None else None for size in shape][1:]
+    if None in sizes:
+      raise ValueError(
+        f"input_shape must hold every size but that of the batch, got {tuple(shape)}."
+      )
+    return keras.KerasTensor([None, *sizes], dtype.name)
+
+  return {"x": spec(x), "context": spec(context)}
+
+
+def _is_shape(value) -> bool:
+  if isinstance(value, tf.TensorShape):
+    return True
+  is_sequence = isinstance(value, (tuple, list)) and len(value) > 0
+  return is_sequence and all(size is None or hasattr(size, "__index__") for size in value)
