@@ -18,7 +18,7 @@ RANKS = {
   "//dregs_tf:bounds": 1,
   "//dregs_tf/models": 2,
   "//dregs_tf/data": 2,
-  "//dregs_tf:diagnostics": 2,
+  "//dregs_tf/diagnostics": 2,
   "//dregs_tf:plots": 2,
   "//dregs_tf:runners": 3,
   "//bin": 4,

@@ -1,17 +1,20 @@
-"""What a comparison of estimators says: its table, its recommendation, its files."""
+"""Report of a comparison of estimators: its table, its recommendation, its files."""
 
 import csv
 import dataclasses
+import html
 import math
 from collections.abc import Sequence
 
-from dregs_tf import comparison_plot
+from dregs_tf.diagnostics import plot
 
-# An estimator is called biased where p is below this: one in a thousand without bias is.
+# An estimator is called biased where p is below this, and this is the most that the rate of false
+# alarms was in simulations (see `measure.compare`).
 _SIGNIFICANCE = 1e-3
+_FALSE_ALARMS = "at most 2 in 1,000"
 
-# The recommendation says so where a bias above this part of the gradient may have gone unseen.
-_WORTH_KNOWING = 0.1
+# The recommendation says how to find a bias above this part of the gradient that may be hidden.
+_RELEVANT_BIAS = 0.1
 
 # Estimators are called equally good where their SNRs differ by less than this part.
 _SAME = 0.02
@@ -25,14 +28,14 @@ class Row:
   """What was measured of one estimator at one K.
 
   g is the gradient of the batch's mean bound in the P parameters that the proposal depends on,
-  through the proposal: its samples and its score. From the squared norm of a mean, what noise adds
-  to it is taken off; what comes out below 0 is set to 0.
+  through the proposal: its samples and its score. What noise adds to the squared norm of a mean is
+  taken off; a result below 0 is set to 0.
 
   - bound: its name, with the options that are not the default.
   - num_samples: K.
   - reference: the unbiased estimator of the same bound's gradient, on the same samples: iwae, elbo,
     or jvi of the same order.
-  - unbiased: whether this one is, too, by construction: where log p(x, z) is continuous in z.
+  - unbiased: whether this one is unbiased by construction, on the conditions that `compare` names.
   - norm: of the mean gradient, |E g|.
   - variance: the mean over the P coordinates.
   - snr: the authors' signal-to-noise ratio: SNR^2 = |E g|^2 / P / variance. NaN without variance.
@@ -40,12 +43,13 @@ class Row:
   - cosine: of the angle between E g and E reference; NaN where one of them is not resolved, its
     squared norm less than twice (an upper estimate of) its standard error.
   - bias: |E g - E reference| / |E reference|; NaN where E reference is not resolved.
-  - bias_limit: what `bias` is below, with 95 % confidence, |E reference| taken as measured.
+  - bias_limit: the upper limit of `bias` with 95 % confidence, for |E reference| as measured.
   - t_statistic, p_value: of the test that there is no bias in any direction, see `compare`.
-  - max_t: the paired t-statistic of a single coordinate, of the one where it is farthest from 0.
-  - milliseconds: what a training step's gradient takes, the median of a few; NaN if not measured.
-    Timed with the reference: estimators of the same bound differ in two factors of each sample,
-    not in work. The only number here that a seed does not reproduce.
+  - max_t: the paired t-statistic of the coordinate where it is farthest from 0. Among P of them,
+    some are large without bias.
+  - milliseconds: the median time of a training step's gradient; NaN if not measured. It is that of
+    the reference: estimators of the same bound differ in two factors of each sample, not in work.
+    The only number here that a seed does not reproduce.
 
   A reference has the cosine 1, biases and t-statistics of 0, and the p-value 1.
   """
@@ -73,13 +77,13 @@ class Row:
 
   @property
   def is_biased(self) -> bool:
-    """Whether a bias was found; without bias, one estimator in a thousand is called biased."""
+    """Whether a bias was found: p is below 0.001."""
     return self.p_value < _SIGNIFICANCE
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What `compare` returns: a row for each K and estimator, and what follows from them."""
+  """Results of `compare`: a row for each K and estimator, and what follows from them."""
 
   rows: tuple[Row, ...]
   num_measurements: int
@@ -88,12 +92,12 @@ class Comparison:
 
   @property
   def recommendation(self) -> str:
-    """Which estimator to take, in a few sentences, with the reasons.
+    """Recommends an estimator for each bound in a few sentences, with the reasons.
 
-    The rule, for each bound: of the estimators that are unbiased by construction, and in which no
-    bias was found (p of 1e-3 or more), the one of the highest SNR, at the largest K, and at a
-    smaller K where it is another one. Biased estimators are mentioned if their SNR along the
-    unbiased mean, SNR times cosine, is at least 1.5 times as high.
+    The rule: of the estimators that are unbiased by construction, and in which no bias was found,
+    take the one of the highest SNR, at the largest K, and at a smaller K where it is another one.
+    Biased estimators are mentioned if their SNR along the unbiased mean, SNR times cosine, is at
+    least 1.5 times as high.
     """
     lines = []
     for reference in dict.fromkeys(row.reference for row in self.rows):
@@ -103,32 +107,31 @@ class Comparison:
         at_k = [row for row in rows if row.num_samples == k]
         best = _best(at_k)
         if taken is None:
-          lines += [self._praise(best, at_k), *_biased_but_less_noisy(best, at_k)]
+          lines += [self._recommend(best, at_k), *_biased_but_less_noisy(best, at_k)]
           lines += [_contradicted(row) for row in at_k if row.unbiased and row.is_biased]
         elif taken not in (best.bound, *_as_good(best, at_k)):
-          lines.append(self._praise(best, at_k))
+          lines.append(self._recommend(best, at_k))
         taken = taken or best.bound
     return "\n".join(lines)
 
   def table(self) -> str:
-    """The rows as aligned text, below a line that says what they are."""
-    timed = not all(math.isnan(row.milliseconds) for row in self.rows)
-    headings = ["bound", "K", "norm", "variance", "SNR", "cosine", "bias", "p", "max |t|"]
-    lines = [headings + ["ms"] * timed]
-    for row in self.rows:
-      cells = [row.bound, str(row.num_samples), f"{row.norm:.3g}", f"{row.variance:.3g}", _snr(row)]
-      if row.is_reference:
-        cells += ["", "reference", "", ""]
-      else:
-        cosine = "-" if math.isnan(row.cosine) else f"{row.cosine:.2f}"
-        cells += [cosine, _bias(row), f"{row.p_value:.1g}", f"{abs(row.max_t):.1f}"]
-      lines.append(cells + [f"{row.milliseconds:.1f}"] * timed)
+    """Formats the rows as aligned text, between lines that describe them."""
+    lines = self._cells()
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
       "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip()
       for cells in lines
     ]
-    return "\n".join([f"{self._about()}:", *text])
+    return "\n".join([f"{self._about()}:", *text, _about_p()])
+
+  def _repr_html_(self) -> str:
+    """Shows the table and the recommendation in a notebook."""
+    headings, *lines = [[html.escape(cell) for cell in cells] for cells in self._cells()]
+    rows = [f"<tr><th>{'</th><th>'.join(headings)}</th></tr>"]
+    rows += [f"<tr><td>{'</td><td>'.join(cells)}</td></tr>" for cells in lines]
+    sentences = html.escape(f"{_about_p()}\n{self.recommendation}").replace("\n", "<br>")
+    caption = f"<caption>{html.escape(self._about())}</caption>"
+    return f"<table>{caption}{''.join(rows)}</table><p>{sentences}</p>"
 
   def to_csv(self, path) -> None:
     """Writes the rows, a column for each field of `Row`."""
@@ -142,7 +145,22 @@ class Comparison:
 
   def plot(self, path) -> None:
     """Writes a PNG: SNR, variance and bias of each estimator, against K if there are several."""
-    comparison_plot.figure(path, self._about(), self.rows)
+    plot.figure(path, self._about(), self.rows)
+
+  def _cells(self) -> list[list[str]]:
+    """Returns the cells of the table, the headings first."""
+    timed = not all(math.isnan(row.milliseconds) for row in self.rows)
+    headings = ["bound", "K", "norm", "variance", "SNR", "cosine", "bias", "p", "max |t|"]
+    lines = [headings + ["ms"] * timed]
+    for row in self.rows:
+      cells = [row.bound, str(row.num_samples), f"{row.norm:.3g}", f"{row.variance:.3g}", _snr(row)]
+      if row.is_reference:
+        cells += ["", "reference", "", ""]
+      else:
+        cosine = "-" if math.isnan(row.cosine) else f"{row.cosine:.2f}"
+        cells += [cosine, _bias(row), f"{row.p_value:.1g}", f"{abs(row.max_t):.1f}"]
+      lines.append(cells + [f"{row.milliseconds:.1f}"] * timed)
+    return lines
 
   def _about(self) -> str:
     return (
@@ -150,49 +168,57 @@ class Comparison:
       f"{self.num_coordinates:,} parameters of the proposal"
     )
 
-  def _praise(self, best: Row, rows: Sequence[Row]) -> str:
-    """Which estimator to take at a K, and why."""
-    more = f"take {4 * self.num_measurements} measurements"
+  def _recommend(self, best: Row, rows: Sequence[Row]) -> str:
+    """Says which estimator to take at a K, and why."""
+    more = f"increase num_measurements to {4 * self.num_measurements}"
     start = f"{_target(best)}, K = {best.num_samples}: "
     if not best.snr > 2 * best.snr_error:
-      return f"{start}no signal stands out of the noise ({best.bound}: SNR {_snr(best)}); {more}."
+      return f"{start}no signal is resolved ({best.bound}: SNR {_snr(best)}); {more}."
     text = f"{start}take {best.bound}. Its SNR is {_snr(best)}, "
     if best.is_reference:
-      others = " of those without bias" if len(rows) > 1 else ""
+      others = " of the unbiased estimators" if len(rows) > 1 else ""
       return f"{text}the highest{others}."
     reference = next(row for row in rows if row.is_reference)
     text += f"{_ratio(best.snr, reference.snr)} that of {reference.bound} ({_snr(reference)})"
     if equals := _as_good(best, rows):
       text += f", and as high as that of {', '.join(equals)}"
-    text += f". No bias was found, p = {best.p_value:.2g}"
+    text += f". No significant bias (p = {best.p_value:.2g}"
     if math.isnan(best.bias_limit):
-      return f"{text}, but the mean of {reference.bound} is lost in the noise: {more}."
-    text += f": it is less than {_percent(best.bias_limit)} of the gradient."
-    if best.bias_limit > _WORTH_KNOWING:
-      needed = self.num_measurements * (best.bias_limit / _WORTH_KNOWING) ** 2
+      return f"{text}), but {reference.bound}'s mean is not resolved; {more}."
+    text += f"; 95 % upper limit: {_percent(best.bias_limit)} of the gradient)."
+    if best.bias_limit > _RELEVANT_BIAS:
+      needed = self.num_measurements * (best.bias_limit / _RELEVANT_BIAS) ** 2
       needed = int(float(f"{needed:.1g}"))
-      text += f" To see one of {_percent(_WORTH_KNOWING)}, take about {needed} measurements."
+      text += f" About {needed} measurements would resolve {_percent(_RELEVANT_BIAS)}."
     return text
 
 
+def _about_p() -> str:
+  """Explains the column p, and how often it misleads."""
+  return (
+    f"p: test of no bias. Below {_SIGNIFICANCE} a bias was found; of unbiased estimators, "
+    f"{_FALSE_ALARMS} get there."
+  )
+
+
 def _without_bias(rows: Sequence[Row]) -> list[Row]:
-  """Those that are unbiased by construction, and in which no bias was found either."""
+  """Returns those that are unbiased by construction, and in which no bias was found."""
   return [row for row in rows if row.unbiased and not row.is_biased]
 
 
 def _best(rows: Sequence[Row]) -> Row:
-  """That of the highest SNR among those without bias; a reference is one of them."""
+  """Returns the one of the highest SNR among those without bias; a reference is one of them."""
   return max(_without_bias(rows), key=lambda row: -1 if math.isnan(row.snr) else row.snr)
 
 
 def _as_good(best: Row, rows: Sequence[Row]) -> list[str]:
-  """The other estimators without bias whose SNR is about the same."""
+  """Names the other estimators without bias whose SNR is about the same."""
   others = [row for row in _without_bias(rows) if row is not best]
   return [row.bound for row in others if row.snr >= (1 - _SAME) * best.snr]
 
 
 def _biased_but_less_noisy(best: Row, rows: Sequence[Row]) -> list[str]:
-  """A sentence on the biased estimators that have much more signal along the unbiased mean."""
+  """Mentions the biased estimators that have much more signal along the unbiased mean."""
   promising = [r for r in rows if not r.unbiased and r.snr * r.cosine >= _MUCH_HIGHER * best.snr]
   promising.sort(key=lambda row: row.snr * row.cosine, reverse=True)
   if not promising:
@@ -200,29 +226,32 @@ def _biased_but_less_noisy(best: Row, rows: Sequence[Row]) -> list[str]:
   first, *others = promising
   size = f"by {_percent(first.bias)} of the gradient (p = {first.p_value:.1g})"
   if not first.is_biased:
-    size = f"by less than {_percent(first.bias_limit)} of the gradient here"
+    size = f"here by less than {_percent(first.bias_limit)} of the gradient"
   text = (
-    f"{first.bound} is biased for {_target(first)}, {size}, but its mean points much the same way "
-    f"(cosine {first.cosine:.2f}), and its SNR is {_ratio(first.snr, best.snr)} that of "
-    f"{best.bound}: it may train better all the same."
+    f"{first.bound} is biased for {_target(first)}, {size}, but its mean points in a similar "
+    f"direction (cosine {first.cosine:.2f}) and its SNR is {_ratio(first.snr, best.snr)} that of "
+    f"{best.bound}, so it may train better."
   )
   if others:
-    text += f" So may {', '.join(f'{row.bound} (cosine {row.cosine:.2f})' for row in others)}."
+    names = ", ".join(f"{row.bound} (cosine {row.cosine:.2f})" for row in others)
+    text += f" The same holds for {names}."
   return [text]
 
 
 def _contradicted(row: Row) -> str:
-  """A sentence on an estimator that theory says is unbiased, and the measurements say is not."""
+  """Names what may have made an estimator biased that is unbiased by construction."""
   return (
-    f"{row.bound} is unbiased by construction, but a bias was found (p = {row.p_value:.1g}): by "
-    "chance, one time in a thousand, or because log p(x, z) is not continuous in z."
+    f"{row.bound} is unbiased by construction, but a bias was found (p = {row.p_value:.1g}). If it "
+    f"is not chance ({_FALSE_ALARMS}), log p(x, z) is not continuous in z, a parameter moves the "
+    "support of the proposal, or the derivatives of its samples are wrong."
   )
 
 
 def _target(row: Row) -> str:
-  """What the bound is called in a sentence."""
+  """Names the bound in a sentence."""
   name, _, options = row.reference.partition("(")
-  return {"iwae": "L_K", "elbo": "ELBO", "jvi": "JVI"}[name] + (f" ({options}" if options else "")
+  name = {"iwae": "L_K", "elbo": "ELBO", "jvi": "JVI"}.get(name, name)
+  return f"{name} ({options}" if options else name
 
 
 def _ratio(one: float, other: float) -> str:
@@ -238,7 +267,7 @@ def _snr(row: Row) -> str:
 
 
 def _bias(row: Row) -> str:
-  """The cell of the bias: how large it is, or may be."""
+  """Formats the size of the bias, or its limit."""
   if math.isnan(row.bias):
     return "found" if row.is_biased else "not found"
   return _percent(row.bias) if row.is_biased else f"< {_percent(row.bias_limit)}"

@@ -1,4 +1,4 @@
-"""The figure of a comparison of estimators: SNR, variance and bias."""
+"""Draws the figure of a comparison of estimators: SNR, variance and bias."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ _PANELS = {
 
 
 def figure(path, title: str, rows: Sequence) -> None:
-  """Writes a PNG of three panels on log scales: against K, or, if there is one K, bound by bound.
+  """Writes a PNG of three panels on log scales: against K, or by bound if there is one K.
 
-  Where no bias was found, its upper limit is shown as an open triangle. Values that are not above 0
-  are left out.
+  An open triangle is the upper limit of a bias that was not found. Values that are not above 0 are
+  left out.
 
   Args:
     path: where to write it.
     title: a line above it.
-    rows: `comparison.Row`s.
+    rows: `report.Row`s.
   """
   import matplotlib
   from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def figure(path, title: str, rows: Sequence) -> None:
   all_axes = fig.subplots(1, len(_PANELS), sharey=not against_k)
   for axes, (column, label) in zip(all_axes, _PANELS.items(), strict=True):
     for i, name in enumerate(names):
-      # Smaller and smaller: what is below others can be seen.
+      # Markers shrink, so that those below others can be seen.
       style = {"color": colors[i % len(colors)], "markersize": 8 - 3 * i / len(names)}
       points = [(row, *_value(row, column)) for row in rows if row.bound == name]
       values = [value for _, value, _ in points]
@@ -53,7 +53,8 @@ def figure(path, title: str, rows: Sequence) -> None:
     _use_decades(axes.yaxis if against_k else axes.xaxis, [_value(row, column)[0] for row in rows])
     if against_k:
       axes.set_xscale("log")
-      axes.set_xlim(all_num_samples[0] / 1.2, 1.2 * all_num_samples[-1])  # Also if it is empty.
+      # Also where the panel is empty.
+      axes.set_xlim(all_num_samples[0] / 1.2, 1.2 * all_num_samples[-1])
       axes.set_xlabel("K, samples of each example")
       axes.set_xticks(all_num_samples)
       axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -68,14 +69,14 @@ def figure(path, title: str, rows: Sequence) -> None:
 
 
 def _value(row, column: str) -> tuple[float, bool]:
-  """What to show of a row, NaN for nothing, and whether it is an upper limit."""
+  """Returns the value to show of a row, NaN for nothing, and whether it is an upper limit."""
   is_limit = column == "bias" and not row.is_biased
   value = row.bias_limit if is_limit else getattr(row, column)
   return (value if value > 0 else math.nan), is_limit
 
 
 def _use_decades(axis, values: Sequence[float]) -> None:
-  """A log scale from a power of ten to another, labels at those alone: others would overlap."""
+  """Sets a log scale between powers of ten, labeled only there: other labels would overlap."""
   from matplotlib.ticker import NullFormatter
 
   logs = [math.log10(value) for value in values if not math.isnan(value)] or [0.0]
@@ -92,6 +93,6 @@ def _add_legend(fig, colors: dict) -> None:
     Line2D([], [], color=color, marker="o", markersize=6, label=name)
     for name, color in colors.items()
   ]
-  limit = {"color": "grey", "linestyle": "none", "marker": "v", "markerfacecolor": "white"}
+  limit = {"color": "gray", "linestyle": "none", "marker": "v", "markerfacecolor": "white"}
   handles.append(Line2D([], [], markersize=6, label="no bias found, 95 % limit", **limit))
   fig.legend(handles=handles, loc="outside lower center", ncols=_COLUMNS_OF_LEGEND)

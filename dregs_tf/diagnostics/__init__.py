@@ -1,0 +1,6 @@
+"""Measurements of gradient estimators on a user's own model."""
+
+from dregs_tf.diagnostics.measure import compare
+from dregs_tf.diagnostics.report import Comparison, Row
+
+__all__ = ["Comparison", "Row", "compare"]

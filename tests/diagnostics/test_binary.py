@@ -1,0 +1,86 @@
+"""Tests `bin/compare_estimators.py` and its configuration."""
+
+import csv
+
+import pytest
+
+from dregs_tf import checkpoints, config, data, runners
+from dregs_tf.errors import ConfigError
+from tests import binaries
+
+
+@pytest.mark.parametrize(
+  "values, words",
+  [
+    ({}, ["--logdir"]),
+    ({"bounds": ["iwae", "vimco"]}, ["--bounds", "'vimco'", "iwae_dreg"]),
+    ({"bounds": []}, ["--bounds", "empty"]),
+    ({"num_samples": ["1", "x"]}, ["--num_samples", "'x'", "whole number"]),
+    ({"num_samples": [1], "bounds": ["jvi"]}, ["--num_samples", "at least 2", "jvi"]),
+    ({"num_measurements": 29}, ["--num_measurements", "at least 30", "got 29"]),
+    ({"batch_size": 0}, ["--batch_size", "at least 1"]),
+    ({"split": "dev"}, ["--split", "'dev'"]),
+    ({"seed": -1}, ["--seed", "got -1"]),
+  ],
+)
+def test_bad_values_of_a_comparison_are_refused(values, words):
+  with pytest.raises(ConfigError) as error:
+    config.CompareConfig(**({"logdir": "x"} if values else {}) | values)
+  for word in words:
+    assert word in str(error.value)
+
+
+def test_the_binary_compares_on_a_run(tmp_path, capsys):
+  """On a structured run whose alpha has moved."""
+  settings = config.TrainConfig(
+    bound="dreg_alpha",
+    alpha="auto",
+    num_samples=3,
+    task="structured",
+    latent_dim=2,
+    jit_compile=False,
+    logdir=str(tmp_path / "run"),
+  )
+  model = runners.build_model(settings, data.load("digits", None))
+  model.optimizer.build(model.trainable_variables)
+  model.followers.adaptive_alpha.alpha.assign(0.125)
+  settings.directory.mkdir()
+  settings.save()
+  checkpoints.save(model, settings.directory, 3)
+  arguments = ["--bounds=dreg_alpha", "--num_samples=4", "--num_measurements=30"]
+  arguments += [f"--logdir={tmp_path / 'run'}", f"--output_dir={tmp_path / 'new' / 'out'}"]
+  arguments += ["--batch_size=5", "--nomeasure_cost"]
+  assert binaries.run("compare_estimators.py", *arguments) == 0
+  out = capsys.readouterr().out
+  assert "digits, test set, step 3.\n30 measurements on 5 examples" in out
+  assert "L_K, K = 4: " in out
+  with open(tmp_path / "new" / "out" / "comparison.csv", newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert [(row["bound"], row["num_samples"]) for row in rows] == [
+    ("iwae", "4"),
+    ("dreg_alpha(alpha=0.125)", "4"),
+  ]
+  assert (tmp_path / "new" / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+  assert binaries.run("compare_estimators.py", f"--logdir={tmp_path}") == 1
+  assert "holds no run" in capsys.readouterr().err
+
+
+def test_bounds_that_a_run_was_not_trained_with_take_its_options(tmp_path):
+  options = {"num_samples": 3, "latent_dim": 2, "jit_compile": False, "logdir": str(tmp_path)}
+  settings = config.TrainConfig(bound="jvi", jvi_order=2, **options)
+  settings.save()
+  model = runners.build_model(settings, data.load("digits", None))
+  model.optimizer.build(model.trainable_variables)
+  checkpoints.save(model, tmp_path, 3)
+  options = {"logdir": str(tmp_path), "num_measurements": 30, "measure_cost": False}
+  options |= {"bounds": ("jvi_dreg",), "batch_size": 5}
+  result = runners.compare(config.CompareConfig(num_samples=(2, 3), **options))
+  assert [(row.bound, row.num_samples) for row in result.rows] == [
+    ("jvi(order=2)", 3),
+    ("jvi_dreg(order=2)", 3),
+  ]
+  with pytest.raises(ConfigError, match="--num_samples.*at least 3.*jvi_dreg of order 2, got 2"):
+    runners.compare(config.CompareConfig(num_samples=(2,), **options))
+  (tmp_path / "file").touch()
+  with pytest.raises(ConfigError, match="--output_dir=.*file cannot be written"):
+    runners.compare(config.CompareConfig(output_dir=str(tmp_path / "file"), **options))
