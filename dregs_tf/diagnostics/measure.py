@@ -101,8 +101,6 @@ def compare(
     jit_compile = model.compiled and bool(model.jit_compile)
   if not model.built:
     model._build_for(x, context)
-  # Refuses what training refuses, in the same words.
-  model.estimate(x, context, bound="iwae_dreg", num_samples=2, seed=seed)
 
   rows = []
   total = len(plan) * (num_measurements + num_measurements // 2)

@@ -5,7 +5,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-import dregs_tf
 from dregs_tf import diagnostics, models
 from dregs_tf.diagnostics import statistics
 from tests.models import helpers
@@ -59,6 +58,17 @@ class LogNormal(models.LatentVariableModel):
     return self.decoder.distribution(z)
 
 
+class Uniform(LogNormal):
+  """A Uniform proposal, whose support moves with its parameters."""
+
+  def prior(self, context):
+    return tfd.Independent(tfd.Normal(tf.zeros([3]), 1.0), 1)
+
+  def proposal(self, x, context):
+    loc, raw = tf.split(self.encoder(x), 2, axis=-1)
+    return tfd.Independent(tfd.Uniform(loc, loc + tf.nn.softplus(raw)), 1)
+
+
 class Shared(models.LatentVariableModel):
   """Contexts, latents in two layers, and a trunk that prior, proposal and likelihood share."""
 
@@ -90,9 +100,6 @@ class Shared(models.LatentVariableModel):
         lambda first: self.second.distribution(first),
       ]
     )
-
-  def stopped_proposal(self, proposal):
-    return dregs_tf.PathOnly(proposal)
 
   def likelihood(self, z, context):
     return self.decoder.distribution([*z, self.trunk(context)])

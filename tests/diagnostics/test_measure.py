@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from dregs_tf import bounds, diagnostics
 from dregs_tf.diagnostics import measure
-from tests.diagnostics.helpers import LogNormal, compare, shared
+from tests.diagnostics.helpers import LogNormal, Uniform, compare
 from tests.models import helpers
 
 STATISTICS = [field.name for field in dataclasses.fields(diagnostics.Row)][4:-1]
@@ -127,11 +127,20 @@ def test_bad_arguments_are_refused_in_one_line(case):
   assert "\n" not in str(error.value)
 
 
+def test_a_support_that_moves_is_refused_where_training_refuses_it():
+  """In the same words, and for the same bounds: total derivatives take it."""
+  x = helpers.binary(4, 5)
+  model = Uniform()
+  with pytest.raises(ValueError, match="proposal.*Uniform.*moves the support") as error:
+    compare(model, x, ["iwae", "iwae_dreg"], 2, 30)
+  with pytest.raises(ValueError) as in_training:
+    model.estimate(x, bound="iwae_dreg", num_samples=2, seed=0)
+  assert str(error.value) == str(in_training.value)
+  result = compare(model, x, ["iwae", "jvi", "elbo"], 2, 30)
+  assert [row.bound for row in result.rows] == ["iwae", "jvi", "elbo"]
+
+
 def test_models_that_cannot_be_compared_are_refused():
-  model, context, x = shared()
-  model.stopped_proposal = lambda proposal: None
-  with pytest.raises(ValueError, match="cannot be stopped automatically.*PathOnly"):
-    compare(model, (context, x))
   with pytest.raises(ValueError, match="float16"):
     compare(helpers.vae(dtype="mixed_float16"), X)
   frozen = helpers.vae()

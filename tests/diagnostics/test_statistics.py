@@ -124,7 +124,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_statistics_are_numpys(case, monkeypatch):
-  """In float64: a LogNormal proposal and prior; contexts, a structure, shared variables, PathOnly.
+  """In float64: a LogNormal proposal and prior; contexts, a structure, shared variables.
 
   Batch, samples, latents, data and measurements differ in number, and so do parts of the latter.
   """
