@@ -1,7 +1,7 @@
 """The only file that plays with autodiff: gated gradients, distributions that are stopped."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -176,3 +176,41 @@ def _is_constant(value) -> bool:
 def _describe(value) -> str:
   kind = "the function" if inspect.isroutine(value) else f"a {type(value).__name__}:"
   return f"{kind} {getattr(value, '__qualname__', None) or repr(value)}"
+
+
+def of_loss(
+  tape: tf.GradientTape, loss: tf.Tensor | None, variables: Sequence, seen, samples
+) -> list[tf.Tensor | None] | None:
+  """Computes the gradient of a loss that was added while log p(x, z) was evaluated.
+
+  Such a loss may depend on z, which log p sees behind a gate or stopped. What flows back through
+  the gate is scaled for log p, so it is taken out, and the path through the samples put in.
+
+  Args:
+    tape: a persistent tape that recorded the loss.
+    loss: a scalar, or None, whose gradient is None.
+    variables: what to take the gradient of.
+    seen: z as log p was given it, a structure of Tensors, or None.
+    samples: z itself, of the same structure.
+  """
+  if loss is None:
+    return None
+  seen = [] if seen is None else tf.nest.flatten(seen)
+  total, slopes = tape.gradient(loss, [list(variables), seen])
+  pairs = [
+    (z, gated, slope)
+    for z, gated, slope in zip(tf.nest.flatten(samples), seen, slopes, strict=False)
+    if slope is not None
+  ]
+  if pairs:
+    z, gated, slopes = zip(*pairs, strict=True)
+    path, scaled = (tape.gradient(t, variables, output_gradients=slopes) for t in (z, gated))
+    total = [_combine(*parts) for parts in zip(total, path, scaled, strict=True)]
+  return total
+
+
+def _combine(total, path, scaled):
+  """total + path - scaled, where None is 0."""
+  if path is not None:
+    total = path if total is None else total + path
+  return total if scaled is None else total - scaled

@@ -19,7 +19,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import evaluation
 from dregs_tf.bounds import Bound, get
-from dregs_tf.gradients import expand_to
+from dregs_tf.gradients import expand_to, of_loss
 from dregs_tf.proposals import Requirement
 
 tfd = tfp.distributions
@@ -36,16 +36,18 @@ class Gradients(NamedTuple):
   log_weights: [num_samples, batch_size], in nats, stopped.
   model: the first bound's gradient through log p(x, z), of each variable.
   proposal: for each bound, its gradient through the proposal, of each variable.
+  added: the gradient of `added_loss`, of each variable.
   """
 
   values: list[tf.Tensor]
   log_weights: tf.Tensor
   model: list[tf.Tensor | None] | None
   proposal: list[list[tf.Tensor | None]]
+  added: list[tf.Tensor | None] | None
 
   def total(self) -> list[tf.Tensor | None]:
     """The whole gradient of the first bound, as `bounds.estimate` gives it."""
-    return [_add(p, q) for p, q in zip(self.model, self.proposal[0], strict=True)]
+    return add(self.model, self.proposal[0])
 
 
 def differentiate(
@@ -58,6 +60,7 @@ def differentiate(
   *,
   scale: float | tf.Tensor = 1.0,
   with_model: bool = True,
+  added_loss: Callable[[], tf.Tensor | None] | None = None,
 ) -> Gradients:
   """Computes gradients of sum_b scale * bound_b over the batch, for several bounds at once.
 
@@ -68,8 +71,10 @@ def differentiate(
     variables: what to take gradients of.
     num_samples: K.
     seed: a stateless seed, of shape [2].
-    scale: a factor of every gradient, such as one over the batch size.
+    scale: a factor of every gradient, such as one over the batch size: a scalar, or a Tensor of
+      shape [batch_size] with a factor for each example.
     with_model: whether to take the gradient of the model as well; otherwise `model` is None.
+    added_loss: gives a scalar loss that evaluating proposal and log p has added, or None.
 
   Raises:
     TypeError, ValueError: as `bounds.estimate` does for any of the bounds.
@@ -90,6 +95,7 @@ def differentiate(
     if has_path:
       tape.watch(leaves)
     log_p, score = evaluation.same_shape(target_log_prob_fn(leaves), log_q, num_samples)
+    loss = added_loss() if added_loss else None
   log_weights = evaluation.stopped_log_weights(log_p, score, num_samples)
   values, coefficients = zip(*(b.value_and_coefficients(log_weights) for b in bounds), strict=True)
 
@@ -111,7 +117,10 @@ def differentiate(
     upstream = [_times(b * tf.cast(scale, b.dtype), slope) for slope in slopes]
     upstream.append(c * tf.cast(scale, c.dtype))
     proposal_gradients.append(tape.gradient(targets, variables, output_gradients=upstream))
-  return Gradients(list(values), log_weights, model if with_model else None, proposal_gradients)
+  added = of_loss(tape, loss, variables, leaves, samples)
+  return Gradients(
+    list(values), log_weights, model if with_model else None, proposal_gradients, added
+  )
 
 
 def _slopes(proposal: tfd.Distribution, samples) -> list[tf.Tensor]:
@@ -162,6 +171,11 @@ def _times(weight: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
 def add_where_both(first: Sequence, second: Sequence) -> list[tf.Tensor | None]:
   """The sums of gradients; of a variable that is not in `first`, None."""
   return [None if f is None else _add(f, s) for f, s in zip(first, second, strict=True)]
+
+
+def add(first: Sequence, second: Sequence) -> list[tf.Tensor | None]:
+  """Returns the sums of gradients, of each variable; None is 0."""
+  return [_add(f, s) for f, s in zip(first, second, strict=True)]
 
 
 def _add(first: tf.Tensor | None, second: tf.Tensor | None) -> tf.Tensor | None:

@@ -8,17 +8,13 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import bounds, replicas, seeds, side_by_side
-from dregs_tf import importance_weights as iw
-from dregs_tf.models import batches, specs
+from dregs_tf import bounds, replicas, seeds
+from dregs_tf.models import batches, calls, specs, steps
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.followers import Followers
 from dregs_tf.models.metrics import Mean
 
 tfd = tfp.distributions
-
-# What a seed is drawn for: training and evaluation never share noise.
-_TRAIN, _EVALUATE, _LOG_LIKELIHOOD = range(3)
 
 
 class LatentVariableModel(keras.Model):
@@ -43,6 +39,7 @@ class LatentVariableModel(keras.Model):
 
   # What `compile` makes.
   followers: Followers | None = None
+  _has_losses = _calls_checked = False
   _frozen = False
   _specs: dict | None = None  # What its layers are built for.
 
@@ -51,6 +48,7 @@ class LatentVariableModel(keras.Model):
     # Made here and not by `compile`: a model that was built takes no further metrics.
     self._bound_metric = Mean(name="bound")
     self._sample_size_metric = Mean(name="effective_sample_size")
+    self._regularization_metric = Mean(name="regularization")
 
   @property
   def float_dtype(self) -> tf.DType:
@@ -85,9 +83,9 @@ class LatentVariableModel(keras.Model):
   def target_log_prob(self, x, z, context=None) -> tf.Tensor:
     """log p(x, z | context) in nats, [num_samples, batch_size]."""
     x, context = self._as_tensors(x), self._as_tensors(context)
-    likelihood = self.likelihood(z, context)
+    likelihood = calls.call(self.likelihood, z, context)
     likelihood = likelihood.log_prob(batches.cast_for(likelihood, x))
-    prior = self.prior(context).log_prob(z)
+    prior = calls.call(self.prior, context).log_prob(z)
     if likelihood.shape.rank != prior.shape.rank:
       raise ValueError(
         f"{type(self).__name__}: log p(x | z) and log p(z) must have the shape [num_samples, "
@@ -106,6 +104,7 @@ class LatentVariableModel(keras.Model):
     num_samples: int,
     seed=None,
     part: replicas.Part | None = None,
+    training: bool | None = None,
     **options,
   ) -> bounds.Estimate:
     """`bounds.estimate` of observations x [batch_size, ...]: the bound of each and its gradient.
@@ -117,20 +116,28 @@ class LatentVariableModel(keras.Model):
       num_samples: K.
       seed: as `bounds.estimate` takes it; the same on every replica.
       part: which part of a global batch x is, on a replica.
+      training: whether the layers are in training mode. None: as the step that this is called in;
+        in inference mode outside of `fit`.
       **options: `num_backward_samples`.
     """
     x, context = self._as_tensors(x), self._as_tensors(context)
-    proposal = self.proposal(x, context)
-    with replicas.noise_of(part, seed, shared=draws_for_whole_batch(proposal)) as seed:
-      return bounds.estimate(
-        bound,
-        lambda z: self.target_log_prob(x, z, context),
-        proposal,
-        num_samples,
-        seed=seed,
-        stopped_proposal=self.stopped_proposal(proposal),
-        **options,
-      )
+
+    def target_log_prob(z):
+      calls.note_samples(z)
+      return self.target_log_prob(x, z, context)
+
+    with calls.mode(self, training):
+      proposal = calls.call(self.proposal, x, context)
+      with replicas.noise_of(part, seed, shared=draws_for_whole_batch(proposal)) as seed:
+        return bounds.estimate(
+          bound,
+          target_log_prob,
+          proposal,
+          num_samples,
+          seed=seed,
+          stopped_proposal=self.stopped_proposal(proposal),
+          **options,
+        )
 
   def compile(
     self,
@@ -191,13 +198,15 @@ class LatentVariableModel(keras.Model):
     vars(self).pop("_log_likelihood", None)  # compiled for an earlier `jit_compile`
     compiled = functools.partial(tf.function, jit_compile=True, reduce_retracing=True)
     wrap = compiled if jit_compile_replica else (lambda function: function)
-    self._replica_gradients, self._replica_evaluate = wrap(self._gradients), wrap(self._evaluate)
+    self._replica_gradients = wrap(functools.partial(steps.gradients_of, self))
+    self._replica_evaluate = wrap(functools.partial(steps.evaluate, self))
     self.bound = bound
     self.num_samples = int(num_samples)
     self.num_backward_samples = num_backward_samples
     self.seed = random.randint(1, int(1e9)) if seed is None else seed
-    self._bound_metric.reset_state()
-    self._sample_size_metric.reset_state()
+    for metric in (self._bound_metric, self._sample_size_metric, self._regularization_metric):
+      metric.reset_state()
+    self._has_losses = self._calls_checked = False
     self._compile_arguments = {
       "optimizer": self.optimizer,
       "seed": self.seed,
@@ -259,7 +268,10 @@ class LatentVariableModel(keras.Model):
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
     """The running means that training and evaluation report, and a subclass' own metrics."""
-    return [metric for metric in super().metrics if metric is not self._loss_tracker]
+    hidden = [self._loss_tracker]
+    if not self._has_losses:
+      hidden.append(self._regularization_metric)
+    return [metric for metric in super().metrics if all(metric is not other for other in hidden)]
 
   def call(self, inputs):
     """The expected observation at a sampled z, as `reconstruct`; how Keras builds the model."""
@@ -346,8 +358,9 @@ class LatentVariableModel(keras.Model):
 
   def _evaluate_once(self, x, context) -> None:
     """Uses every layer, which builds those that are not."""
-    z = self.proposal(x, context).sample(1, seed=[0, 0])
-    self.target_log_prob(x, z, context)
+    with calls.mode(self, training=False):
+      z = calls.call(self.proposal, x, context).sample(1, seed=[0, 0])
+      self.target_log_prob(x, z, context)
 
   def make_train_function(self, force: bool = False):
     """Keras' hook before the first step: variables are not made on a replica."""
@@ -368,19 +381,22 @@ class LatentVariableModel(keras.Model):
     # of an optimizer that scales the loss, only that of the one inside moves.
     optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
     step = tf.cast(getattr(optimizer, "_iterations", optimizer.iterations), tf.int32)
-    gradients, others, *values = self._replica_gradients(
-      x, context, step, replicas.part_of_batch(x)
-    )
-    logs = self._update_metrics(*values)
+    part = replicas.part_of_batch(x)
+    if not self._calls_checked:
+      calls.check(self, x, context)
+      self._calls_checked = True
+    with calls.averaged_statistics(self, part, batches.size(x)):
+      result = self._replica_gradients(x, context, step, part)
+    logs = self._update_metrics(x, result.values)
     variables = self.trainable_variables
     self.followers.build(variables)
     logs |= self.followers.update(
-      gradients,
-      others,
-      groups=lambda: self._gradient_groups(x, context, variables),
+      result.bound,
+      result.others,
+      groups=lambda: steps.variable_groups(self, x, context),
       scale=-self.optimizer.scale_loss(tf.ones([])),
     )
-    self.optimizer.apply(gradients, variables)
+    self.optimizer.apply(result.total(), variables)
     return _as_logs(logs)
 
   def test_step(self, data) -> dict[str, tf.Tensor]:
@@ -391,7 +407,7 @@ class LatentVariableModel(keras.Model):
     seen = tf.cast(self._bound_metric.count, tf.int32)
     part = replicas.part_of_batch(x, seen)
     seen = seen if part is None else part.seen
-    return _as_logs(self._update_metrics(*self._replica_evaluate(x, context, seen, part)))
+    return _as_logs(self._update_metrics(x, self._replica_evaluate(x, context, seen, part)))
 
   def _split(self, data):
     """(context, x) of a batch."""
@@ -405,46 +421,6 @@ class LatentVariableModel(keras.Model):
 
   def _as_tensors(self, structure):
     return batches.as_tensors(structure, self.float_dtype)
-
-  def _gradients(self, x, context, step, part):
-    """The gradients, which replicas sum, those of others by name, and what `_evaluate` returns."""
-    # In here, as `fold_in` too draws other numbers with XLA than without.
-    seed = self._seed_for(_TRAIN, step)
-    total = batches.size(x) if part is None else part.total
-    if self.followers.side_by_side_argument:
-      return self._gradients_side_by_side(x, context, seed, part, total)
-    with tf.GradientTape() as tape:
-      estimate = self._estimate(
-        x, context, seed, part, num_backward_samples=self.num_backward_samples
-      )
-      objective = estimate.objective
-      loss = -tf.reduce_sum(objective) / tf.cast(total, objective.dtype)
-      scaled_loss = self.optimizer.scale_loss(loss)
-    gradients = tape.gradient(scaled_loss, self.trainable_variables)
-    return gradients, {}, objective, iw.effective_sample_size(estimate.log_weights)
-
-  def _gradients_side_by_side(self, x, context, seed, part, total):
-    """What `_gradients` returns, with the gradients of further bounds on the same samples."""
-    shared = draws_for_whole_batch(self.proposal(x, context))
-    with replicas.noise_of(part, seed, shared=shared) as seed:
-      result = side_by_side.differentiate(
-        self.followers.estimators(),
-        lambda z: self.target_log_prob(x, z, context),
-        lambda: self.proposal(x, context),
-        self.trainable_variables,
-        self.num_samples,
-        seed,
-        scale=-self.optimizer.scale_loss(tf.ones([])) / tf.cast(total, tf.float32),
-      )
-    others = self.followers.by_name(result)
-    sample_size = iw.effective_sample_size(result.log_weights)
-    return result.total(), others, result.values[0], sample_size
-
-  def _evaluate(self, x, context, seen, part):
-    """The bound and the effective sample size of each example."""
-    seed = self._seed_for(_EVALUATE, seen)
-    estimate = self._estimate(x, context, seed, part)
-    return estimate.objective, iw.effective_sample_size(estimate.log_weights)
 
   def log_likelihood(self, x, num_samples: int = 5000, context=None, seed=0) -> tf.Tensor:
     """log p(x | context) of each example in nats, [batch_size]: the bound L_K with K = num_samples.
@@ -462,12 +438,13 @@ class LatentVariableModel(keras.Model):
     x, context = self._as_tensors(x), self._as_tensors(context)
     num_examples = batches.static_size(x)
     batch = max(1, min(num_examples, 100))
-    seed = seeds.fold_in(seeds.stateless(seed), _LOG_LIKELIHOOD)
+    seed = seeds.fold_in(seeds.stateless(seed), steps.LOG_LIKELIHOOD)
     parts = []
     for start in range(0, num_examples, batch):
       part_seed = seeds.fold_in(seed, start)
       x_part, context_part = batches.take((x, context), slice(start, start + batch))
-      parts.append(self._log_likelihood(x_part, context_part, num_samples, part_seed))
+      with calls.mode(self, training=False):
+        parts.append(self._log_likelihood(x_part, context_part, num_samples, part_seed))
     return tf.concat(parts, axis=0) if parts else tf.zeros([0])
 
   @functools.cached_property
@@ -484,7 +461,7 @@ class LatentVariableModel(keras.Model):
     def log_likelihood(x, context, num_samples, seed):
       return bounds.log_likelihood(
         lambda z: self.target_log_prob(x, z, context),
-        self.proposal(x, context),
+        calls.call(self.proposal, x, context),
         num_samples,
         seed,
       )
@@ -502,55 +479,36 @@ class LatentVariableModel(keras.Model):
     """
     context = self._as_tensors(context)
     seed = seeds.stateless(seed)
-    prior = self.prior(context)
-    shape = [n]
-    if all(part.rank == 0 for part in tf.nest.flatten(prior.batch_shape)):
-      # The likelihood takes z of shape [num_samples, batch_size, ...].
-      shape = [n, 1 if context is None else batches.size(context)]
-    z = prior.sample(shape, seed=seeds.fold_in(seed, 0))
-    likelihood = self.likelihood(z, context)
-    x = likelihood.mean() if mean else likelihood.sample(seed=seeds.fold_in(seed, 1))
+    with calls.mode(self, training=False):
+      prior = calls.call(self.prior, context)
+      shape = [n]
+      if all(part.rank == 0 for part in tf.nest.flatten(prior.batch_shape)):
+        # The likelihood takes z of shape [num_samples, batch_size, ...].
+        shape = [n, 1 if context is None else batches.size(context)]
+      z = prior.sample(shape, seed=seeds.fold_in(seed, 0))
+      likelihood = calls.call(self.likelihood, z, context)
+      x = likelihood.mean() if mean else likelihood.sample(seed=seeds.fold_in(seed, 1))
     return x if context is not None else tf.nest.map_structure(lambda part: part[:, 0], x)
 
   def reconstruct(self, x, context=None, seed=None):
     """Returns the likelihood's mean at one sample of the proposal, for x [batch_size, ...]."""
     x, context = self._as_tensors(x), self._as_tensors(context)
-    z = self.proposal(x, context).sample(1, seed=seeds.stateless(seed))
-    return tf.nest.map_structure(lambda part: part[0], self.likelihood(z, context).mean())
+    with calls.mode(self, training=None):
+      z = calls.call(self.proposal, x, context).sample(1, seed=seeds.stateless(seed))
+      mean = calls.call(self.likelihood, z, context).mean()
+    return tf.nest.map_structure(lambda part: part[0], mean)
 
-  def _estimate(self, x, context, seed, part, **options) -> bounds.Estimate:
-    if part is not None:
-      options["part"] = part
-    return self.estimate(
-      x, context, bound=self.bound, num_samples=self.num_samples, seed=seed, **options
-    )
-
-  def _seed_for(self, purpose: int, step: tf.Tensor) -> tf.Tensor:
-    """A seed for the noise of a step."""
-    return seeds.fold_in(seeds.stateless(self.seed), purpose, step)
-
-  def _update_metrics(self, objective, effective_sample_size) -> dict[str, tf.Tensor]:
-    self._bound_metric.update_state(objective)
-    self._sample_size_metric.update_state(effective_sample_size)
+  def _update_metrics(self, x, values: steps.Values) -> dict[str, tf.Tensor]:
+    self._bound_metric.update_state(values.objective)
+    self._sample_size_metric.update_state(values.sample_size)
+    if values.losses is not None:
+      self._has_losses = True
+      self._regularization_metric.update_state(values.losses, sample_weight=batches.size(x))
     return {metric.name: metric.result() for metric in self.metrics}
 
   def _get_metrics_result_or_logs(self, logs) -> dict:
     """Keras' hook: what an epoch reports. The metrics' own values, which are of all replicas."""
     return {**(logs or {}), **self.get_metrics_result()}
-
-  def _gradient_groups(self, x, context, variables) -> dict[str, list[int]]:
-    """The places among the variables of those that the proposal and that p depend on.
-
-    Read off which gradients exist. Only traced: nothing of it is executed in a compiled step.
-    """
-    with tf.GradientTape(persistent=True) as tape:
-      z = self.proposal(x, context).sample(1, seed=[0, 0])
-      log_p = self.target_log_prob(x, tf.nest.map_structure(tf.stop_gradient, z), context)
-    groups = {
-      name: [i for i, g in enumerate(tape.gradient(target, variables)) if g is not None]
-      for name, target in (("proposal", z), ("model", log_p))
-    }
-    return {name: places for name, places in groups.items() if places}
 
 
 def _as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -1,0 +1,233 @@
+"""Calls a model's layers as Keras would: in training or inference mode, with noise from a seed.
+
+A step calls `prior`, `proposal` and `likelihood`, which are methods, not layers; the layers in them
+have to learn from somewhere whether they train. Each step runs inside `step`, which opens a call
+context of Keras, so that Dropout, BatchNormalization and every layer with a `training` argument
+behaves as inside a Keras model that is called with it, and `add_loss` collects.
+
+Layers draw noise from Keras' seed generators, variables that count up. A step sets them from its
+own seed first: its noise is a function of the seed and of the step's number, as that of the samples
+is, so a run that is interrupted and resumed draws what an uninterrupted one does.
+"""
+
+import contextlib
+import contextvars
+import inspect
+from collections.abc import Callable, Iterator
+
+import keras
+import tensorflow as tf
+
+from dregs_tf import evaluation, replicas, seeds
+from dregs_tf.models import keras_privates
+
+# Folded into a step's seed: the layers' noise is not that of the samples.
+_LAYERS = 2
+
+# Folded into that: what has a seed generator, and what has none.
+_GENERATORS, _GLOBAL = range(2)
+
+
+class Step:
+  """A step in progress. `seen`: the samples that the likelihood is evaluated at, None before."""
+
+  seen = None
+
+
+_step = contextvars.ContextVar("step", default=None)
+
+
+@contextlib.contextmanager
+def mode(model: keras.Model, training: bool | None) -> Iterator[None]:
+  """Has the layers called inside train or not; with None, as the call in progress, if there is one.
+
+  Losses that layers added before are cleared, unless a call is in progress, as Keras does.
+  """
+  outer = keras_privates.training()
+  if outer is None:
+    keras_privates.clear_losses(model)
+  with keras_privates.call_context(bool(outer if training is None else training)):
+    yield
+
+
+@contextlib.contextmanager
+def step(
+  model: keras.Model, *, training: bool, seed: tf.Tensor, part: replicas.Part | None
+) -> Iterator[Step]:
+  """Runs a step: its layers train or not, and their noise is a function of the seed.
+
+  The losses that layers add inside are the model's `losses`; they are cleared at the end.
+
+  Args:
+    model: the model whose layers are called.
+    training: whether they are in training mode.
+    seed: the step's stateless seed, the same on every replica.
+    part: the replica's part of the batch; every replica draws noise of its own.
+  """
+  seed = seeds.fold_in(seed, _LAYERS)
+  if part is not None:
+    seed = seeds.fold_in(seed, part.replica)
+  _seed_generators(model, seeds.fold_in(seed, _GENERATORS))
+  keras_privates.clear_losses(model)
+  current = Step()
+  token = _step.set(current)
+  try:
+    with (
+      keras_privates.global_seed_generator(_Unseeded(seeds.fold_in(seed, _GLOBAL))),
+      keras_privates.call_context(training),
+    ):
+      yield current
+  finally:
+    _step.reset(token)
+    keras_privates.clear_losses(model)
+
+
+def _seed_generators(model: keras.Model, seed: tf.Tensor) -> None:
+  """Sets every seed generator from the seed, its place and the seed that its layer was given."""
+  for place, generator in enumerate(keras_privates.seed_generators(model)):
+    given = generator.get_config()["seed"]
+    words = [] if given is None else seeds.words(given)
+    state = seeds.fold_in(seed, place, *words)
+    generator.state.assign(tf.cast(state, generator.state.dtype))
+
+
+class _Unseeded:
+  """Stands for Keras' global seed generator: the n-th draw of a step is a function of its seed."""
+
+  def __init__(self, seed: tf.Tensor):
+    self._seed = seed
+    self.count = 0
+
+  def next(self, ordered: bool = True) -> tf.Tensor:
+    """Returns the next stateless seed."""
+    del ordered
+    self.count += 1
+    return seeds.fold_in(self._seed, self.count)
+
+
+def sum_of_losses(model: keras.Model) -> tf.Tensor | None:
+  """Adds up the losses of this step that layers and regularizers add; None if there are none."""
+  losses = [tf.reduce_sum(tf.cast(loss, model.float_dtype)) for loss in model.losses]
+  return tf.add_n(losses) if losses else None
+
+
+@contextlib.contextmanager
+def averaged_statistics(
+  model: keras.Model, part: replicas.Part | None, size: tf.Tensor
+) -> Iterator[None]:
+  """Has replicas agree on the statistics that layers keep, BatchNormalization's for instance.
+
+  Each replica's layers see its own part of the batch. The change of each statistic is averaged over
+  the replicas, by their numbers of examples.
+
+  Args:
+    model: the model whose layers are called inside.
+    part: the replica's part of the batch; None changes nothing.
+    size: its number of examples.
+  """
+  variables = [] if part is None else keras_privates.statistics(model)
+  before = [tf.identity(variable) for variable in variables]
+  yield
+  if not variables:
+    return
+  share = tf.cast(size, tf.float32) / tf.cast(part.total, tf.float32)
+  changes = [
+    # A replica without examples has statistics that are no numbers.
+    tf.math.multiply_no_nan(variable - old, tf.cast(share, old.dtype))
+    for variable, old in zip(variables, before, strict=True)
+  ]
+  changes = tf.distribute.get_replica_context().all_reduce("SUM", changes)
+  for variable, old, change in zip(variables, before, changes, strict=True):
+    variable.assign(old + change)
+
+
+def note_samples(z) -> None:
+  """Notes what the likelihood is evaluated at, for the gradient of losses that it adds."""
+  current = _step.get()
+  if current is not None:
+    current.seen = z
+
+
+def call(method: Callable, *args):
+  """Calls a model's prior, proposal or likelihood, with `training` if it takes that argument."""
+  training = keras_privates.training()
+  kwargs = {}
+  if "training" in inspect.signature(method).parameters:
+    kwargs["training"] = bool(training)
+  # Within a call, a context of its own: a layer inside that is called with another `training` does
+  # not change it for the other methods.
+  own = contextlib.nullcontext() if training is None else keras_privates.call_context(training)
+  with own:
+    return method(*args, **kwargs)
+
+
+def check(model, x, context) -> None:
+  """Raises if layers would see different noise or statistics where they must see the same.
+
+  A distribution may call layers itself, as a flow or a joint distribution does, once to sample and
+  once for each density; with `num_backward_samples`, prior and likelihood are evaluated twice.
+
+  Args:
+    model: a compiled `LatentVariableModel` whose layers are built.
+    x: a batch of observations.
+    context: their contexts, or None.
+  """
+  if tf.executing_eagerly():
+    _check(model, x, context)
+  else:
+    # In a graph of its own, which is never run.
+    tf.function(lambda: _check(model, x, context), autograph=False).get_concrete_function()
+
+
+def _check(model, x, context) -> None:
+  with (
+    _Watch() as watch,
+    keras_privates.global_seed_generator(watch),
+    keras_privates.call_context(True),
+  ):
+    proposal = call(model.proposal, x, context)
+    before = watch.count
+    proposal, z = evaluation.draw(proposal, 1, seed=tf.zeros([2], tf.int32))
+    proposal.log_prob(z)
+    if watch.count > before:
+      raise ValueError(
+        f"{type(model).__name__}.proposal: the {type(proposal).__name__} that it returns calls "
+        "layers that draw noise, keep statistics or add losses in training (such as Dropout, "
+        "BatchNormalization, ActivityRegularization). It calls them again for every density, and "
+        "samples and densities would not agree. Call such layers in proposal itself, or with "
+        "training=False."
+      )
+    before = watch.count
+    model.target_log_prob(x, z, context)
+    all_recorded = model.num_backward_samples in (None, model.num_samples)
+    if not all_recorded and watch.count > before:
+      raise ValueError(
+        f"num_backward_samples={model.num_backward_samples} evaluates prior and likelihood twice, "
+        f"and {type(model).__name__} calls layers there that draw noise, keep statistics or add "
+        "losses in training (such as Dropout, BatchNormalization, ActivityRegularization). Drop "
+        "num_backward_samples, or call them with training=False."
+      )
+
+
+class _Watch(keras.StatelessScope):
+  """Counts how often layers draw noise, assign variables and add losses, and keeps none of it."""
+
+  def __init__(self):
+    super().__init__(collect_losses=True)
+    self.count = 0
+
+  def add_update(self, update) -> None:
+    """Counts an assignment, a seed generator's for instance."""
+    del update
+    self.count += 1
+
+  def add_loss(self, loss) -> None:
+    """Counts a loss."""
+    del loss
+    self.count += 1
+
+  def next(self, ordered: bool = True) -> tf.Tensor:
+    """Counts a draw of noise without a seed, and returns a stateless seed."""
+    del ordered
+    self.count += 1
+    return tf.zeros([2], tf.int32)

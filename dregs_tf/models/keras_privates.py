@@ -1,0 +1,75 @@
+"""What the models take from Keras that Keras does not promise to keep. Checked with Keras 3.15.1.
+
+A layer resolves its `training` argument, and clears its losses, with the help of a call context
+that the outermost `Layer.__call__` opens and that layers inside find in a thread's global state.
+The three methods of a model are called by the library rather than by a layer, so the library opens
+that context. Seed generators and statistics are listed layer by layer, since the public lists mix
+them with other variables.
+
+`base.py` overrides three hooks of Keras' Trainer besides: `_maybe_symbolic_build`,
+`_get_metrics_result_or_logs` and, to leave it out of the metrics, `_loss_tracker`.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+_CALL_CONTEXT = "current_call_ctx"
+
+
+def training() -> bool | None:
+  """Returns whether the call in progress trains; None if no call is in progress."""
+  context = global_state.get_global_attribute(_CALL_CONTEXT)
+  return None if context is None else bool(context.get_value("training"))
+
+
+@contextlib.contextmanager
+def call_context(training: bool) -> Iterator[None]:
+  """Has the layers called inside run as if a layer were called with this `training`.
+
+  It is a context of its own: a layer inside that is called with another `training` changes it for
+  the layers after it, as in Keras, but never for those outside.
+  """
+  outer = global_state.get_global_attribute(_CALL_CONTEXT)
+  context = CallContext(entry_layer=None)  # No layer, so that none closes it.
+  context.set_value("training", training)
+  global_state.set_global_attribute(_CALL_CONTEXT, context)
+  try:
+    yield
+  finally:
+    global_state.set_global_attribute(_CALL_CONTEXT, outer)
+
+
+@contextlib.contextmanager
+def global_seed_generator(generator) -> Iterator[None]:
+  """Has `keras.random` draw from `generator.next(ordered)` where it is given no seed."""
+  outer = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+  global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+  try:
+    yield
+  finally:
+    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, outer)
+
+
+def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
+  """Returns the seed generators of the model and its layers, in an order that loading keeps."""
+  return [g for layer in model._flatten_layers() for g in layer._seed_generators]
+
+
+def statistics(model: keras.Model) -> list[keras.Variable]:
+  """Returns the variables of floats that layers assign themselves, such as moving averages."""
+  return [
+    variable
+    for layer in model._flatten_layers()
+    for variable in layer._non_trainable_variables
+    if keras.backend.is_float_dtype(variable.dtype)
+  ]
+
+
+def clear_losses(model: keras.Model) -> None:
+  """Forgets the losses that layers added in earlier calls."""
+  model._clear_losses()

@@ -1,0 +1,164 @@
+"""A step of training or evaluation on one replica: what it computes before anything is updated."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from dregs_tf import gradients, replicas, seeds, side_by_side
+from dregs_tf import importance_weights as iw
+from dregs_tf.models import batches, calls
+from dregs_tf.models.conditional import draws_for_whole_batch
+
+# What a seed is drawn for: training and evaluation never share noise.
+TRAIN, EVALUATE, LOG_LIKELIHOOD = range(3)
+
+
+class Values(NamedTuple):
+  """What a step reports.
+
+  objective: the bound of each example in nats, [batch_size].
+  sample_size: the effective sample size of each example, [batch_size].
+  losses: the sum of the losses that layers added, a scalar; None if they added none.
+  """
+
+  objective: tf.Tensor
+  sample_size: tf.Tensor
+  losses: tf.Tensor | None
+
+
+class Gradients(NamedTuple):
+  """What a training step computes: gradients of the scaled loss, of each variable or None.
+
+  bound: of the mean negative bound over the global batch; replicas sum them.
+  others: the same for other bounds, by name.
+  losses: of the losses that layers added; None if they added none.
+  values: what the step reports.
+  """
+
+  bound: list
+  others: dict[str, list]
+  losses: list | None
+  values: Values
+
+  def total(self) -> list:
+    """Returns the gradient that the optimizer applies."""
+    return self.bound if self.losses is None else side_by_side.add(self.bound, self.losses)
+
+
+def gradients_of(model, x, context, step, part) -> Gradients:
+  """Computes the gradients of a training step of a compiled `LatentVariableModel`.
+
+  Args:
+    model: the model.
+    x: observations, Tensors of shape [batch_size, ...].
+    context: contexts, or None.
+    step: the step's number, an int32 scalar.
+    part: the replica's part of the batch, or None.
+  """
+  # In here, as `fold_in` too draws other numbers with XLA than without.
+  seed = _seed_for(model, TRAIN, step)
+  total = batches.size(x) if part is None else part.total
+  if model.followers.side_by_side_argument:
+    return _gradients_side_by_side(model, x, context, seed, part, total)
+  variables = model.trainable_variables
+  with (
+    calls.step(model, training=True, seed=seed, part=part) as current,
+    tf.GradientTape(persistent=True) as tape,
+  ):
+    estimate = _estimate(
+      model, x, context, seed, part, num_backward_samples=model.num_backward_samples
+    )
+    objective = estimate.objective
+    loss = -tf.reduce_sum(objective) / tf.cast(total, objective.dtype)
+    scaled_loss = model.optimizer.scale_loss(loss)
+    losses = calls.sum_of_losses(model)
+    scaled_losses = _scaled(model, losses)
+  return Gradients(
+    tape.gradient(scaled_loss, variables),
+    {},
+    gradients.of_loss(tape, scaled_losses, variables, current.seen, estimate.samples),
+    Values(objective, iw.effective_sample_size(estimate.log_weights), losses),
+  )
+
+
+def _gradients_side_by_side(model, x, context, seed, part, total) -> Gradients:
+  """Computes what `gradients_of` returns, with further bounds on the same samples."""
+  shared = False
+  if part is not None:
+    with calls.mode(model, training=False):
+      shared = draws_for_whole_batch(calls.call(model.proposal, x, context))
+  with (
+    calls.step(model, training=True, seed=seed, part=part),
+    replicas.noise_of(part, seed, shared=shared) as seed,
+  ):
+    result = side_by_side.differentiate(
+      model.followers.estimators(),
+      lambda z: model.target_log_prob(x, z, context),
+      lambda: calls.call(model.proposal, x, context),
+      model.trainable_variables,
+      model.num_samples,
+      seed,
+      scale=-model.optimizer.scale_loss(tf.ones([])) / tf.cast(total, tf.float32),
+      added_loss=lambda: _scaled(model, calls.sum_of_losses(model)),
+    )
+    losses = calls.sum_of_losses(model)
+  return Gradients(
+    result.total(),
+    model.followers.by_name(result),
+    result.added,
+    Values(result.values[0], iw.effective_sample_size(result.log_weights), losses),
+  )
+
+
+def evaluate(model, x, context, seen, part) -> Values:
+  """Computes what an evaluation step reports; arguments as for `gradients_of`.
+
+  Args:
+    model: the model.
+    x: observations.
+    context: contexts, or None.
+    seen: how many examples the evaluation has seen before, an int32 scalar.
+    part: the replica's part of the batch, or None.
+  """
+  seed = _seed_for(model, EVALUATE, seen)
+  with calls.step(model, training=False, seed=seed, part=part):
+    estimate = _estimate(model, x, context, seed, part)
+    losses = calls.sum_of_losses(model)
+  return Values(estimate.objective, iw.effective_sample_size(estimate.log_weights), losses)
+
+
+def variable_groups(model, x, context) -> dict[str, list[int]]:
+  """Returns the places among the trainable variables of those that q and that p depend on.
+
+  They are read off which gradients exist: in a compiled step, none of it is executed.
+  """
+  variables = model.trainable_variables
+  with calls.mode(model, training=False), tf.GradientTape(persistent=True) as tape:
+    z = calls.call(model.proposal, x, context).sample(1, seed=[0, 0])
+    log_p = model.target_log_prob(x, tf.nest.map_structure(tf.stop_gradient, z), context)
+  groups = {
+    name: [i for i, g in enumerate(tape.gradient(target, variables)) if g is not None]
+    for name, target in (("proposal", z), ("model", log_p))
+  }
+  return {name: places for name, places in groups.items() if places}
+
+
+def _estimate(model, x, context, seed, part, **options):
+  if part is not None:
+    options["part"] = part
+  return model.estimate(
+    x, context, bound=model.bound, num_samples=model.num_samples, seed=seed, **options
+  )
+
+
+def _seed_for(model, purpose: int, step: tf.Tensor) -> tf.Tensor:
+  """Returns a seed for the noise of a step."""
+  return seeds.fold_in(seeds.stateless(model.seed), purpose, step)
+
+
+def _scaled(model, losses: tf.Tensor | None) -> tf.Tensor | None:
+  """Returns a replica's share of the losses, scaled as the optimizer scales losses."""
+  if losses is None:
+    return None
+  num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+  return model.optimizer.scale_loss(losses / num_replicas)
