@@ -181,4 +181,9 @@ def add(first: Sequence, second: Sequence) -> list[tf.Tensor | None]:
 def _add(first: tf.Tensor | None, second: tf.Tensor | None) -> tf.Tensor | None:
   if first is None or second is None:
     return second if first is None else first
+  if all(isinstance(gradient, tf.IndexedSlices) for gradient in (first, second)):
+    # Sparse stays sparse, as on one tape: Adam updates only the rows that a sparse gradient has.
+    values = tf.concat([first.values, second.values], axis=0)
+    indices = tf.concat([tf.cast(g.indices, tf.int64) for g in (first, second)], axis=0)
+    return tf.IndexedSlices(values, indices, first.dense_shape)
   return tf.convert_to_tensor(first) + tf.convert_to_tensor(second)

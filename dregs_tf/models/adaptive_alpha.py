@@ -8,12 +8,13 @@ g_I that of IWAE-DReG, g_R that of RWS-DReG. The paper leaves the choice of alph
 one differs between tasks. Baydin et al. (2017) adapt a learning rate by the derivative of the next
 step's objective in it; here the same is done for alpha.
 
-Adam moves phi_{t+1} = phi_t + eta u_t, u = m / (sqrt(v) + eps), with debiased moving averages m of
-g and v of g^2. Had the steps that they remember been taken with this alpha, then
+Adam moves phi_{t+1} = phi_t + eta u_t, u = m / (sqrt(v) + eps_t), with debiased moving averages m
+of g and v of g^2, and eps_t = eps / sqrt(1 - beta_2^t) in Keras. Had the steps that they remember
+been taken with this alpha, then
 
   m(alpha) = m_I + alpha m_D   and so   dm/dalpha = m_D, the average of D,
   dv/dalpha = s, the average of dg^2/dalpha = 2 g D,
-  du/dalpha = m_D / (sqrt(v) + eps)  -  m s / (2 sqrt(v) (sqrt(v) + eps)^2).
+  du/dalpha = m_D / (sqrt(v) + eps_t)  -  m s / (2 sqrt(v) (sqrt(v) + eps_t)^2).
 
 A gradient does not act at once: through m, the effect on phi of its mean and of its noise is spread
 over the next 1 / (1 - beta_1) steps. The slope of phi itself is followed for as long, with the
@@ -40,10 +41,11 @@ import tensorflow as tf
 
 from dregs_tf.models.averages import Averages
 
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+# Alpha's own Adam: it takes some hundred steps at least from one end of [0, 1] to the other.
+_LEARNING_RATE, _BETA_1, _BETA_2, _EPSILON = 2e-3, 0.9, 0.999, 1e-8
 
-# Of alpha's own Adam: from one end of [0, 1] to the other takes some hundred steps at least.
-_LEARNING_RATE = 2e-3
+# Options with which an optimizer's steps are no longer those of the formulas above.
+_REFUSED = ("gradient_accumulation_steps", "clipnorm", "clipvalue", "global_clipnorm")
 
 
 class AdaptiveAlpha(Averages):
@@ -51,11 +53,19 @@ class AdaptiveAlpha(Averages):
 
   Args:
     initial_alpha: where it starts, in [0, 1].
+    optimizer: trains the model: `keras.optimizers.Adam` or AdamW. The hypergradient takes the
+      gradient of an Embedding for dense; Adam itself skips the rows that a batch has no use for.
     **kwargs: of a Keras layer.
+
+  Raises:
+    ValueError: if the optimizer's steps are not those of Adam.
   """
 
-  def __init__(self, initial_alpha: float, **kwargs):
+  def __init__(self, initial_alpha: float, optimizer: keras.optimizers.Optimizer, **kwargs):
     super().__init__(**kwargs)
+    adam = _as_adam(optimizer)
+    self._beta_1, self._beta_2 = float(adam.beta_1), float(adam.beta_2)
+    self._epsilon = float(adam.epsilon)
     start = keras.initializers.Constant(initial_alpha)
     self.alpha = self.add_average("alpha", initializer=start)
 
@@ -81,20 +91,21 @@ class AdaptiveAlpha(Averages):
     for i, g_i, g_r in gradients:
       difference = g_r - g_i
       g = g_i + used * difference
-      _follow(self._m[i], g, _BETA_1)
-      _follow(self._m_slope[i], difference, _BETA_1)
-      _follow(self._v[i], g**2, _BETA_2)
-      _follow(self._v_slope[i], 2 * g * difference, _BETA_2)
-      self._z[i].assign(_BETA_1 * self._z[i] + self._slope(i))
+      _follow(self._m[i], g, self._beta_1)
+      _follow(self._m_slope[i], difference, self._beta_1)
+      _follow(self._v[i], g**2, self._beta_2)
+      _follow(self._v_slope[i], 2 * g * difference, self._beta_2)
+      self._z[i].assign(self._beta_1 * self._z[i] + self._slope(i))
 
   def _slope(self, i: int) -> tf.Tensor:
     """du/dalpha of variable i, as of the last step."""
-    first, second = 1 - _BETA_1**self._steps, 1 - _BETA_2**self._steps
+    first, second = 1 - self._beta_1**self._steps, 1 - self._beta_2**self._steps
+    epsilon = self._epsilon / tf.sqrt(second)
     m, m_slope = self._m[i] / first, self._m_slope[i] / first
     v_slope = self._v_slope[i] / second
     root = tf.sqrt(self._v[i] / second)
-    shift = tf.math.divide_no_nan(m * v_slope, 2 * root * (root + _EPSILON) ** 2)
-    return m_slope / (root + _EPSILON) - shift
+    shift = tf.math.divide_no_nan(m * v_slope, 2 * root * (root + epsilon) ** 2)
+    return m_slope / (root + epsilon) - shift
 
   def _move(self, hypergradient: tf.Tensor) -> None:
     """One step of Adam, upwards, within [0, 1]."""
@@ -108,3 +119,19 @@ class AdaptiveAlpha(Averages):
 
 def _follow(average, new, decay: float) -> None:
   average.assign(decay * average + (1 - decay) * new)
+
+
+def _as_adam(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Adam:
+  """Returns the Adam that an optimizer is, or scales the loss for; raises if it is none."""
+  adam = getattr(optimizer, "inner_optimizer", optimizer)
+  takes_adams_steps = getattr(type(adam), "update_step", None) is keras.optimizers.Adam.update_step
+  if not takes_adams_steps or adam.amsgrad:
+    name = type(adam).__name__ + "(amsgrad=True)" * takes_adams_steps
+    raise ValueError(
+      f"adapt_alpha follows the steps of Adam or AdamW without amsgrad, got optimizer {name}."
+    )
+  for option in _REFUSED:
+    value = getattr(adam, option)
+    if value is not None:
+      raise ValueError(f"adapt_alpha needs an optimizer without {option}, got {option}={value}.")
+  return adam

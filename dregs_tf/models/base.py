@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import bounds, replicas, seeds
-from dregs_tf.models import batches, calls, specs, steps
+from dregs_tf.models import batches, calls, freezing, specs, steps
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.followers import Followers
 from dregs_tf.models.metrics import Mean
@@ -40,11 +40,11 @@ class LatentVariableModel(keras.Model):
   # What `compile` makes.
   followers: Followers | None = None
   _has_losses = _calls_checked = False
-  _frozen = False
   _specs: dict | None = None  # What its layers are built for.
 
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
+    self._thaw = freezing.freeze([])
     # Made here and not by `compile`: a model that was built takes no further metrics.
     self._bound_metric = Mean(name="bound")
     self._sample_size_metric = Mean(name="effective_sample_size")
@@ -180,8 +180,10 @@ class LatentVariableModel(keras.Model):
     for each in (bound, *tracked):
       bounds.check_num_samples(num_samples, each)
     bounds.check_num_backward_samples(num_backward_samples, num_samples)
+    optimizer = keras.optimizers.get(optimizer)
     followers = Followers(
       bound,
+      optimizer,
       gradient_statistics=gradient_statistics,
       track_variance=tracked,
       adapt_alpha=adapt_alpha,
@@ -213,10 +215,8 @@ class LatentVariableModel(keras.Model):
       "freeze_model": freeze_model,
       **kwargs,
     }
-    if freeze_model or self._frozen:
-      for layer in self.model_layers:
-        layer.trainable = not freeze_model
-      self._frozen = freeze_model
+    self._thaw()
+    self._thaw = freezing.freeze(self.model_layers if freeze_model else [])
     self.followers = followers
     self._build_followers()
 

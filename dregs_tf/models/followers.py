@@ -24,17 +24,19 @@ class Followers:
 
   Args:
     bound: the bound that is trained on.
+    optimizer: the optimizer that trains on it.
     gradient_statistics: whether to follow the gradient that is trained on.
     track_variance: further bounds whose gradients of the proposal to follow.
     adapt_alpha: whether alpha of the bound dreg_alpha moves.
 
   Raises:
-    ValueError: if a bound is tracked twice, or there is no alpha to adapt.
+    ValueError: if a bound is tracked twice, or there is no alpha to adapt, or no Adam to follow.
   """
 
   def __init__(
     self,
     bound: bounds.Bound,
+    optimizer: keras.optimizers.Optimizer,
     *,
     gradient_statistics: bool = False,
     track_variance: Sequence[bounds.Bound] = (),
@@ -49,7 +51,9 @@ class Followers:
     self.gradient_statistics = gradient_statistics
     names = [_TRAINED] * gradient_statistics + list(self.tracked)
     self.moments = GradientMoments(names) if names else None
-    self.adaptive_alpha = AdaptiveAlpha(dict(bound.options)["alpha"]) if adapt_alpha else None
+    self.adaptive_alpha = None
+    if adapt_alpha:
+      self.adaptive_alpha = AdaptiveAlpha(dict(bound.options)["alpha"], optimizer)
     self._bound = bound
 
   @property

@@ -1,0 +1,45 @@
+"""Freezes layers in such a way that each gets its own flags back."""
+
+from collections.abc import Callable, Iterable
+
+import keras
+
+
+def freeze(layers: Iterable[keras.layers.Layer]) -> Callable[[], None]:
+  """Makes layers, and all that they hold, not trainable.
+
+  Args:
+    layers: the layers to freeze.
+
+  Returns:
+    A function that gives every layer and variable back the flag `trainable` that it had.
+  """
+  layers = list(layers)
+  ordered = _outer_first(layers)
+  held = ordered + [variable for layer in layers for variable in layer.variables]
+  flags = [(item, item.trainable) for item in held]
+  for layer in layers:
+    layer.trainable = False
+
+  def thaw():
+    # A layer's flag overwrites those of all that it holds, which therefore come after it.
+    for item, trainable in flags:
+      item.trainable = trainable
+
+  return thaw
+
+
+def _outer_first(layers: Iterable[keras.layers.Layer]) -> list[keras.layers.Layer]:
+  """The layers and all layers within them, each after every layer that holds it."""
+  seen, ordered = set(), []
+
+  def visit(layer):
+    if id(layer) not in seen:
+      seen.add(id(layer))
+      for inner in layer._flatten_layers(include_self=False, recursive=False):
+        visit(inner)
+      ordered.append(layer)
+
+  for layer in layers:
+    visit(layer)
+  return ordered[::-1]
