@@ -178,6 +178,11 @@ def _describe(value) -> str:
   return f"{kind} {getattr(value, '__qualname__', None) or repr(value)}"
 
 
+def watch(tape: tf.GradientTape, samples) -> None:
+  """Has the tape record what becomes of samples, as far as they are differentiable."""
+  tape.watch([leaf for leaf in tf.nest.flatten(samples) if leaf.dtype.is_floating])
+
+
 def of_loss(
   tape: tf.GradientTape, loss: tf.Tensor | None, variables: Sequence, seen, samples
 ) -> list[tf.Tensor | None] | None:
@@ -190,20 +195,17 @@ def of_loss(
     tape: a persistent tape that recorded the loss.
     loss: a scalar, or None, whose gradient is None.
     variables: what to take the gradient of.
-    seen: z as log p was given it, a structure of Tensors, or None.
+    seen: z as log p was given it, a structure of Tensors that the tape watches, or None.
     samples: z itself, of the same structure.
   """
   if loss is None:
     return None
-  seen = [] if seen is None else tf.nest.flatten(seen)
-  total, slopes = tape.gradient(loss, [list(variables), seen])
-  pairs = [
-    (z, gated, slope)
-    for z, gated, slope in zip(tf.nest.flatten(samples), seen, slopes, strict=False)
-    if slope is not None
-  ]
-  if pairs:
-    z, gated, slopes = zip(*pairs, strict=True)
+  pairs = [] if seen is None else zip(*map(tf.nest.flatten, (samples, seen)), strict=True)
+  pairs = [(z, gated) for z, gated in pairs if gated.dtype.is_floating]
+  total, slopes = tape.gradient(loss, [list(variables), [gated for _, gated in pairs]])
+  reached = [(*pair, s) for pair, s in zip(pairs, slopes, strict=True) if s is not None]
+  if reached:
+    z, gated, slopes = zip(*reached, strict=True)
     path, scaled = (tape.gradient(t, variables, output_gradients=slopes) for t in (z, gated))
     total = [_combine(*parts) for parts in zip(total, path, scaled, strict=True)]
   return total

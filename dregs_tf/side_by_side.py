@@ -19,7 +19,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import evaluation
 from dregs_tf.bounds import Bound, get
-from dregs_tf.gradients import expand_to, of_loss
+from dregs_tf.gradients import expand_to, of_loss, watch
 from dregs_tf.proposals import Requirement
 
 tfd = tfp.distributions
@@ -92,8 +92,7 @@ def differentiate(
     log_q = proposal.log_prob(stopped)
     # New tensors: a bijector's cache would answer for the old ones, past the watch.
     leaves = tf.nest.map_structure(tf.identity, stopped)
-    if has_path:
-      tape.watch(leaves)
+    watch(tape, leaves)
     log_p, score = evaluation.same_shape(target_log_prob_fn(leaves), log_q, num_samples)
     loss = added_loss() if added_loss else None
   log_weights = evaluation.stopped_log_weights(log_p, score, num_samples)

@@ -14,7 +14,7 @@ from dregs_tf.bounds import Bound, check_num_samples
 from dregs_tf.bounds import get as get_bound
 from dregs_tf.diagnostics import statistics
 from dregs_tf.diagnostics.report import Comparison, Row
-from dregs_tf.models import batches
+from dregs_tf.models import batches, calls
 from dregs_tf.models.base import LatentVariableModel
 
 # Between two calls of a compiled loop of measurements, the progress bar moves and Ctrl-C works.
@@ -68,7 +68,8 @@ def compare(
 
   Args:
     model: a model, compiled by Keras or not. Nothing of it is changed, except that its variables
-      are made if it has not seen a batch yet.
+      are made if it has not seen a batch yet. Its layers are in inference mode: measurements share
+      one function of the parameters, without dropout.
     batch: observations [batch_size, ...], or a pair (context, observation) of such.
     bounds: `bounds.Bound`s or names. The references that they need are measured as well.
     num_samples: K, or several of them; a bound is left out where K is too small for it.
@@ -254,16 +255,17 @@ def _gradients(
 
   @tf.function(autograph=False, jit_compile=jit_compile)
   def by_variable(number):
-    result = side_by_side.differentiate(
-      bounds,
-      lambda z: model.target_log_prob(x, z, context),
-      lambda: model.proposal(x, context),
-      model.trainable_variables,
-      num_samples,
-      seeds.fold_in(seed, number),
-      scale=1 / batches.static_size(x),
-      with_model=False,
-    )
+    with calls.mode(model, training=False):
+      result = side_by_side.differentiate(
+        bounds,
+        lambda z: model.target_log_prob(x, z, context),
+        lambda: calls.call(model.proposal, x, context),
+        model.trainable_variables,
+        num_samples,
+        seeds.fold_in(seed, number),
+        scale=1 / batches.static_size(x),
+        with_model=False,
+      )
     return [[g for g in gradients if g is not None] for gradients in result.proposal]
 
   def as_matrix(number):

@@ -35,6 +35,16 @@ class LatentVariableModel(keras.Model):
   where its layers compute in less), integers and booleans as they are: indices stay exact. What is
   handed to the likelihood's log_prob is cast to the likelihood's own dtype, unless that would round
   floats to integers.
+
+  Layers behave as in any Keras model. In `fit` they are in training mode: Dropout drops, and
+  BatchNormalization takes the statistics of the batch (and, in a likelihood, of all its samples);
+  everywhere else they are in inference mode. A method that takes an argument `training` is given
+  it. The noise of layers and of `keras.random` in a step is a function of `compile`'s seed and the
+  step's number. Regularizers and `add_loss` are part of the objective and reported as
+  `regularization`, apart from the bound. Two things are refused: with `num_backward_samples`, a
+  likelihood or prior whose layers draw noise, keep statistics or add losses, since it is evaluated
+  twice; and such layers that the proposal's distribution calls itself, as a joint distribution's
+  functions do, since they would differ between samples and densities.
   """
 
   # What `compile` makes.

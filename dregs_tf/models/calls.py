@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from dregs_tf import evaluation, replicas, seeds
+from dregs_tf import evaluation, gradients, replicas, seeds
 from dregs_tf.models import keras_privates
 
 # Folded into a step's seed: the layers' noise is not that of the samples.
@@ -29,8 +29,13 @@ _GENERATORS, _GLOBAL = range(2)
 
 
 class Step:
-  """A step in progress. `seen`: the samples that the likelihood is evaluated at, None before."""
+  """A step in progress: the tape that records it, and the samples that log p is evaluated at.
 
+  tape: a persistent tape, or None where no gradient is taken.
+  seen: a structure of Tensors; None before log p is evaluated.
+  """
+
+  tape: tf.GradientTape | None = None
   seen = None
 
 
@@ -142,10 +147,11 @@ def averaged_statistics(
 
 
 def note_samples(z) -> None:
-  """Notes what the likelihood is evaluated at, for the gradient of losses that it adds."""
+  """Notes what log p is evaluated at, for the gradient of losses that are added meanwhile."""
   current = _step.get()
-  if current is not None:
+  if current is not None and current.tape is not None:
     current.seen = z
+    gradients.watch(current.tape, z)
 
 
 def call(method: Callable, *args):

@@ -65,6 +65,7 @@ def gradients_of(model, x, context, step, part) -> Gradients:
     calls.step(model, training=True, seed=seed, part=part) as current,
     tf.GradientTape(persistent=True) as tape,
   ):
+    current.tape = tape
     estimate = _estimate(
       model, x, context, seed, part, num_backward_samples=model.num_backward_samples
     )
