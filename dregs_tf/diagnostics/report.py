@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from dregs_tf.diagnostics import plot
 
-# An estimator is called biased where p is below this, and this is the most that the rate of false
-# alarms was in simulations (see `measure.compare`).
+# An estimator is called biased where p is below this. The rate of false alarms is the most that was
+# found in simulations (see `measure.compare`).
 _SIGNIFICANCE = 1e-3
 _FALSE_ALARMS = "at most 2 in 1,000"
 
@@ -196,8 +196,7 @@ class Comparison:
 def _about_p() -> str:
   """Explains the column p, and how often it misleads."""
   return (
-    f"p: test of no bias. Below {_SIGNIFICANCE} a bias was found; of unbiased estimators, "
-    f"{_FALSE_ALARMS} get there."
+    f"p: test of no bias. Below {_SIGNIFICANCE}, a bias was found (false alarms: {_FALSE_ALARMS})."
   )
 
 
@@ -226,9 +225,9 @@ def _biased_but_less_noisy(best: Row, rows: Sequence[Row]) -> list[str]:
   first, *others = promising
   size = f"by {_percent(first.bias)} of the gradient (p = {first.p_value:.1g})"
   if not first.is_biased:
-    size = f"here by less than {_percent(first.bias_limit)} of the gradient"
+    size = f"by less than {_percent(first.bias_limit)} of the gradient here"
   text = (
-    f"{first.bound} is biased for {_target(first)}, {size}, but its mean points in a similar "
+    f"{first.bound} is biased for {_target(first)} {size}, but its mean points in a similar "
     f"direction (cosine {first.cosine:.2f}) and its SNR is {_ratio(first.snr, best.snr)} that of "
     f"{best.bound}, so it may train better."
   )

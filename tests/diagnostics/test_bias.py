@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import bounds
-from tests.diagnostics.helpers import compare, row_of
+from tests.diagnostics.helpers import LogNormal, compare, row_of
 from tests.models import helpers
 
 tfd = tfp.distributions
@@ -136,3 +136,25 @@ def test_stl_is_found_to_be_biased_and_iwae_dreg_is_not():
     assert rows[name].cosine > 0.98
   best = "iwae" if rows["iwae"].snr > rows["iwae_dreg"].snr else "iwae_dreg"
   assert result.recommendation.startswith(f"L_K, K = 8: take {best}.")
+
+
+class Step(LogNormal):
+  """A likelihood that jumps where a latent is 1."""
+
+  def likelihood(self, z, context):
+    logits = tf.where(z[..., :1] > 1, 3.0, -3.0) * tf.ones([5])
+    return tfd.Independent(tfd.Bernoulli(logits), 1)
+
+
+def test_a_target_that_is_not_continuous_is_named_as_a_cause():
+  """log p jumps by 3 at the median of the proposal. The statistic is 25; p < 0.001 takes 3.2."""
+  x = np.tile([1.0, 1.0, 1.0, 0.0, 0.0], [8, 1])
+  model = Step()
+  model._build_for(x, None)
+  model.encoder.kernel.assign(tf.zeros([5, 6]))
+  result = compare(model, x, ["iwae_dreg"], 4, 200)
+  row = result.rows[1]
+  assert row.unbiased and row.is_biased
+  take, cause = result.recommendation.splitlines()
+  assert "take iwae." in take
+  assert "iwae_dreg" in cause and "not continuous in z" in cause
