@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import bounds, replicas, seeds
-from dregs_tf.models import batches, calls, freezing, specs, steps
+from dregs_tf.models import batches, calls, freezing, keras_privates, specs, steps
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.followers import Followers
 from dregs_tf.models.metrics import Mean
@@ -54,6 +54,7 @@ class LatentVariableModel(keras.Model):
 
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
+    self.autocast = False  # A call rounds no more than `fit` does: layers cast for themselves.
     self._thaw = freezing.freeze([])
     # Made here and not by `compile`: a model that was built takes no further metrics.
     self._bound_metric = Mean(name="bound")
@@ -323,7 +324,8 @@ class LatentVariableModel(keras.Model):
       context, x, _ = batches.split(inputs, self.float_dtype)
       self._build_for(x, context)
       self._build_followers()
-    return super().__call__(inputs, *args, **kwargs)
+    with keras_privates.without_autocast():
+      return super().__call__(inputs, *args, **kwargs)
 
   def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
     """Exports the forward call, `reconstruct`, as Keras does: `serve` of the artifact.

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.layer import CallContext
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
@@ -53,6 +54,14 @@ def global_seed_generator(generator) -> Iterator[None]:
     yield
   finally:
     global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, outer)
+
+
+def without_autocast() -> contextlib.AbstractContextManager:
+  """Has variables keep their dtype, in a layer called inside whose `autocast` is False, too.
+
+  Outside of any such scope Keras casts the variables of a layer with mixed precision regardless.
+  """
+  return AutocastScope(None)
 
 
 def seed_generators(model: keras.Model) -> list[keras.random.SeedGenerator]:
