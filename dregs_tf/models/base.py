@@ -9,7 +9,16 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import bounds, replicas, seeds
-from dregs_tf.models import batches, calls, freezing, keras_privates, specs, steps
+from dregs_tf.models import (
+  batches,
+  calls,
+  freezing,
+  inputs,
+  keras_privates,
+  log_likelihoods,
+  specs,
+  steps,
+)
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.followers import Followers
 from dregs_tf.models.metrics import Mean
@@ -17,7 +26,7 @@ from dregs_tf.models.metrics import Mean
 tfd = tfp.distributions
 
 
-class LatentVariableModel(keras.Model):
+class LatentVariableModel(inputs.CheckedInputs):
   """A model p(x, z | context) with a proposal q(z | x, context), trained with a Monte Carlo bound.
 
   A subclass defines three methods that return tfp distributions; `compile`, `fit`, `evaluate`,
@@ -95,6 +104,7 @@ class LatentVariableModel(keras.Model):
     """log p(x, z | context) in nats, [num_samples, batch_size]."""
     x, context = self._as_tensors(x), self._as_tensors(context)
     likelihood = calls.call(self.likelihood, z, context)
+    inputs.note_likelihood(self, likelihood, x)
     likelihood = likelihood.log_prob(batches.cast_for(likelihood, x))
     prior = calls.call(self.prior, context).log_prob(z)
     if likelihood.shape.rank != prior.shape.rank:
@@ -364,7 +374,7 @@ class LatentVariableModel(keras.Model):
   def _build_for(self, x, context) -> None:
     """Has every layer built for batches such as these, and remembers their specs for saving."""
     self._specs = specs.of({"x": x, "context": context})
-    if not self.built:
+    if not self.built or self.binary_observations is None:
       self._evaluate_once(x, context)
       self.built = True
 
@@ -435,29 +445,34 @@ class LatentVariableModel(keras.Model):
     return batches.as_tensors(structure, self.float_dtype)
 
   def log_likelihood(self, x, num_samples: int = 5000, context=None, seed=0) -> tf.Tensor:
-    """log p(x | context) of each example in nats, [batch_size]: the bound L_K with K = num_samples.
+    """Estimates log p(x | context) of each example in nats by the bound L_K with K = num_samples.
 
-    Samples are drawn and evaluated a few at a time, so that memory does not grow with num_samples.
+    Samples are drawn and evaluated a few at a time, so that memory does not grow with num_samples,
+    and so are examples, 100 at a time, unless a graph does not know how many there are.
 
     Args:
-      x: observations [batch_size, ...].
+      x: observations [batch_size, ...], or a `tf.data.Dataset` of batches x or (context, x).
       num_samples: K; a positive int.
       context: contexts [batch_size, ...], for a conditional model.
       seed: as `bounds.estimate` takes it.
+
+    Returns:
+      A Tensor of shape [batch_size], or of as many examples as the Dataset has.
+
+    Raises:
+      TypeError: if num_samples is not an int.
+      ValueError: if num_samples is not positive, or if observations are outside [0, 1] and the
+        likelihood is Bernoulli.
     """
     bounds.check_num_samples(num_samples, bounds.get("iwae"))
     num_samples = int(num_samples)
-    x, context = self._as_tensors(x), self._as_tensors(context)
-    num_examples = batches.static_size(x)
-    batch = max(1, min(num_examples, 100))
     seed = seeds.fold_in(seeds.stateless(seed), steps.LOG_LIKELIHOOD)
-    parts = []
-    for start in range(0, num_examples, batch):
-      part_seed = seeds.fold_in(seed, start)
-      x_part, context_part = batches.take((x, context), slice(start, start + batch))
-      with calls.mode(self, training=False):
-        parts.append(self._log_likelihood(x_part, context_part, num_samples, part_seed))
-    return tf.concat(parts, axis=0) if parts else tf.zeros([0])
+    if isinstance(x, tf.data.Dataset):
+      if context is not None:
+        raise ValueError("context must be part of the Dataset's batches, (context, x), got both.")
+      return log_likelihoods.of_dataset(self, x, num_samples, seed)
+    x, context = self._as_tensors(x), self._as_tensors(context)
+    return log_likelihoods.of_arrays(self, x, context, num_samples, seed)
 
   @functools.cached_property
   def _log_likelihood(self):

@@ -20,13 +20,7 @@ class Batch(NamedTuple):
 
 
 def split(data, dtype: tf.DType | str = tf.float32) -> Batch:
-  """Takes a batch apart, and converts its parts.
-
-  A tuple or list is (x,), (context, x) or (context, x, sample_weight); anything else is x. Keras
-  calls the parts x, y and sample_weight, and leaves None in the place of those that there are not:
-  (x, None, sample_weight) is x with weights, as is (None, x, sample_weight). Keras wraps a tuple
-  that is given as the only argument, as in `fit((context, x))`, once more: ((context, x),) is
-  (context, x). An observation of several parts without a context is therefore a dict.
+  """Takes a batch apart, as `parts` does, and converts the parts.
 
   Args:
     data: the batch, made of anything that `tf.convert_to_tensor` takes.
@@ -35,27 +29,39 @@ def split(data, dtype: tf.DType | str = tf.float32) -> Batch:
   Raises:
     ValueError: if there are too many or too few parts.
   """
-  parts = tuple(data) if _is_sequence(data) else (data,)
-  if not 1 <= len(parts) <= 3:
+  context, x, sample_weight = parts(data)
+  return Batch(as_tensors(context, dtype), as_tensors(x, dtype), as_floats(sample_weight, dtype))
+
+
+def parts(data) -> tuple:
+  """Returns (context, x, sample_weight) of a batch, or of whole arrays; None for what is not there.
+
+  A tuple or list is (x,), (context, x) or (context, x, sample_weight); anything else is x. Keras
+  calls the parts x, y and sample_weight, and leaves None in the place of those that there are not:
+  (x, None, sample_weight) is x with weights, as is (None, x, sample_weight). Keras wraps a tuple
+  that is given as the only argument, as in `fit((context, x))`, once more: ((context, x),) is
+  (context, x). An observation of several parts without a context is therefore a dict.
+
+  Raises:
+    ValueError: if there are too many or too few parts.
+  """
+  given = tuple(data) if _is_sequence(data) else (data,)
+  if not 1 <= len(given) <= 3:
     raise ValueError(
       "A batch must be observations x, (x,), a pair (context, x) or (context, x, sample_weight), "
-      f"got {len(parts)} parts."
+      f"got {len(given)} parts."
     )
-  first, second, sample_weight = (*parts, None, None)[:3]
+  first, second, sample_weight = (*given, None, None)[:3]
   if second is not None:
-    context, x = first, second
-  elif _is_sequence(first):
-    inner = split(first, dtype)
-    if sample_weight is None:
-      return inner
-    if inner.sample_weight is not None:
-      raise ValueError("A batch must have one sample_weight, got two.")
-    context, x = inner.context, inner.x
-  else:
-    context, x = None, first
-  if x is None:
+    return first, second, sample_weight
+  if first is None:
     raise ValueError("A batch must have observations, got None.")
-  return Batch(as_tensors(context, dtype), as_tensors(x, dtype), as_floats(sample_weight, dtype))
+  if not _is_sequence(first):
+    return None, first, sample_weight
+  context, x, inner_weight = parts(first)
+  if sample_weight is not None and inner_weight is not None:
+    raise ValueError("A batch must have one sample_weight, got two.")
+  return context, x, inner_weight if sample_weight is None else sample_weight
 
 
 def as_tensors(structure, dtype: tf.DType | str = tf.float32):

@@ -29,6 +29,8 @@ class StructuredVAE(LatentVariableModel):
     **kwargs: of a Keras model, such as `name` and `dtype`.
   """
 
+  binary_observations = True
+
   def __init__(
     self,
     context_mean,
@@ -53,6 +55,12 @@ class StructuredVAE(LatentVariableModel):
     shapes = (context_shape, (None, self.data_mean.size))
     self._specs = specs.from_shape(shapes, self.float_dtype)
     self.built = True
+
+  def _check_parts(self, context, x) -> None:
+    if context is None:
+      raise ValueError(
+        "StructuredVAE takes batches of (context, observation) pairs, got observations alone."
+      )
 
   @property
   def model_layers(self) -> list[keras.layers.Layer]:
@@ -79,10 +87,7 @@ class StructuredVAE(LatentVariableModel):
     return context - tf.constant(self.context_mean, context.dtype)
 
   def _checked(self, context) -> tf.Tensor:
-    if context is None:
-      raise ValueError(
-        "StructuredVAE takes batches of (context, observation) pairs, got observations alone."
-      )
+    self._check_parts(context, None)
     return vae.as_vectors("context", context, self.context_mean.size, self.float_dtype)
 
   def get_config(self):

@@ -28,6 +28,8 @@ class VAE(LatentVariableModel):
     **kwargs: of a Keras model, such as `name` and `dtype`.
   """
 
+  binary_observations = True
+
   def __init__(
     self, data_mean, latent_dim: int = 50, hidden_units: Sequence[int] = (200, 200), **kwargs
   ):
@@ -42,6 +44,9 @@ class VAE(LatentVariableModel):
     self.decoder.build((None, self.latent_dim))
     self._specs = specs.from_shape((None, self.data_mean.size), self.float_dtype)
     self.built = True
+
+  def _check_parts(self, context, x) -> None:
+    refuse_context(self, context)
 
   @property
   def model_layers(self) -> list[keras.layers.Layer]:
@@ -114,6 +119,8 @@ def refuse_context(model: keras.Model, context) -> None:
   """Raises if a model that has no use for a context is given one."""
   if context is not None:
     raise ValueError(
-      f"{type(model).__name__} takes batches of observations alone, got (context, observation) "
-      "pairs: drop the labels, or use a conditional model such as StructuredVAE."
+      f"{type(model).__name__} takes batches of observations alone, got pairs: the first part of a "
+      "pair is a context, the second the observation. Where these are images and their labels, "
+      "drop the labels: dataset.map(lambda image, label: image). A conditional model such as "
+      "StructuredVAE takes (context, observation)."
     )

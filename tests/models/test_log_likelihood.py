@@ -1,5 +1,6 @@
 """Tests of `log_likelihood`: an exact Gaussian model, the noise of its chunks, its memory."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -168,3 +169,70 @@ def test_bad_number_of_samples_is_refused(num_samples, error):
 
 def test_no_examples():
   assert Gaussian().log_likelihood(np.zeros([0, 4], np.float32), num_samples=2).shape == [0]
+
+
+# --- data sets, and batches of unknown size ------------------------------------------------------
+
+
+def test_dataset_gives_the_numbers_of_its_arrays():
+  x = _x(230)
+  model = Gaussian(widen=1.5)
+  expected = model.log_likelihood(x, num_samples=7)
+  dataset = tf.data.Dataset.from_tensor_slices(x).batch(100)
+  np.testing.assert_array_equal(model.log_likelihood(dataset, num_samples=7), expected)
+  # Another batch size draws other noise, for every example its own.
+  other = model.log_likelihood(dataset.unbatch().batch(23), num_samples=5000)
+  assert other.shape == [230]
+  np.testing.assert_allclose(other, _exact(x), atol=0.5)
+  assert model.log_likelihood(dataset.take(0), num_samples=7).shape == [0]
+
+
+def test_dataset_of_pairs():
+  model = helpers.structured()
+  x, context = helpers.binary(7, 6), helpers.binary(7, 4, seed=1)
+  expected = model.log_likelihood(x, num_samples=3, context=context)
+  for parts in ((context, x), (context, x, np.ones(7))):
+    dataset = tf.data.Dataset.from_tensor_slices(parts).batch(10)
+    np.testing.assert_array_equal(model.log_likelihood(dataset, num_samples=3), expected)
+  with pytest.raises(ValueError, match="context must be part of the Dataset"):
+    model.log_likelihood(dataset, num_samples=3, context=context)
+
+
+def test_batch_of_unknown_size():
+  model = Gaussian(widen=1.5)
+  spec = tf.TensorSpec([None, 4], tf.float32)
+  compiled = tf.function(lambda x: model.log_likelihood(x, num_samples=20_000), [spec])
+  assert compiled.get_concrete_function().structured_outputs.shape.rank == 1
+  for batch_size in (3, 130):
+    actual = compiled(_x(batch_size))
+    assert actual.shape == [batch_size]
+    np.testing.assert_allclose(actual, _exact(_x(batch_size)), atol=0.1)
+    np.testing.assert_array_equal(actual, compiled(_x(batch_size)))
+  # A batch of known size stays what it is outside of a graph.
+  inside = tf.function(lambda: model.log_likelihood(_x(3), num_samples=7))()
+  np.testing.assert_allclose(inside, model.log_likelihood(_x(3), num_samples=7), rtol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["tensorflow", "keras"])
+def test_exported_for_serving(how, tmp_path):
+  model = helpers.structured()
+  helpers.perturb(model)
+  specs = [tf.TensorSpec([None, size], tf.float32) for size in (4, 6)]
+
+  def log_likelihood(context, x):
+    return model.log_likelihood(x, num_samples=9, context=context)
+
+  if how == "keras":
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("log_likelihood", log_likelihood, input_signature=specs)
+    archive.write_out(tmp_path, verbose=False)
+  else:
+    module = tf.Module()
+    module.model, module.log_likelihood = model, tf.function(log_likelihood, specs)
+    tf.saved_model.save(module, tmp_path)
+  artifact = tf.saved_model.load(tmp_path)
+  x, context = helpers.binary(5, 6), helpers.binary(5, 4, seed=1)
+  expected = tf.function(log_likelihood, specs)(context, x)
+  np.testing.assert_array_equal(artifact.log_likelihood(context, x), expected)
+  assert artifact.log_likelihood(context[:2], x[:2]).shape == [2]

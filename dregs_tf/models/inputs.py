@@ -1,0 +1,234 @@
+"""What `fit` and `evaluate` are handed, looked at before Keras cuts it into batches."""
+
+import contextlib
+import functools
+import inspect
+import re
+import types
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf.models import batches
+
+tfd = tfp.distributions
+
+# Stands in the message of an assertion inside a tf.data pipeline, followed by the range.
+_MARK = "Observations are not in the unit interval:"
+
+
+class CheckedInputs(keras.Model):
+  """A Keras model that sees to its data before a step: weights, habits, ranges.
+
+  - Keras drops the `sample_weight` of observations without a context; here it arrives.
+  - Observations outside [0, 1] are refused where the likelihood is Bernoulli.
+  - `fit(x, x)` is warned of.
+  """
+
+  # Whether observations must be in [0, 1]. None: as the likelihood turns out to be, the first time
+  # that it is evaluated. Set it in a subclass to decide.
+  binary_observations: bool | None = None
+
+  @functools.wraps(keras.Model.fit)
+  def fit(self, *args, **kwargs):
+    return _call(self, super().fit, args, kwargs)
+
+  @functools.wraps(keras.Model.evaluate)
+  def evaluate(self, *args, **kwargs):
+    if kwargs.get("_use_cached_eval_dataset"):  # From `fit`, which has seen to it.
+      return super().evaluate(*args, **kwargs)
+    return _call(self, super().evaluate, args, kwargs)
+
+  @functools.wraps(keras.Model.train_on_batch)
+  def train_on_batch(self, *args, **kwargs):
+    return _call(self, super().train_on_batch, args, kwargs)
+
+  @functools.wraps(keras.Model.test_on_batch)
+  def test_on_batch(self, *args, **kwargs):
+    return _call(self, super().test_on_batch, args, kwargs)
+
+  def _check_parts(self, context, x) -> None:
+    """Raises if batches lack a part or have one too many, given the specs of their parts."""
+
+
+_PARTS = ("x", "y", "sample_weight")
+
+
+def _call(model: CheckedInputs, method, args, kwargs):
+  """Calls a method of Keras with its data seen to, and explains the errors of wrong data."""
+  call = inspect.signature(method).bind(*args, **kwargs)
+  given = call.arguments
+  data = [given.pop(name, None) for name in _PARTS]
+  try:
+    given |= zip(_PARTS, _seen_to(model, *data), strict=True)
+    validation = given.get("validation_data")
+    if validation is not None:
+      parts = keras.utils.unpack_x_y_sample_weight(validation)
+      given["validation_data"] = keras.utils.pack_x_y_sample_weight(*_seen_to(model, *parts))
+    return method(*call.args, **call.kwargs)
+  except Exception as error:
+    found = re.search(re.escape(_MARK) + r"[^\[]*\[([^]]*)\] \[([^]]*)\]", str(error))
+    if found:
+      raise _not_binary(model, float(found[1]), float(found[2])) from None
+    _explain(error, *data[:2])
+    raise
+
+
+def _seen_to(model: CheckedInputs, x, y, sample_weight) -> tuple:
+  """Returns x, y and sample_weight as Keras is to be given them.
+
+  Raises:
+    ValueError: if batches have the wrong parts, or observations are outside [0, 1] and must not be.
+  """
+  if y is not None and y is x:
+    warnings.warn(
+      "fit(x, x) makes the observations their own context: the second argument is the observation, "
+      "the first what it is conditioned on. An autoencoder takes fit(x).",
+      stacklevel=5,
+    )
+  batch = _look_into(x, y)
+  if batch is not None:
+    _check(model, batch)
+  one_device = model.distribute_strategy.num_replicas_in_sync == 1
+  if isinstance(x, types.GeneratorType):
+    x = _first_checked(model, x)
+  elif isinstance(x, tf.data.Dataset) and one_device and model.binary_observations:
+    x = x.enumerate().map(_assert_first_in_unit_interval)
+  elif y is None and sample_weight is not None and not _makes_batches(x):
+    context, x, own_weight = batches.parts(x)
+    if own_weight is not None:
+      raise ValueError("sample_weight is given twice: as an argument and as the third part of x.")
+    return (context, x, sample_weight), None, None
+  return x, y, sample_weight
+
+
+def _makes_batches(x) -> bool:
+  """Whether x yields batches rather than being arrays that Keras cuts into them."""
+  kinds = (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
+  return isinstance(x, (*kinds, types.GeneratorType))
+
+
+def _look_into(x, y):
+  """Returns the arrays, or one batch or a batch's spec; None where there is no telling."""
+  if isinstance(x, tf.data.Dataset):
+    return x.element_spec
+  if isinstance(x, keras.utils.PyDataset):
+    return x[0]
+  if x is None or _makes_batches(x):
+    return None
+  return x if y is None else (x, y)
+
+
+def _check(model: CheckedInputs, batch) -> None:
+  """Raises if the parts of a batch, arrays or specs, are not what the model takes."""
+  spec = tf.nest.map_structure(_spec_of, batch)
+  model._check_parts(*batches.parts(spec)[:2])
+  if _is_binary(model, spec):
+    _check_unit_interval(model, batches.parts(batch)[1])
+
+
+def _first_checked(model: CheckedInputs, generator):
+  for number, batch in enumerate(generator):
+    if number == 0:
+      _check(model, batch)
+    yield batch
+
+
+def _explain(error: Exception, x, y) -> None:
+  """Adds a note to an error where batches look like (image, label)."""
+  with contextlib.suppress(ValueError):  # Of the wrong number of parts: the error says so.
+    batch = tf.nest.map_structure(_spec_of, _look_into(x, y))
+    context, x, _ = batches.parts(batch)
+    are_arrays = all(isinstance(part, tf.TensorSpec) for part in (context, x))
+    if are_arrays and x.dtype.is_integer and x.shape.rank == 1 and context.shape.ndims != 1:
+      error.add_note(
+        "Batches are pairs (context, observation). Here the observations are integers of shape "
+        f"[batch_size], and the contexts have the shape {context.shape}. Where these are images "
+        "and their labels, turn them round, dataset.map(lambda image, label: (label, image)), or, "
+        "without a context, drop the labels."
+      )
+
+
+# --- observations of a Bernoulli -----------------------------------------------------------------
+
+
+def note_likelihood(model: CheckedInputs, likelihood: tfd.Distribution, x) -> None:
+  """Finds out from a likelihood whether observations must be in [0, 1]; checks x if it has values.
+
+  Raises:
+    ValueError: if x is not in [0, 1] and must be.
+  """
+  if model.binary_observations is None:
+    while isinstance(likelihood, tfd.Independent):
+      likelihood = likelihood.distribution
+    model.binary_observations = isinstance(likelihood, tfd.Bernoulli)
+  check_values(model, x)
+
+
+def check_values(model: CheckedInputs, x) -> None:
+  """Raises a ValueError if x must be in [0, 1], has values, and has others than that."""
+  if model.binary_observations and tf.executing_eagerly():
+    _check_unit_interval(model, x)
+
+
+def _check_unit_interval(model: CheckedInputs, x) -> None:
+  """Raises a ValueError unless the numbers in x, arrays or Tensors, are in [0, 1]; passes specs."""
+  for leaf in tf.nest.flatten(x):
+    values = np.asarray(leaf)
+    if values.size and values.dtype.kind in "biuf":
+      low, high = values.min(), values.max()
+      if not (low >= 0 and high <= 1):
+        raise _not_binary(model, low, high)
+
+
+def _not_binary(model: CheckedInputs, low: float, high: float) -> ValueError:
+  return ValueError(
+    f"{type(model).__name__}: observations must be in [0, 1] for a Bernoulli likelihood, got "
+    f"values from {low:g} to {high:g}. Scale or binarize them; grey values are fine. Pixels of 0 "
+    "to 255 are divided by 255."
+  )
+
+
+def _assert_first_in_unit_interval(number: tf.Tensor, batch):
+  """Returns a batch of a tf.data pipeline, the first of which must be in [0, 1]."""
+  leaves = tf.nest.flatten(batches.parts(batch)[1])
+  leaves = [leaf for leaf in leaves if leaf.dtype.is_floating or leaf.dtype.is_integer]
+
+  def check():
+    for leaf in leaves:
+      low, high = (tf.cast(f(leaf), tf.float64) for f in (tf.reduce_min, tf.reduce_max))
+      inside = tf.logical_or(tf.equal(tf.size(leaf), 0), tf.logical_and(low >= 0, high <= 1))
+      tf.debugging.Assert(inside, [_MARK, low, high])
+    return tf.constant(True)
+
+  checked = tf.cond(tf.equal(number, 0), check, lambda: tf.constant(True))
+  with tf.control_dependencies([checked]):
+    return tf.nest.map_structure(lambda part: None if part is None else tf.identity(part), batch)
+
+
+def _is_binary(model: CheckedInputs, spec) -> bool:
+  """Whether observations must be in [0, 1]; traces the likelihood for a batch of this spec.
+
+  A model that runs eagerly finds out in its first step, before it learns from it.
+  """
+  one_device = model.distribute_strategy.num_replicas_in_sync == 1
+  if model.binary_observations is None and one_device and not model.run_eagerly:
+
+    def trace(data):
+      context, x, _ = batches.split(data, model.float_dtype)
+      model._build_for(x, context)
+
+    tf.function(trace, autograph=False).get_concrete_function(spec)
+  return bool(model.binary_observations)
+
+
+def _spec_of(array) -> tf.TypeSpec | None:
+  """The spec of an array, of any number of examples; a spec is its own."""
+  if array is None or isinstance(array, tf.TypeSpec):
+    return array
+  if not isinstance(array, (np.ndarray, tf.Tensor, tf.Variable)):
+    array = np.asarray(array)
+  return tf.TensorSpec([None, *array.shape[1:]], tf.as_dtype(array.dtype))
