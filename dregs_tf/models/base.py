@@ -69,6 +69,7 @@ class LatentVariableModel(inputs.CheckedInputs):
     self._bound_metric = Mean(name="bound")
     self._sample_size_metric = Mean(name="effective_sample_size")
     self._regularization_metric = Mean(name="regularization")
+    self._num_seen = keras.metrics.Sum(name="num_seen")
 
   @property
   def float_dtype(self) -> tf.DType:
@@ -227,8 +228,7 @@ class LatentVariableModel(inputs.CheckedInputs):
     self.num_samples = int(num_samples)
     self.num_backward_samples = num_backward_samples
     self.seed = random.randint(1, int(1e9)) if seed is None else seed
-    for metric in (self._bound_metric, self._sample_size_metric, self._regularization_metric):
-      metric.reset_state()
+    self.reset_metrics()
     self._has_losses = self._calls_checked = False
     self._compile_arguments = {
       "optimizer": self.optimizer,
@@ -289,10 +289,15 @@ class LatentVariableModel(inputs.CheckedInputs):
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
     """The running means that training and evaluation report, and a subclass' own metrics."""
-    hidden = [self._loss_tracker]
+    hidden = [self._loss_tracker, self._num_seen]
     if not self._has_losses:
       hidden.append(self._regularization_metric)
     return [metric for metric in super().metrics if all(metric is not other for other in hidden)]
+
+  def reset_metrics(self) -> None:
+    """Starts the running means anew, as Keras does before an epoch and an evaluation."""
+    super().reset_metrics()
+    self._num_seen.reset_state()
 
   def call(self, inputs):
     """The expected observation at a sampled z, as `reconstruct`; how Keras builds the model."""
@@ -397,7 +402,8 @@ class LatentVariableModel(inputs.CheckedInputs):
 
   def train_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `fit`: a gradient of the bound's mean over the batch, and an update."""
-    context, x = self._split(data)
+    batch = batches.split(data, self.float_dtype)
+    context, x, _ = batch
     self._build_for(x, context)
     # With gradient accumulation `iterations` stands still between updates, `_iterations` does not;
     # of an optimizer that scales the loss, only that of the one inside moves.
@@ -408,8 +414,8 @@ class LatentVariableModel(inputs.CheckedInputs):
       calls.check(self, x, context)
       self._calls_checked = True
     with calls.averaged_statistics(self, part, batches.size(x)):
-      result = self._replica_gradients(x, context, step, part)
-    logs = self._update_metrics(x, result.values)
+      result = self._replica_gradients(batch, step, part)
+    logs = self._update_metrics(batch, result.values)
     variables = self.trainable_variables
     self.followers.build(variables)
     logs |= self.followers.update(
@@ -423,23 +429,13 @@ class LatentVariableModel(inputs.CheckedInputs):
 
   def test_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `evaluate`: the bound, averaged over examples."""
-    context, x = self._split(data)
-    self._build_for(x, context)
+    batch = batches.split(data, self.float_dtype)
+    self._build_for(batch.x, batch.context)
     # The number of examples seen since the evaluation began tells its batches apart.
-    seen = tf.cast(self._bound_metric.count, tf.int32)
-    part = replicas.part_of_batch(x, seen)
+    seen = tf.cast(self._num_seen.total, tf.int32)
+    part = replicas.part_of_batch(batch.x, seen)
     seen = seen if part is None else part.seen
-    return _as_logs(self._update_metrics(x, self._replica_evaluate(x, context, seen, part)))
-
-  def _split(self, data):
-    """(context, x) of a batch."""
-    context, x, sample_weight = batches.split(data, self.float_dtype)
-    if sample_weight is not None:
-      raise ValueError(
-        "A batch must be observations or a (context, observation) pair, got 3 parts: there are no "
-        "sample weights."
-      )
-    return context, x
+    return _as_logs(self._update_metrics(batch, self._replica_evaluate(batch, seen, part)))
 
   def _as_tensors(self, structure):
     return batches.as_tensors(structure, self.float_dtype)
@@ -525,12 +521,20 @@ class LatentVariableModel(inputs.CheckedInputs):
       mean = calls.call(self.likelihood, z, context).mean()
     return tf.nest.map_structure(lambda part: part[0], mean)
 
-  def _update_metrics(self, x, values: steps.Values) -> dict[str, tf.Tensor]:
-    self._bound_metric.update_state(values.objective)
-    self._sample_size_metric.update_state(values.sample_size)
+  def _update_metrics(self, batch: batches.Batch, values: steps.Values) -> dict[str, tf.Tensor]:
+    size, weights = batches.size(batch.x), batch.sample_weight
+    self._num_seen.update_state(size)
+    of_examples = (
+      (self._bound_metric, values.objective),
+      (self._sample_size_metric, values.sample_size),
+    )
+    for metric, value in of_examples:
+      if weights is not None:
+        value = tf.where(weights == 0, tf.zeros_like(value), value)  # It may be infinite.
+      metric.update_state(value, sample_weight=weights)
     if values.losses is not None:
       self._has_losses = True
-      self._regularization_metric.update_state(values.losses, sample_weight=batches.size(x))
+      self._regularization_metric.update_state(values.losses, sample_weight=size)
     return {metric.name: metric.result() for metric in self.metrics}
 
   def _get_metrics_result_or_logs(self, logs) -> dict:

@@ -11,7 +11,7 @@ class Batch(NamedTuple):
 
   context: contexts, Tensors of shape [batch_size, ...], or None.
   x: observations, Tensors of shape [batch_size, ...].
-  sample_weight: the examples' weights, a Tensor of floats, or None.
+  sample_weight: the examples' weights, a Tensor of floats of shape [batch_size], or None.
   """
 
   context: Any
@@ -27,10 +27,11 @@ def split(data, dtype: tf.DType | str = tf.float32) -> Batch:
     dtype: the floating dtype that floats are cast to.
 
   Raises:
-    ValueError: if there are too many or too few parts.
+    ValueError: if there are too many or too few parts, or not one weight for each example.
   """
   context, x, sample_weight = parts(data)
-  return Batch(as_tensors(context, dtype), as_tensors(x, dtype), as_floats(sample_weight, dtype))
+  context, x = as_tensors(context, dtype), as_tensors(x, dtype)
+  return Batch(context, x, _as_weights(sample_weight, x, dtype))
 
 
 def parts(data) -> tuple:
@@ -38,9 +39,10 @@ def parts(data) -> tuple:
 
   A tuple or list is (x,), (context, x) or (context, x, sample_weight); anything else is x. Keras
   calls the parts x, y and sample_weight, and leaves None in the place of those that there are not:
-  (x, None, sample_weight) is x with weights, as is (None, x, sample_weight). Keras wraps a tuple
-  that is given as the only argument, as in `fit((context, x))`, once more: ((context, x),) is
-  (context, x). An observation of several parts without a context is therefore a dict.
+  (x, None, sample_weight) is x with weights, as are (None, x, sample_weight) and, where
+  tf.distribute takes no None, ((), x, sample_weight). Keras wraps a tuple that is given as the only
+  argument, as in `fit((context, x))`, once more: ((context, x),) is (context, x). An observation of
+  several parts without a context is therefore a dict.
 
   Raises:
     ValueError: if there are too many or too few parts.
@@ -53,7 +55,8 @@ def parts(data) -> tuple:
     )
   first, second, sample_weight = (*given, None, None)[:3]
   if second is not None:
-    return first, second, sample_weight
+    is_empty = isinstance(first, (tuple, list)) and not first
+    return None if is_empty else first, second, sample_weight
   if first is None:
     raise ValueError("A batch must have observations, got None.")
   if not _is_sequence(first):
@@ -85,6 +88,21 @@ def _is_sequence(value) -> bool:
     return False
   leaves = tf.nest.flatten(value)
   return not (leaves and all(isinstance(leaf, numbers.Number) for leaf in leaves))
+
+
+def _as_weights(sample_weight, x, dtype: tf.DType | str) -> tf.Tensor | None:
+  """Converts weights of shape [batch_size] or, as Keras allows, [batch_size, 1]; None stays."""
+  weights = as_floats(sample_weight, dtype)
+  if weights is None:
+    return None
+  if weights.shape.rank == 2 and weights.shape[1] == 1:
+    weights = weights[:, 0]
+  if weights.shape.rank != 1 or not weights.shape.is_compatible_with([static_size(x)]):
+    raise ValueError(
+      "sample_weight must have the shape [batch_size], one weight for each example, got "
+      f"{weights.shape} for a batch of {static_size(x)}."
+    )
+  return weights
 
 
 def as_floats(tensor, dtype: tf.DType | str = tf.float32) -> tf.Tensor | None:

@@ -61,6 +61,11 @@ def _call(model: CheckedInputs, method, args, kwargs):
   """Calls a method of Keras with its data seen to, and explains the errors of wrong data."""
   call = inspect.signature(method).bind(*args, **kwargs)
   given = call.arguments
+  if given.get("class_weight") is not None:
+    raise ValueError(
+      f"class_weight has no meaning here, where there are no classes, got {given['class_weight']}: "
+      "weigh the examples by sample_weight."
+    )
   data = [given.pop(name, None) for name in _PARTS]
   try:
     given |= zip(_PARTS, _seen_to(model, *data), strict=True)
@@ -101,7 +106,8 @@ def _seen_to(model: CheckedInputs, x, y, sample_weight) -> tuple:
     context, x, own_weight = batches.parts(x)
     if own_weight is not None:
       raise ValueError("sample_weight is given twice: as an argument and as the third part of x.")
-    return (context, x, sample_weight), None, None
+    # An empty context, as tf.distribute takes no None.
+    return (() if context is None else context, x, sample_weight), None, None
   return x, y, sample_weight
 
 

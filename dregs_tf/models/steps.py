@@ -29,7 +29,8 @@ class Values(NamedTuple):
 class Gradients(NamedTuple):
   """What a training step computes: gradients of the scaled loss, of each variable or None.
 
-  bound: of the mean negative bound over the global batch; replicas sum them.
+  bound: of the negative bound's sum over the examples, each times its weight, over the number of
+    examples of the global batch; replicas sum them.
   others: the same for other bounds, by name.
   losses: of the losses that layers added; None if they added none.
   values: what the step reports.
@@ -45,32 +46,29 @@ class Gradients(NamedTuple):
     return self.bound if self.losses is None else side_by_side.add(self.bound, self.losses)
 
 
-def gradients_of(model, x, context, step, part) -> Gradients:
+def gradients_of(model, batch: batches.Batch, step, part) -> Gradients:
   """Computes the gradients of a training step of a compiled `LatentVariableModel`.
 
   Args:
     model: the model.
-    x: observations, Tensors of shape [batch_size, ...].
-    context: contexts, or None.
+    batch: the batch, or the replica's part of it.
     step: the step's number, an int32 scalar.
     part: the replica's part of the batch, or None.
   """
   # In here, as `fold_in` too draws other numbers with XLA than without.
   seed = _seed_for(model, TRAIN, step)
-  total = batches.size(x) if part is None else part.total
+  total = batches.size(batch.x) if part is None else part.total
   if model.followers.side_by_side_argument:
-    return _gradients_side_by_side(model, x, context, seed, part, total)
+    return _gradients_side_by_side(model, batch, seed, part, total)
   variables = model.trainable_variables
   with (
     calls.step(model, training=True, seed=seed, part=part) as current,
     tf.GradientTape(persistent=True) as tape,
   ):
     current.tape = tape
-    estimate = _estimate(
-      model, x, context, seed, part, num_backward_samples=model.num_backward_samples
-    )
+    estimate = _estimate(model, batch, seed, part, num_backward_samples=model.num_backward_samples)
     objective = estimate.objective
-    loss = -tf.reduce_sum(objective) / tf.cast(total, objective.dtype)
+    loss = -_weighted_sum(objective, batch.sample_weight) / tf.cast(total, objective.dtype)
     scaled_loss = model.optimizer.scale_loss(loss)
     losses = calls.sum_of_losses(model)
     scaled_losses = _scaled(model, losses)
@@ -82,8 +80,11 @@ def gradients_of(model, x, context, step, part) -> Gradients:
   )
 
 
-def _gradients_side_by_side(model, x, context, seed, part, total) -> Gradients:
+def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
   """Computes what `gradients_of` returns, with further bounds on the same samples."""
+  context, x, sample_weight = batch
+  scale = -model.optimizer.scale_loss(tf.ones([], model.float_dtype))
+  scale /= tf.cast(total, scale.dtype)
   shared = False
   if part is not None:
     with calls.mode(model, training=False):
@@ -99,7 +100,7 @@ def _gradients_side_by_side(model, x, context, seed, part, total) -> Gradients:
       model.trainable_variables,
       model.num_samples,
       seed,
-      scale=-model.optimizer.scale_loss(tf.ones([])) / tf.cast(total, tf.float32),
+      scale=scale if sample_weight is None else scale * sample_weight,
       added_loss=lambda: _scaled(model, calls.sum_of_losses(model)),
     )
     losses = calls.sum_of_losses(model)
@@ -111,19 +112,18 @@ def _gradients_side_by_side(model, x, context, seed, part, total) -> Gradients:
   )
 
 
-def evaluate(model, x, context, seen, part) -> Values:
-  """Computes what an evaluation step reports; arguments as for `gradients_of`.
+def evaluate(model, batch: batches.Batch, seen, part) -> Values:
+  """Computes what an evaluation step reports.
 
   Args:
     model: the model.
-    x: observations.
-    context: contexts, or None.
+    batch: the batch, or the replica's part of it.
     seen: how many examples the evaluation has seen before, an int32 scalar.
     part: the replica's part of the batch, or None.
   """
   seed = _seed_for(model, EVALUATE, seen)
   with calls.step(model, training=False, seed=seed, part=part):
-    estimate = _estimate(model, x, context, seed, part)
+    estimate = _estimate(model, batch, seed, part)
     losses = calls.sum_of_losses(model)
   return Values(estimate.objective, iw.effective_sample_size(estimate.log_weights), losses)
 
@@ -144,12 +144,18 @@ def variable_groups(model, x, context) -> dict[str, list[int]]:
   return {name: places for name, places in groups.items() if places}
 
 
-def _estimate(model, x, context, seed, part, **options):
+def _weighted_sum(values: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+  """Returns the sum of values, each times its weight; a weight of 0 leaves out even infinity."""
+  if weights is None:
+    return tf.reduce_sum(values)
+  return tf.reduce_sum(tf.math.multiply_no_nan(values, tf.cast(weights, values.dtype)))
+
+
+def _estimate(model, batch: batches.Batch, seed, part, **options):
   if part is not None:
     options["part"] = part
-  return model.estimate(
-    x, context, bound=model.bound, num_samples=model.num_samples, seed=seed, **options
-  )
+  options |= {"bound": model.bound, "num_samples": model.num_samples, "seed": seed}
+  return model.estimate(batch.x, batch.context, **options)
 
 
 def _seed_for(model, purpose: int, step: tf.Tensor) -> tf.Tensor:
