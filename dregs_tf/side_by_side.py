@@ -10,6 +10,7 @@ proposal's net alone, which sees 1/K of the rows that the model's net sees. Wher
 same weights, not even that: three backward passes give all estimators of L_K (`basis`).
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import evaluation
-from dregs_tf.bounds import Bound, get
+from dregs_tf.bounds import Bound, Mix
 from dregs_tf.gradients import expand_to, of_loss, watch
 from dregs_tf.proposals import Requirement
 
@@ -82,11 +83,12 @@ def differentiate(
   variables = list(variables)
   if not tf.is_tensor(scale):
     scale = tf.constant(scale, tf.float64)
-  strictest = max(bounds, key=lambda bound: bound.requirement)
-  has_path = strictest.requirement > Requirement.LOG_PROB
+  strictest = max(bounds, key=lambda bound: bound.gradient.requirement)
+  requirement = strictest.gradient.requirement
+  has_path = requirement > Requirement.LOG_PROB
   with tf.GradientTape(persistent=True) as tape:
     proposal, samples = evaluation.draw(
-      make_proposal(), num_samples, seed, strictest.requirement, strictest.name
+      make_proposal(), num_samples, seed, requirement, strictest.name
     )
     stopped = tf.nest.map_structure(tf.stop_gradient, samples)
     log_q = proposal.log_prob(stopped)
@@ -100,7 +102,7 @@ def differentiate(
 
   has_weight = log_weights > log_weights.dtype.min
   if with_model:
-    weight = _away_from_zero(coefficients[0].log_p) * tf.cast(scale, log_weights.dtype)
+    weight = _away_from_zero(coefficients[0].model) * tf.cast(scale, log_weights.dtype)
   else:
     weight = tf.ones_like(log_weights)
   weight = tf.where(has_weight, weight, tf.zeros_like(weight))
@@ -131,30 +133,40 @@ def _slopes(proposal: tfd.Distribution, samples) -> list[tf.Tensor]:
   return tape.gradient(log_q, tf.nest.flatten(z), unconnected_gradients="zero")
 
 
-# What `Bound.mixture` mixes.
-_MIXED = ("iwae_dreg", "rws_dreg", "rws")
+# The gradients that every other `Mix` follows from, in the proposal's parameters.
+_PARTS = (Mix(1, 0, 0), Mix(0, 1, 0), Mix(0, 0, 1))
 
 
 def basis(bounds: Sequence[Bound]) -> tuple[list[Bound], np.ndarray]:
-  """What to differentiate to have several estimators' gradients in the proposal's parameters.
+  """Returns what to differentiate for several estimators' gradients in the proposal's parameters.
 
   Returns:
     Bounds, and the matrix [len(bounds), their number] that makes the gradients of `bounds` of
-    theirs. Those are `bounds` themselves, unless fewer are enough: all mixtures of iwae_dreg,
-    rws_dreg and rws follow from these, and nothing cancels.
+    theirs. Those are `bounds` themselves, unless fewer are enough: all mixes of a value follow from
+    its dreg, wake_dreg and wake (iwae_dreg, rws_dreg and rws, if it is L_K), and nothing cancels.
   """
-  mixtures = [bound.mixture for bound in bounds]
-  factors = np.array([m for m in mixtures if m is not None]).reshape(-1, len(_MIXED))
-  needed = factors.any(axis=0)
-  if needed.sum() >= len(factors):
-    return list(bounds), np.eye(len(bounds))
-  mixed = [get(name) for name, is_needed in zip(_MIXED, needed, strict=True) if is_needed]
-  others = [bound for bound in bounds if bound.mixture is None]
-  matrix = np.zeros([len(bounds), len(mixed) + len(others)])
-  is_mixed = [m is not None for m in mixtures]
-  matrix[is_mixed, : len(mixed)] = factors[:, needed]
-  matrix[np.logical_not(is_mixed), len(mixed) :] = np.eye(len(others))
-  return mixed + others, matrix
+  groups = {}
+  for place, bound in enumerate(bounds):
+    groups.setdefault(place if bound.gradient.is_normalized else bound.total, []).append(place)
+  measured, columns = [], []
+  for value, places in groups.items():
+    factors = np.array([bounds[place].gradient[:3] for place in places], np.float64)
+    needed = factors.any(axis=0)
+    if needed.sum() >= len(places):
+      measured += [bounds[place] for place in places]
+      factors = np.eye(len(places))
+    else:
+      parts = [part for part, is_needed in zip(_PARTS, needed, strict=True) if is_needed]
+      measured += [_with_gradient(value, part) for part in parts]
+      factors = factors[:, needed]
+    for column in factors.T:
+      columns.append(np.zeros(len(bounds)))
+      columns[-1][places] = column
+  return measured, np.stack(columns, axis=1)
+
+
+def _with_gradient(bound: Bound, gradient: Mix) -> Bound:
+  return dataclasses.replace(bound, make_gradient=lambda: gradient)
 
 
 def _away_from_zero(a: tf.Tensor) -> tf.Tensor:
