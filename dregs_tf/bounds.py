@@ -26,10 +26,27 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import catalogue, evaluation, gradients, objectives, seeds, selection
+from dregs_tf import (
+  catalogue,
+  evaluation,
+  gradients,
+  objectives,
+  seeds,
+  selection,
+  surrogate,
+)
+from dregs_tf.coefficients import (
+  Coefficients,
+  ControlVariates,
+  ElboLeaveOneOut,
+  Gradient,
+  LeaveOneOut,
+  Mix,
+  Partial,
+)
 from dregs_tf.evaluation import at_least_float32, log_likelihood
+from dregs_tf.importance_weights import as_scalar
 from dregs_tf.objectives import Terms
-from dregs_tf.proposals import Requirement
 
 __all__ = [
   "Bound",
@@ -38,72 +55,13 @@ __all__ = [
   "Mix",
   "as_bound",
   "estimate",
+  "from_function",
   "get",
   "log_likelihood",
   "names",
 ]
 
 tfd = tfp.distributions
-
-
-class Coefficients(NamedTuple):
-  """a, b, c of the surrogate, Tensors of shape [num_samples, batch_size], stopped."""
-
-  model: tf.Tensor
-  path: tf.Tensor
-  score: tf.Tensor
-
-
-class Mix(NamedTuple):
-  """A gradient whose coefficients mix u, v and u - v: a = u, b = v v + d (u - v), c = s u.
-
-  v, difference, score: the factors v, d, s; numbers, or scalar Tensors. So the proposal's gradient
-    is v dreg + d wake_dreg + s wake of the same value, sample by sample.
-  is_normalized: whether b is divided by its sum over the samples.
-  """
-
-  v: Any
-  difference: Any
-  score: float
-  is_normalized: bool = False
-
-  @property
-  def _numbers(self) -> tuple[float | None, ...]:
-    """Returns the factors, without those that are Tensors: their values may not be known."""
-    return tuple(factor if isinstance(factor, numbers.Real) else None for factor in self[:3])
-
-  @property
-  def requirement(self) -> Requirement:
-    """What it asks of a proposal; a total derivative stops nothing."""
-    if self._numbers[:2] == (0, 0):
-      return Requirement.LOG_PROB
-    return Requirement.REPARAMETERIZED if self.is_total else Requirement.FIXED_SUPPORT
-
-  @property
-  def is_total(self) -> bool:
-    """Whether a = b = -c: the surrogate is sum_i a_i log w_i, the value's total derivative."""
-    return self._numbers == (1, 1, -1)
-
-  def is_unbiased(self, is_linear: bool) -> bool:
-    """Returns whether it is for any proposal, of a value that is linear in the log-weights or not.
-
-    It is where the value is differentiated as it stands, and where the second reparameterization
-    has made the score a path (Eq. 7). Where u = v is a constant, the score has the mean 0.
-    """
-    if is_linear:
-      return self._numbers[0] == 1
-    return self.is_total or (self._numbers == (1, 0, 0) and not self.is_normalized)
-
-  def coefficients(self, terms: Terms) -> Coefficients:
-    """Returns a, b, c, each [num_samples, batch_size]."""
-    if self._numbers[:2] == (1, 1):
-      b = terms.u
-    else:
-      v, difference = (_as_scalar(factor, terms.u.dtype) for factor in self[:2])
-      b = v * terms.v + difference * terms.difference
-    if self.is_normalized:
-      b = tf.math.divide_no_nan(b, tf.reduce_sum(b, axis=0))  # 0 where every term is 0
-    return Coefficients(terms.u, b, self.score * terms.u)
 
 
 # fmt: off
@@ -115,28 +73,32 @@ _GRADIENTS = {
   "wake":      Mix(0, 0,     1),  # Eqs. 8, 13: the wake update
   "wake_dreg": Mix(0, 1,     0),  # Eqs. 9, 14
   "alpha":     lambda alpha: Mix(1 - alpha, alpha, 0),  # Eqs. 10, 16
-  "dreg_norm":      Mix(1, 0, 0, is_normalized=True),  # the authors' released code
-  "wake_dreg_norm": Mix(0, 1, 0, is_normalized=True),
+  "dreg_norm": Mix(1, 0, 0, is_normalized=True),  # the authors' released code
+  "wake_norm": Mix(0, 1, 0, is_normalized=True),
+  "cv":        ControlVariates,
+  # c is s +               u  log(1 - 1/K)   times
+  "vimco":      LeaveOneOut(-1, 1),
+  "vimco_star": LeaveOneOut(-1, 0),
+  "ovis":       lambda gamma: LeaveOneOut(gamma - 1, gamma),
+  "elbo_loo":   ElboLeaveOneOut(),
+  "piwae":      lambda groups: Partial(groups, Mix(1, 1, -1)),
+  "piwae_dreg": lambda groups: Partial(groups, Mix(1, 0, 0)),
 }
 # fmt: on
-
-
-def _as_scalar(value, dtype: tf.DType):
-  """Returns a number as it is, a Tensor or Variable cast to `dtype`."""
-  return value if isinstance(value, numbers.Real) else tf.cast(value, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
   """A bound on log p(x) with an estimator of its gradient. `get` has the published ones.
 
-  Two bounds are equal if their names and options are.
+  Two bounds are equal if their names, options and functions are.
 
   name: what tables and logs call it.
   objective: the value's `Terms` from log-weights [num_samples, batch_size].
   make_gradient: returns the gradient; called at each use, so that options may be Variables.
   options: pairs of names and values.
-  min_samples: the smallest num_samples that it is defined for.
+  function: a user's value function with the name of its gradient, see `from_function`.
+  min_samples, groups: the smallest num_samples that it is defined for, and what has to divide it.
   linear_up_to: up to how many samples the value is linear in the log-weights.
   label, source: what figures call it, and where it was published.
   total: the bound of the same value whose gradient is the total derivative, unbiased; by default
@@ -145,9 +107,11 @@ class Bound:
 
   name: str
   objective: Callable[[tf.Tensor], Terms] = dataclasses.field(compare=False, repr=False)
-  make_gradient: Callable[[], Mix] = dataclasses.field(compare=False, repr=False)
+  make_gradient: Callable[[], Gradient] = dataclasses.field(compare=False, repr=False)
   options: tuple[tuple[str, Any], ...] = ()
+  function: tuple[Callable, str] | None = dataclasses.field(default=None, repr=False)
   min_samples: int = dataclasses.field(default=1, compare=False, repr=False)
+  groups: int = dataclasses.field(default=1, compare=False, repr=False)
   linear_up_to: float = dataclasses.field(default=0, compare=False, repr=False)
   label: str = dataclasses.field(default="", compare=False, repr=False)
   source: str = dataclasses.field(default="", compare=False, repr=False)
@@ -158,7 +122,7 @@ class Bound:
       object.__setattr__(self, "total", self)
 
   @property
-  def gradient(self) -> Mix:
+  def gradient(self) -> Gradient:
     """How the gradient is estimated, with the options as they are now."""
     return self.make_gradient()
 
@@ -171,6 +135,10 @@ class Bound:
     """
     return self.gradient.is_unbiased(is_linear=num_samples <= self.linear_up_to)
 
+  def takes_weight(self, num_samples: int) -> bool:
+    """Returns whether `estimate` takes a `proposal_weight` other than 1."""
+    return self.gradient.takes_weight(is_linear=num_samples <= self.linear_up_to)
+
   def value(self, log_weights: tf.Tensor) -> tf.Tensor:
     """Returns the bound in nats, [batch_size], from log_weights [num_samples, batch_size]."""
     return self.value_and_coefficients(log_weights)[0]
@@ -180,8 +148,15 @@ class Bound:
     return self.value_and_coefficients(log_weights)[1]
 
   @tf.autograph.experimental.do_not_convert
-  def value_and_coefficients(self, log_weights: tf.Tensor) -> tuple[tf.Tensor, Coefficients]:
-    """Returns `value` and `coefficients` at the cost of one; both are stopped."""
+  def value_and_coefficients(
+    self, log_weights: tf.Tensor, proposal_weight=1
+  ) -> tuple[tf.Tensor, Coefficients]:
+    """Returns `value` and `coefficients` at the cost of one; both are stopped.
+
+    Args:
+      log_weights: [num_samples, batch_size], of log p - proposal_weight log q.
+      proposal_weight: a number, or a scalar Tensor.
+    """
     log_weights = at_least_float32(tf.stop_gradient(tf.convert_to_tensor(log_weights)))
     if log_weights.shape[0] is not None:
       check_num_samples(log_weights.shape[0], self, "axis 0 of log_weights")
@@ -189,8 +164,25 @@ class Bound:
     # A sample of weight 0 has no say, also where the weights are 1/K.
     no_weight = log_weights == -math.inf
     weights = (tf.where(no_weight, tf.zeros_like(weight), weight) for weight in weights)
-    coefficients = self.gradient.coefficients(Terms(value, *weights))
+    terms = Terms(value, *weights)
+    coefficients = self.gradient.coefficients(terms, log_weights, proposal_weight)
     return tf.stop_gradient(value), Coefficients(*map(tf.stop_gradient, coefficients))
+
+  def value_and_factors(
+    self, drawn: evaluation.Draw, log_weights: tf.Tensor, proposal_weight=1
+  ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    """Returns the value, and a, b and c, and where only some latents have a path, c of the others.
+
+    That is c_i = F - B_i - weight F_i, where B_i is F without sample i: s - wbar of vimco_star for
+    L_K.
+    """
+    value, coefficients = self.value_and_coefficients(log_weights, proposal_weight)
+    if not drawn.is_mixed:
+      return value, tuple(coefficients)
+    exact = tf.cast(log_weights, tf.float64)
+    c = objectives.added_by_each(self.objective, exact)
+    c -= as_scalar(proposal_weight, tf.float64) * self.objective(exact).u
+    return value, (*coefficients, tf.stop_gradient(tf.cast(c, value.dtype)))
 
 
 def names() -> tuple[str, ...]:
@@ -203,9 +195,9 @@ def get(name: str, **options) -> Bound:
 
   Args:
     name: one of `names()`.
-    **options: `alpha` in [0, 1] for dreg_alpha: the weight of RWS-DReG against IWAE-DReG, 0.9 by
-      default; may be a scalar Tensor or Variable. `order` of 0 or more for jvi and jvi_dreg, 1 by
-      default.
+    **options: the options of that bound in `catalogue.BOUNDS`, such as `alpha` for dreg_alpha and
+      vr_iwae_dreg, `order` for jvi_dreg, `groups` for miwae_dreg. A number may also be a scalar
+      Tensor or Variable, unless it is a count.
 
   Raises:
     ValueError: if there is no such bound, if it does not take the option, or the option's value
@@ -222,10 +214,49 @@ def get(name: str, **options) -> Bound:
     make_gradient=_with_options(gradient, options) if callable(gradient) else lambda: gradient,
     options=tuple(sorted(options.items())),
     min_samples=row.min_samples(**options),
+    groups=row.groups(**options),
     linear_up_to=catalogue.linear_up_to(name),
     label=row.label,
     source=row.source,
     total=None if name == total else get(total, **objective.keywords),
+  )
+
+
+def from_function(
+  value_fn: Callable[[tf.Tensor], tf.Tensor], name: str, gradient: str = "dreg"
+) -> Bound:
+  """Makes a bound of any twice differentiable function of the log-weights.
+
+  For F(l_1, ..., l_K) of independent samples, symmetric or not, the second reparameterization has
+  the coefficients a = F_i, b = F_i - F_ii, c = 0: replace the score part of the total derivative,
+  -E[F_i score_i], by the path F_ii path_i, with the other samples fixed (Eq. 7 for each sample).
+
+  Args:
+    value_fn: takes log-weights [num_samples, batch_size], float64, and returns [batch_size]; each
+      example on its own. The derivatives are autodiff's, with no further evaluation of the model.
+    name: what tables and logs call it; none that `get` takes.
+    gradient: "total" (the plain reparameterization), "dreg", or "stl" (biased unless F is linear).
+
+  Raises:
+    TypeError: if value_fn cannot be called.
+    ValueError: if the name is taken, or there is no such gradient.
+  """
+  kinds = ("total", "dreg", "stl")
+  if not callable(value_fn):
+    raise TypeError(f"value_fn must be a function of the log-weights, got {value_fn!r}.")
+  if not isinstance(name, str) or not name or name in catalogue.BOUNDS:
+    raise ValueError(f"name must be a string that no published bound has, got {name!r}.")
+  if gradient not in kinds:
+    raise ValueError(f"gradient must be one of {', '.join(kinds)}, got {gradient!r}.")
+  total = None if gradient == "total" else from_function(value_fn, f"{name}_total", "total")
+  return Bound(
+    name,
+    objective=functools.partial(gradients.value_and_derivatives, value_fn),
+    make_gradient=lambda: _GRADIENTS[gradient],
+    function=(value_fn, gradient),
+    label=name,
+    source="from_function",
+    total=total,
   )
 
 
@@ -269,6 +300,7 @@ def estimate(
   seed=None,
   stopped_proposal=None,
   num_backward_samples: int | None = None,
+  proposal_weight=1.0,
 ) -> Estimate:
   """Estimates a bound and its gradient for each example with one evaluation of the model.
 
@@ -291,6 +323,9 @@ def estimate(
     num_backward_samples: M of at most K; None for all. The value takes all K samples, the gradient
       a random M of them, heavy ones for certain: cheaper, and unbiased for the gradient of all K
       (see `dregs_tf/selection.py`).
+    proposal_weight: beta of log-weights log r(z) - beta log q(z), where target_log_prob_fn is log r
+      rather than log p(x, z); a number or a scalar Tensor. With r = p(x | z) p(z)^beta it weighs
+      the KL divergence, as annealing and the beta-VAE do.
 
   Returns:
     An `Estimate`. Log-weights, values and coefficients are float32 or better. The objective is to
@@ -305,79 +340,37 @@ def estimate(
   bound = as_bound(bound)
   check_num_samples(num_samples, bound)
   check_num_backward_samples(num_backward_samples, num_samples)
-  seed = seeds.stateless(seed)
-  given = proposal
-  requirement = bound.gradient.requirement
-  proposal, samples = evaluation.draw(proposal, num_samples, seed, requirement, bound.name)
-  if stopped_proposal is not None and stopped_proposal in (given, proposal):
+  check_weight(proposal_weight, bound, num_samples)
+  weight = proposal_weight
+  if stopped_proposal is not None and stopped_proposal is proposal:
     raise ValueError(
       "stopped_proposal is the proposal itself, with nothing stopped: build it from parameters "
       "under tf.stop_gradient, or leave it out."
     )
-  stopped = functools.partial(_stopped, proposal, stopped_proposal)
+  seed = seeds.stateless(seed)
+  drawn = evaluation.draw(proposal, num_samples, seed, bound.gradient.requirement, bound.name)
+  samples = drawn.samples
+  evaluate = functools.partial(
+    surrogate.evaluate, bound.gradient, target_log_prob_fn, drawn, stopped_proposal
+  )
   if num_backward_samples in (None, num_samples):
-    log_p, log_q, set_ratio = _evaluate(requirement, target_log_prob_fn, proposal, stopped, samples)
-    log_p, log_q = evaluation.same_shape(log_p, log_q, num_samples)
-    log_weights = evaluation.stopped_log_weights(log_p, log_q, num_samples)
-    value, (a, b, c) = bound.value_and_coefficients(log_weights)
+    densities = evaluate(samples, num_samples)
+    log_weights = evaluation.stopped_log_weights(*densities[:2], num_samples, weight)
+    value, coefficients = bound.value_and_factors(drawn, log_weights, weight)
   else:
     log_weights = evaluation.log_weights_without_recording(
-      target_log_prob_fn, proposal, samples, num_samples
+      target_log_prob_fn, drawn.proposal, samples, num_samples, weight
     )
-    value, coefficients = bound.value_and_coefficients(log_weights)
-    chosen, (a, b, c) = selection.select(coefficients, num_backward_samples, seeds.fold_in(seed, 1))
-    recorded = tf.nest.map_structure(lambda z: selection.take(z, chosen), samples)
-    log_p, log_q, set_ratio = _evaluate(
-      requirement, target_log_prob_fn, proposal, stopped, recorded
+    value, coefficients = bound.value_and_factors(drawn, log_weights, weight)
+    chosen, coefficients = selection.select(
+      coefficients, num_backward_samples, seeds.fold_in(seed, 1)
     )
-    log_p, log_q = evaluation.same_shape(log_p, log_q, num_backward_samples)
+    samples_of_pass = tf.nest.map_structure(lambda z: selection.take(z, chosen), samples)
+    densities = evaluate(samples_of_pass, num_backward_samples)
 
-  if set_ratio:
-    a, ratio = _finite_ratio(a, b)
-    set_ratio(ratio)
-  # 0 * -inf is 0 here: a sample of weight 0 adds nothing.
-  surrogate = tf.math.multiply_no_nan(log_p, a) + tf.math.multiply_no_nan(
-    log_q, -b if requirement > Requirement.LOG_PROB else c
-  )
-  surrogate = tf.reduce_sum(surrogate, axis=0)
-  return Estimate(value + (surrogate - tf.stop_gradient(surrogate)), log_weights, samples)
-
-
-def _evaluate(requirement: Requirement, target_log_prob_fn, proposal, stopped, samples):
-  """Evaluates log p and log q with the gradients that the bound's surrogate needs, and the gate.
-
-  log p is differentiable in the model's parameters, and in the samples behind a gate whose ratio
-  the third result sets; it is None where there is nothing to set. log q is q itself for a total
-  derivative, q~ where only the score counts, and q^ otherwise.
-  """
-  set_ratio = None
-  if requirement == Requirement.REPARAMETERIZED:
-    log_q, gated = proposal.log_prob(samples), samples
-  elif requirement == Requirement.LOG_PROB:
-    gated = tf.nest.map_structure(tf.stop_gradient, samples)
-    log_q = proposal.log_prob(gated)
-  else:
-    # New tensors: a bijector's cache would answer for the old ones, past the stopped parameters.
-    log_q = stopped().log_prob(tf.nest.map_structure(tf.identity, samples))
-    gated, set_ratio = gradients.gate(samples)
-  return target_log_prob_fn(gated), log_q, set_ratio
-
-
-def _stopped(proposal: tfd.Distribution, stopped_proposal):
-  """Returns the proposal with its parameters stopped: the one given, rebuilt, or wrapped."""
-  if stopped_proposal is not None:
-    return stopped_proposal
-  try:
-    return gradients.stop_parameters(proposal)
-  except ValueError:  # functions and networks, out of reach from outside
-    return gradients.PathOnly(proposal)
-
-
-def _finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """a and b / a, finite where a vanishes, as JVI's can: there a becomes too small to matter."""
-  tiny = tf.constant(1e-20 if a.dtype == tf.float32 else 1e-100, a.dtype)
-  a = tf.where(tf.logical_and(tf.abs(a) < tiny, tf.not_equal(b, 0)), tiny, a)
-  return a, tf.math.divide_no_nan(b, a)
+  total = tf.reduce_sum(surrogate.terms(densities, coefficients, weight), axis=0)
+  # x - stop_gradient(x) is exactly 0, so the value keeps its digits.
+  return Estimate(value + (total - tf.stop_gradient(total)), log_weights, samples)
 
 
 def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_samples") -> None:
@@ -387,6 +380,26 @@ def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_sampl
   if num_samples < bound.min_samples:
     raise ValueError(
       f"{argument} must be at least {bound.min_samples} for {bound.name}, got {num_samples}."
+    )
+  if num_samples % bound.groups:
+    raise ValueError(
+      f"{argument} must be a multiple of groups={bound.groups} for {bound.name}, got {num_samples}."
+    )
+
+
+def check_weight(proposal_weight, bound: Bound, num_samples: int) -> None:
+  """Raises unless it is 1, or a number of 0 or more, or a scalar Tensor, that `bound` takes."""
+  if isinstance(proposal_weight, numbers.Real) and not isinstance(proposal_weight, bool):
+    is_valid = 0 <= proposal_weight < math.inf
+  else:
+    is_valid = hasattr(proposal_weight, "dtype") and len(proposal_weight.shape) == 0
+  if not is_valid:
+    raise ValueError(f"proposal_weight must be 0 or more, got {proposal_weight!r}.")
+  is_one = isinstance(proposal_weight, numbers.Real) and proposal_weight == 1
+  if not (is_one or bound.takes_weight(num_samples)):
+    raise ValueError(
+      f"proposal_weight must be 1 for {bound.name}, got {proposal_weight!r}: no unbiased gradient "
+      f"of the weighted bound has this form. Use {bound.total.name}."
     )
 
 
