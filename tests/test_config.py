@@ -9,7 +9,7 @@ from dregs_tf import config
 from dregs_tf.errors import ConfigError
 
 BAD = [
-  ({"bound": "vimco"}, "--bound", "'vimco'", "iwae_dreg"),
+  ({"bound": "svi"}, "--bound", "'svi'", "iwae_dreg"),
   ({"task": "both"}, "--task", "'both'", "structured"),
   ({"num_samples": 0}, "--num_samples", "got 0", "at least 1"),
   ({"num_samples": -3}, "--num_samples", "got -3", "at least 1"),

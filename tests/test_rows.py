@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dregs_tf import bounds
+from dregs_tf import bounds, side_by_side
 from tests import oracles, rows
 from tests.problems import shared_problem
 
@@ -96,6 +96,40 @@ def test_one_pass_gives_the_surrogates_gradient(name, options, num_backward_samp
   expected = oracles.gradients(tape, literal, problem.parameters)
   for one, other in zip(actual, expected, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_side_by_side_gives_what_estimate_gives():
+  """All rows from one evaluation, at the same samples; the first one's model gradient as well."""
+  problem = shared_problem([2])
+  target = functools.partial(problem.target, problem.parameters)
+  seed = tf.constant([3, 4])
+  for first in (0, 5):
+    asked = [bounds.get(name, **options) for name, options in rows.ROWS[first:] + rows.ROWS[:first]]
+    result = side_by_side.differentiate(
+      asked,
+      target,
+      functools.partial(problem.proposal, problem.parameters),
+      problem.parameters,
+      6,
+      seed,
+    )
+    for i, bound in enumerate(asked):
+      with tf.GradientTape() as tape:
+        estimate = bounds.estimate(bound, target, problem.proposal(problem.parameters), 6, seed)
+        objective = tf.reduce_sum(estimate.objective)
+      np.testing.assert_allclose(result.values[i], estimate.objective, rtol=1e-12)
+      expected = tape.gradient(objective, problem.parameters)
+      if i == 0:
+        for actual, e in zip(result.total(), expected, strict=True):
+          np.testing.assert_allclose(actual, e, rtol=1e-9, atol=1e-10)
+      # All have the model's gradient of a, and wbar is that of most rows.
+      a = bound.coefficients(estimate.log_weights).model
+      with tf.GradientTape() as tape:
+        of_model = tf.reduce_sum(a * problem.tilde_p(estimate.samples))
+      of_model = tape.gradient(of_model, problem.parameters, unconnected_gradients="zero")
+      for actual, m, e in zip(result.proposal[i], of_model, expected, strict=True):
+        actual = 0 if actual is None else actual
+        np.testing.assert_allclose(actual + m, e, rtol=1e-9, atol=1e-10)
 
 
 # --- limits -------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def _check(model, x, context) -> None:
   ):
     proposal = call(model.proposal, x, context)
     before = watch.count
-    proposal, z = evaluation.draw(proposal, 1, seed=tf.zeros([2], tf.int32))
+    proposal, z, _ = evaluation.draw(proposal, 1, seed=tf.zeros([2], tf.int32))
     proposal.log_prob(z)
     if watch.count > before:
       raise ValueError(
