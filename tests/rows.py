@@ -1,9 +1,10 @@
-"""The rows beyond the paper, written out literally in NumPy: value, u, v, and a, b, c."""
+"""The rows beyond the paper, written out literally in NumPy, and three functions of a stranger's."""
 
 import itertools
 import math
 
 import numpy as np
+import tensorflow as tf
 
 from tests import oracles
 
@@ -43,7 +44,7 @@ def value(name, l, options):
 
 
 def coefficients(name, l, options):
-  """a, b, c of the row, each [num_samples, batch_size]: `OBJECTIVES` as it is printed."""
+  """a, b, c of the row, each [num_samples, batch_size]: as they were published."""
   num_samples = len(l)
   wbar = oracles.softmax(l)
   zero = np.zeros_like(l)
@@ -91,3 +92,22 @@ def coefficients(name, l, options):
         (1 - 2 * beta) + beta * (1 - beta) * d + 2 * beta * weights * (1 + beta * d)
       )
   return (u, u, -u) if total else (u, b, zero)
+
+
+def asymmetric(l):
+  return (
+    tf.tanh(l[0] * l[1] / 10) + 0.3 * tf.math.softplus(tf.reduce_logsumexp(l, 0)) + 0.05 * l[2] ** 2
+  )
+
+
+def of_groups(l):
+  """Not exchangeable over groups: the first half counts twice."""
+  size = l.shape[0] // 2
+  return 2 * tf.reduce_logsumexp(l[:size], 0) + tf.sin(tf.reduce_sum(l[size:], 0))
+
+
+def linear(l):
+  return tf.reduce_sum(l * (1.0 + tf.range(l.shape[0], dtype=l.dtype))[:, None], axis=0)
+
+
+FUNCTIONS = [asymmetric, of_groups, linear]

@@ -237,26 +237,7 @@ def test_numbers_of_samples_that_do_not_fit_are_refused():
 # --- a stranger's bound -------------------------------------------------------------------------
 
 
-def asymmetric(l):
-  return (
-    tf.tanh(l[0] * l[1] / 10) + 0.3 * tf.math.softplus(tf.reduce_logsumexp(l, 0)) + 0.05 * l[2] ** 2
-  )
-
-
-def of_groups(l):
-  """Not exchangeable over groups: the first half counts twice."""
-  size = l.shape[0] // 2
-  return 2 * tf.reduce_logsumexp(l[:size], 0) + tf.sin(tf.reduce_sum(l[size:], 0))
-
-
-def linear(l):
-  return tf.reduce_sum(l * (1.0 + tf.range(l.shape[0], dtype=l.dtype))[:, None], axis=0)
-
-
-FUNCTIONS = [asymmetric, of_groups, linear]
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", rows.FUNCTIONS)
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 def test_from_function_equals_finite_differences(function, mode):
   l = log_weights(4, 3, scale=1.0)
@@ -314,9 +295,9 @@ def test_from_function_of_l_k_is_the_row(gradient):
   "arguments,named",
   [
     ((3, "mine"), "value_fn.*got 3"),
-    ((linear, "iwae"), "name.*got 'iwae'"),
-    ((linear, ""), "name.*got ''"),
-    ((linear, "mine", "score"), "gradient.*got 'score'"),
+    ((rows.linear, "iwae"), "name.*got 'iwae'"),
+    ((rows.linear, ""), "name.*got ''"),
+    ((rows.linear, "mine", "score"), "gradient.*got 'score'"),
   ],
 )
 def test_from_function_refuses(arguments, named):

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import bounds
-from tests.test_rows import FUNCTIONS
+from tests.rows import FUNCTIONS
 
 tfd = tfp.distributions
 
