@@ -1,17 +1,175 @@
-"""Names and limits of the library that can be read without TensorFlow."""
+"""The bounds by name: objective, gradient, options, label and source; needs no TensorFlow.
+
+This is the only list of them. `dregs_tf/bounds.py` makes a `Bound` of a row, configurations and
+flags take names and options from here, tables and figures take labels.
+"""
+
+import difflib
+import itertools
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Option(NamedTuple):
+  """An option of a bound: a keyword of `bounds.get`, and a flag."""
+
+  default: Any
+  is_valid: Callable[[Any], bool]
+  allowed: str  # what a message says is allowed
+  help: str
+
+
+class Row(NamedTuple):
+  """A bound: the value, and how its gradient is estimated.
+
+  objective: the name of a function in `dregs_tf/objectives.py`.
+  gradient: a name in the table of gradients in `dregs_tf/bounds.py`.
+  label: what figures call it.
+  source: where it was published.
+  options: by name.
+  min_samples: the smallest num_samples that it is defined for, a function of the options.
+  groups: into how many equal groups it divides the samples, a function of the options.
+  """
+
+  objective: str
+  gradient: str
+  label: str
+  source: str
+  options: Mapping[str, Option] = {}
+  min_samples: Callable[..., int] = lambda **_: 1
+  groups: Callable[..., int] = lambda **_: 1
+
+
+def _is_number(value, low: float, high: float) -> bool:
+  """Whether it is a number in [low, high], or a scalar Tensor or Variable, whose value may move."""
+  if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, numbers.Real):
+    return len(value.shape) == 0
+  is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return is_real and low <= value <= high
+
+
+def _is_int(value, least: int) -> bool:
+  return not isinstance(value, bool) and hasattr(value, "__index__") and value >= least
+
+
+def _is_ladder(betas) -> bool:
+  """Whether it is a sequence of numbers that rises from 0 to 1."""
+  if not isinstance(betas, (list, tuple)) or len(betas) < 2:
+    return False
+  if not all(isinstance(b, numbers.Real) and not isinstance(b, bool) for b in betas):
+    return False
+  return (betas[0], betas[-1]) == (0, 1) and all(a < b for a, b in itertools.pairwise(betas))
+
+
+def _unit(default: float, help: str) -> Option:
+  return Option(default, lambda value: _is_number(value, 0, 1), "in [0, 1]", help)
+
+
+def _scalar(default: float, help: str) -> Option:
+  return Option(default, lambda value: _is_number(value, -math.inf, math.inf), "a number", help)
+
+
+def _count(default: int, least: int, help: str) -> Option:
+  return Option(default, lambda value: _is_int(value, least), f"an int of {least} or more", help)
+
+
+_DREG_ALPHA = {"alpha": _unit(0.9, "weight of RWS-DReG against IWAE-DReG")}  # the authors' default
+_VR_ALPHA = {"alpha": _unit(0.5, "order of the Renyi divergence: L_K at 0, the ELBO at 1")}
+_BETA = {"beta": _unit(0.05, "weight of the mean ELBO against L_K")}
+_GROUPS = {"groups": _count(8, 1, "number of groups of samples")}
+_ORDER = {"order": _count(1, 0, "order of the jackknife")}
+_GAMMA = {"gamma": _unit(1.0, "weight of the mean of rws")}
+_BETAS = {
+  "betas": Option(
+    (0.0, 0.1, 0.4, 1.0), _is_ladder, "a sequence of numbers that rises from 0 to 1", "ladder"
+  )
+}
+_FACTORS = {
+  "a": _scalar(0.0, "factor of the score's control variate, where training starts"),
+  "b": _scalar(1.0, "factor of the second reparameterization, where training starts"),
+  "g": _scalar(0.0, "part of the leave-one-out baseline that is dropped, where training starts"),
+  "d": _scalar(0.0, "part of 1 / K that is dropped, where training starts"),
+}
+
+
+# Options and limits together.
+_JACKKNIFE = (_ORDER, lambda order: order + 1)
+_OTHERS = ({}, lambda: 2)  # each sample is held against the others
+_SCORE = (_GAMMA, lambda gamma: 2)
+_CONTROLS = (_FACTORS, lambda **_: 2)
+_GROUPED = (_GROUPS, lambda groups: groups, lambda groups: groups)
+
+# fmt: off
+BOUNDS = {
+  # name                objective  gradient      label             source, options and limits
+  "elbo":           Row("elbo",    "total",      "ELBO",           "Fig. 1, K ELBOs"),
+  "elbo_stl":       Row("elbo",    "stl",        "ELBO-STL",       "Roeder et al. 2017"),
+  "elbo_loo":       Row("elbo",    "elbo_loo",   "ELBO-LOO",       "Richter et al. 2020", *_OTHERS),
+  "iwae":           Row("iwae",    "total",      "IWAE",           "Eqs. 3, 11"),
+  "iwae_dreg":      Row("iwae",    "dreg",       "IWAE-DReG",      "Eqs. 7, 12"),
+  "rws":            Row("iwae",    "wake",       "RWS",            "Eqs. 8, 13"),
+  "rws_dreg":       Row("iwae",    "wake_dreg",  "RWS-DReG",       "Eqs. 9, 14"),
+  "stl":            Row("iwae",    "stl",        "STL",            "Eq. 15"),
+  "dreg_alpha":     Row("iwae",    "alpha",      "DReG(alpha)",    "Eqs. 10, 16", _DREG_ALPHA),
+  "jvi":            Row("jvi",     "total",      "JVI",            "Sec. 4.2", *_JACKKNIFE),
+  "jvi_dreg":       Row("jvi",     "dreg",       "JVI-DReG",       "Sec. 4.2", *_JACKKNIFE),
+  "iwae_dreg_norm": Row("iwae",    "dreg_norm",  "IWAE-DReG-norm", "authors' code"),
+  "rws_dreg_norm":  Row("iwae",    "wake_norm",  "RWS-DReG-norm",  "authors' code"),
+  "iwae_cv":        Row("iwae",    "cv",         "IWAE-CV",        "authors' code", *_CONTROLS),
+  "vimco":          Row("iwae",    "vimco",      "VIMCO",          "Mnih, Rezende 2016", *_OTHERS),
+  "vimco_star":     Row("iwae",    "vimco_star", "VIMCO*",         "Daudel et al. 2026", *_OTHERS),
+  "ovis":           Row("iwae",    "ovis",       "OVIS",           "Lievin et al. 2020", *_SCORE),
+  "vr_iwae":        Row("vr_iwae", "total",      "VR-IWAE",        "Daudel et al. 2023", _VR_ALPHA),
+  "vr_iwae_dreg":   Row("vr_iwae", "dreg",       "VR-IWAE-DReG",   "Daudel et al. 2023", _VR_ALPHA),
+  "ciwae":          Row("ciwae",   "total",      "CIWAE",          "Rainforth 2018", _BETA),
+  "ciwae_dreg":     Row("ciwae",   "dreg",       "CIWAE-DReG",     "Rainforth 2018", _BETA),
+  "miwae":          Row("miwae",   "total",      "MIWAE",          "Rainforth 2018", *_GROUPED),
+  "miwae_dreg":     Row("miwae",   "dreg",       "MIWAE-DReG",     "Rainforth 2018", *_GROUPED),
+  "piwae":          Row("iwae",    "piwae",      "PIWAE",          "Rainforth 2018", *_GROUPED),
+  "piwae_dreg":     Row("iwae",    "piwae_dreg", "PIWAE-DReG",     "Rainforth 2018", *_GROUPED),
+  "tvo":            Row("tvo",     "total",      "TVO",            "Masrani et al. 2019", _BETAS),
+  "tvo_dreg":       Row("tvo",     "dreg",       "TVO-DReG",       "Masrani et al. 2019", _BETAS),
+}
+# fmt: on
 
 # What `diagnostics.compare` compares by default.
-COMPARED = (
-  "iwae",
-  "iwae_dreg",
-  "stl",
-  "rws",
-  "rws_dreg",
-  "dreg_alpha",
-  "jvi",
-  "jvi_dreg",
-)
+COMPARED = ("iwae", "iwae_dreg", "stl", "rws", "rws_dreg", "dreg_alpha", "jvi", "jvi_dreg")
 
 # With fewer measurements, the test of bias in `diagnostics.compare` is misled too often where
 # gradients are skewed.
 MIN_MEASUREMENTS = 30
+
+
+def total_of(name: str) -> str:
+  """Returns the bound of the same value whose gradient is the total derivative."""
+  objective = BOUNDS[name].objective
+  (total,) = (n for n, r in BOUNDS.items() if (r.objective, r.gradient) == (objective, "total"))
+  return total
+
+
+def linear_up_to(name: str) -> float:
+  """Returns up to how many samples the value is linear in the log-weights: the ELBO's always is."""
+  return math.inf if BOUNDS[name].objective == "elbo" else 1
+
+
+def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a bound's options: those given, and the defaults of the others.
+
+  Raises:
+    ValueError: if there is no such bound, it does not take an option, or a value is not allowed.
+  """
+  if name not in BOUNDS:
+    close = difflib.get_close_matches(str(name), BOUNDS, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ValueError(f"bound must be one of {', '.join(BOUNDS)}, got {name!r}.{hint}")
+  options = BOUNDS[name].options
+  unknown = [option for option in given if option not in options]
+  if unknown:
+    takes = f"only {', '.join(options)}" if options else "no options"
+    raise ValueError(f"bound {name} takes {takes}, got {', '.join(unknown)}.")
+  for option, value in given.items():
+    if not options[option].is_valid(value):
+      raise ValueError(f"{option} must be {options[option].allowed}, got {value!r}.")
+  return {option: default for option, (default, *_) in options.items()} | dict(given)

@@ -9,28 +9,14 @@ import pathlib
 from dregs_tf import catalogue
 from dregs_tf.errors import ConfigError
 
-# `bounds.names()`, without loading TensorFlow; a test compares the two.
-BOUNDS = (
-  "elbo",
-  "elbo_stl",
-  "iwae",
-  "iwae_dreg",
-  "rws",
-  "rws_dreg",
-  "stl",
-  "dreg_alpha",
-  "jvi",
-  "jvi_dreg",
-  "iwae_dreg_norm",
-  "rws_dreg_norm",
-)
 TASKS = ("generative", "structured")
 DISTRIBUTE = ("none", "mirrored", "multi_worker")
 SPLITS = ("train", "valid", "test")
 
-DEFAULT_ALPHA = 0.9  # the authors'
+BOUNDS = tuple(catalogue.BOUNDS)
+DEFAULT_ALPHA = catalogue.BOUNDS["dreg_alpha"].options["alpha"].default
 DEFAULT_INITIAL_ALPHA = 0.5
-DEFAULT_ORDER = 1
+DEFAULT_ORDER = catalogue.BOUNDS["jvi"].options["order"].default
 
 # Shapes, steps and seeds are int32 somewhere below.
 _LARGEST_INT = 2**31 - 1

@@ -5,8 +5,8 @@ take. What they accept, what they call a log-weight and how they go through many
 """
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -29,13 +29,56 @@ _PIECES = 4
 _ASSUMED_BATCH_SIZE = 100
 
 
+class Draw(NamedTuple):
+  """What `draw` returns.
+
+  proposal: without TFP's wrappers.
+  samples: [num_samples, batch_size, ...], or a structure of such Tensors.
+  is_discrete: of each part of a joint distribution, whether it is not reparameterized, if some
+    are and some are not; otherwise empty.
+  """
+
+  proposal: tfd.Distribution
+  samples: Any
+  is_discrete: Sequence[bool] = ()
+
+  @property
+  def is_mixed(self) -> bool:
+    """Whether some parts are reparameterized, and some are not."""
+    return bool(self.is_discrete)
+
+  def with_discrete_stopped(self, samples):
+    """Returns the samples with no gradient through the parts that are not reparameterized."""
+    if not self.is_mixed:
+      return samples
+    parts = self._parts(samples)
+    stopped = [
+      tf.nest.map_structure(tf.stop_gradient, part) if is_discrete else part
+      for part, is_discrete in zip(parts, self.is_discrete, strict=True)
+    ]
+    return self.proposal._model_unflatten(stopped)
+
+  def log_probs_by_kind(self, samples) -> list[tf.Tensor]:
+    """Returns log q of the reparameterized parts, and of the others, given their parents."""
+    parts = self._parts(self.proposal.log_prob_parts(samples))
+    return [
+      tf.add_n(
+        [part for part, is_one in zip(parts, self.is_discrete, strict=True) if is_one == kind]
+      )
+      for kind in (False, True)
+    ]
+
+  def _parts(self, structure) -> list:
+    return self.proposal._model_flatten(structure)  # Private; checked in TFP 0.25.
+
+
 def draw(
   proposal,
   num_samples: int,
   seed: tf.Tensor,
   requirement: proposals.Requirement = proposals.Requirement.LOG_PROB,
   bound_name: str = "this estimator",
-) -> tuple[tfd.Distribution, Any]:
+) -> Draw:
   """Draws from a proposal that meets an estimator's requirement.
 
   Args:
@@ -45,17 +88,14 @@ def draw(
     requirement: what the estimator asks of the proposal.
     bound_name: the estimator's name, for messages.
 
-  Returns:
-    The proposal without TFP's wrappers, and samples [num_samples, batch_size, ...], or a structure
-    of such Tensors.
-
   Raises:
     TypeError: if it is not a distribution.
     ValueError: if it does not meet the requirement.
   """
   proposal = proposals.unwrap(proposal)
+  is_discrete = ()
   if requirement >= proposals.Requirement.REPARAMETERIZED:
-    proposals.check_reparameterized(proposal, bound_name)
+    is_discrete = proposals.discrete_parts(proposal, bound_name)
   if isinstance(proposal, tfd.JointDistribution):
     # The same samples, with the distributions that its functions returned.
     distributions, samples = proposal.sample_distributions(num_samples, seed=seed)
@@ -66,7 +106,7 @@ def draw(
     proposals.warn_of_wrong_gradients(distributions)
   if requirement >= proposals.Requirement.FIXED_SUPPORT:
     proposals.check_fixed_support(distributions, bound_name)
-  return proposal, samples
+  return Draw(proposal, samples, is_discrete)
 
 
 def same_shape(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -100,12 +140,15 @@ def same_shape(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tuple[tf
   return log_p, log_q
 
 
-def stopped_log_weights(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tf.Tensor:
-  """Returns log w, [num_samples, batch_size], stopped, and of known size along axis 0.
+def stopped_log_weights(
+  log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int, weight=1
+) -> tf.Tensor:
+  """Returns log p - weight log q, [num_samples, batch_size], stopped, with axis 0 of known size.
 
   JVI needs to know K, which a proposal of unknown batch shape may forget.
   """
-  log_weights = tf.stop_gradient(log_p - log_q)
+  log_weights = log_p - importance_weights.as_scalar(weight, log_q.dtype) * log_q
+  log_weights = tf.stop_gradient(log_weights)
   return tf.ensure_shape(log_weights, [num_samples, *log_weights.shape[1:]])
 
 
@@ -118,7 +161,7 @@ def at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
 
 
 def log_weights_without_recording(
-  target_log_prob_fn: Callable[[Any], tf.Tensor], proposal, samples, num_samples: int
+  target_log_prob_fn: Callable[[Any], tf.Tensor], proposal, samples, num_samples: int, weight=1
 ) -> tf.Tensor:
   """Computes the log-weights alone, [num_samples, batch_size]; at most 256 samples at a time."""
   samples = tf.nest.map_structure(tf.stop_gradient, samples)
@@ -148,7 +191,7 @@ def log_weights_without_recording(
       log_p = tf.reshape(log_p, tf.concat([[num_samples - rest], tf.shape(log_q)[1:]], axis=0))
       if rest:
         log_p = tf.concat([log_prob(first, rest), log_p], axis=0)
-    return stopped_log_weights(*same_shape(log_p, log_q, num_samples), num_samples)
+    return stopped_log_weights(*same_shape(log_p, log_q, num_samples), num_samples, weight)
 
 
 def log_likelihood(
@@ -178,7 +221,7 @@ def log_likelihood(
   seed = seeds.stateless(seed)
 
   def log_sum(count, chunk):
-    _, z = draw(proposal, count, seeds.fold_in(seed, chunk))
+    z = draw(proposal, count, seeds.fold_in(seed, chunk)).samples
     log_p = _log_prob_in_pieces(target_log_prob_fn, z, count, piece=-(-count // _PIECES))
     log_p, log_q = same_shape(log_p, proposal.log_prob(z), count)
     return importance_weights.log_sum(stopped_log_weights(log_p, log_q, count))

@@ -13,23 +13,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from dregs_tf import config
+from dregs_tf import catalogue, config
 from dregs_tf.errors import ConfigError
 
-LABELS = {
-  "elbo": "ELBO",
-  "elbo_stl": "ELBO-STL",
-  "iwae": "IWAE",
-  "iwae_dreg": "IWAE-DReG",
-  "rws": "RWS",
-  "rws_dreg": "RWS-DReG",
-  "stl": "STL",
-  "dreg_alpha": "DReG(alpha)",
-  "jvi": "JVI",
-  "jvi_dreg": "JVI-DReG",
-  "iwae_dreg_norm": "IWAE-DReG-norm",
-  "rws_dreg_norm": "RWS-DReG-norm",
-}
+LABELS = {name: row.label for name, row in catalogue.BOUNDS.items()}
 _DATASETS = {"digits": "digits", "mnist": "MNIST", "omniglot": "Omniglot (TFDS, not Burda's file)"}
 
 # Runs that differ in these alone are trials of one configuration: but for the seed, they say where

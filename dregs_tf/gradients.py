@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from dregs_tf.objectives import Terms
+
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
@@ -52,6 +54,49 @@ def expand_to(ratio: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
   return tf.reshape(ratio, tf.concat([tf.shape(ratio), tf.ones([missing], tf.int32)], axis=0))
 
 
+def value_and_derivatives(
+  value_fn: Callable[[tf.Tensor], tf.Tensor], log_weights: tf.Tensor
+) -> Terms:
+  """Computes a function F of log-weights with F_i and F_ii, in float64.
+
+  F_i - F_ii would lose all digits in float32 where one weight holds all the mass.
+
+  Args:
+    value_fn: [num_samples, batch_size] -> [batch_size], each example on its own.
+    log_weights: [num_samples, batch_size].
+
+  Raises:
+    ValueError: if value_fn returns another shape, or what does not depend on its argument.
+  """
+  exact = tf.cast(log_weights, tf.float64)
+
+  def differentiate(sample):
+    """Returns F, all F_i, and F_ii of one sample."""
+    with tf.GradientTape() as second_tape:
+      second_tape.watch(exact)
+      with tf.GradientTape() as first_tape:
+        first_tape.watch(exact)
+        value = tf.convert_to_tensor(value_fn(exact))
+      first = first_tape.gradient(value, exact)
+      if first is None or not value.shape.is_compatible_with(exact.shape[1:]):
+        raise ValueError(
+          "value_fn must be a differentiable function of log-weights [num_samples, batch_size] = "
+          f"{exact.shape} that returns [batch_size] = {exact.shape[1:]}, got {value.shape}."
+        )
+      of_sample = tf.gather(first, sample)
+    second = second_tape.gradient(of_sample, exact, unconnected_gradients="zero")
+    return tf.cast(value, tf.float64), first, tf.gather(second, sample)
+
+  value, first, _ = differentiate(0)
+  second = tf.map_fn(
+    lambda sample: differentiate(sample)[2],
+    tf.range(tf.shape(exact)[0]),
+    fn_output_signature=tf.TensorSpec(exact.shape[1:], tf.float64),
+  )
+  parts = (value, first, first - second, second)
+  return Terms(*(tf.cast(part, log_weights.dtype) for part in parts))
+
+
 class PathOnly:
   """A distribution's log-density, differentiable in its argument alone: q^ in the paper.
 
@@ -72,12 +117,14 @@ class PathOnly:
       with tf.GradientTape() as tape:
         # New tensors: a bijector's cache would answer for the old ones, past the tape.
         fresh = [tf.identity(leaf) for leaf in leaves]
-        tape.watch(fresh)
+        floating = [leaf for leaf in fresh if leaf.dtype.is_floating]
+        tape.watch(floating)
         value = self._distribution.log_prob(tf.nest.pack_sequence_as(samples, fresh))
-      slopes = tape.gradient(value, fresh, unconnected_gradients="zero")
+      slopes = tape.gradient(value, floating, unconnected_gradients="zero")
 
       def backward(upstream, variables=None):
-        path = [expand_to(upstream, slope) * slope for slope in slopes]
+        paths = iter([expand_to(upstream, slope) * slope for slope in slopes])
+        path = [next(paths) if leaf.dtype.is_floating else None for leaf in fresh]
         return (path, [None] * len(variables)) if variables else path
 
       return tf.stop_gradient(value), backward

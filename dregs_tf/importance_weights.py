@@ -4,7 +4,14 @@
 weight 0. NaN and +inf are not hidden: they make the result NaN (or +inf).
 """
 
+import numbers
+
 import tensorflow as tf
+
+
+def as_scalar(value, dtype: tf.DType):
+  """Returns a number as it is, with all its digits, a scalar Tensor or Variable cast to `dtype`."""
+  return value if isinstance(value, numbers.Real) else tf.cast(value, dtype)
 
 
 def log_sum(log_weights: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,7 @@ proposal's net alone, which sees 1/K of the rows that the model's net sees. Wher
 same weights, not even that: three backward passes give all estimators of L_K (`basis`).
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import evaluation
-from dregs_tf.bounds import Bound, get
+from dregs_tf.bounds import Bound, Mix, check_weight
 from dregs_tf.gradients import expand_to, of_loss, watch
+from dregs_tf.importance_weights import as_scalar
 from dregs_tf.proposals import Requirement
 
 tfd = tfp.distributions
@@ -61,6 +63,7 @@ def differentiate(
   scale: float | tf.Tensor = 1.0,
   with_model: bool = True,
   added_loss: Callable[[], tf.Tensor | None] | None = None,
+  proposal_weight=1,
 ) -> Gradients:
   """Computes gradients of sum_b scale * bound_b over the batch, for several bounds at once.
 
@@ -75,6 +78,7 @@ def differentiate(
       shape [batch_size] with a factor for each example.
     with_model: whether to take the gradient of the model as well; otherwise `model` is None.
     added_loss: gives a scalar loss that evaluating proposal and log p has added, or None.
+    proposal_weight: as `bounds.estimate` takes it.
 
   Raises:
     TypeError, ValueError: as `bounds.estimate` does for any of the bounds.
@@ -82,39 +86,49 @@ def differentiate(
   variables = list(variables)
   if not tf.is_tensor(scale):
     scale = tf.constant(scale, tf.float64)
-  strictest = max(bounds, key=lambda bound: bound.requirement)
-  has_path = strictest.requirement > Requirement.LOG_PROB
+  for each in bounds:
+    check_weight(proposal_weight, each, num_samples)
+  strictest = max(bounds, key=lambda bound: bound.gradient.requirement)
+  requirement = strictest.gradient.requirement
+  has_path = requirement > Requirement.LOG_PROB
   with tf.GradientTape(persistent=True) as tape:
-    proposal, samples = evaluation.draw(
-      make_proposal(), num_samples, seed, strictest.requirement, strictest.name
-    )
-    stopped = tf.nest.map_structure(tf.stop_gradient, samples)
-    log_q = proposal.log_prob(stopped)
+    drawn = evaluation.draw(make_proposal(), num_samples, seed, requirement, strictest.name)
+    samples = tf.nest.flatten(drawn.with_discrete_stopped(drawn.samples))
+    numbers = tf.nest.map_structure(tf.stop_gradient, drawn.samples)
+    log_q = drawn.proposal.log_prob(numbers)
+    scores = drawn.log_probs_by_kind(numbers) if drawn.is_mixed else [log_q]
     # New tensors: a bijector's cache would answer for the old ones, past the watch.
-    leaves = tf.nest.map_structure(tf.identity, stopped)
+    moved = tf.nest.map_structure(tf.identity, numbers)
+    leaves = tf.nest.flatten(moved)
+    paths = [i for i, leaf in enumerate(leaves) if has_path and leaf.dtype.is_floating]
     watch(tape, leaves)
-    log_p, score = evaluation.same_shape(target_log_prob_fn(leaves), log_q, num_samples)
+    log_p, log_q = evaluation.same_shape(target_log_prob_fn(moved), log_q, num_samples)
+    scores = [tf.cast(score, log_p.dtype) for score in scores]
     loss = added_loss() if added_loss else None
-  log_weights = evaluation.stopped_log_weights(log_p, score, num_samples)
-  values, coefficients = zip(*(b.value_and_coefficients(log_weights) for b in bounds), strict=True)
+  log_weights = evaluation.stopped_log_weights(log_p, log_q, num_samples, proposal_weight)
+  values, coefficients = zip(
+    *(each.value_and_factors(drawn, log_weights, proposal_weight) for each in bounds), strict=True
+  )
 
   has_weight = log_weights > log_weights.dtype.min
   if with_model:
-    weight = _away_from_zero(coefficients[0].log_p) * tf.cast(scale, log_weights.dtype)
+    weight = _away_from_zero(coefficients[0][0]) * tf.cast(scale, log_weights.dtype)
   else:
     weight = tf.ones_like(log_weights)
   weight = tf.where(has_weight, weight, tf.zeros_like(weight))
-  sources = [variables if with_model else [], tf.nest.flatten(leaves) if has_path else []]
+  sources = [variables if with_model else [], [leaves[i] for i in paths]]
   model, slopes_p = tape.gradient(log_p, sources, output_gradients=weight)
-  slopes = [
-    -q if p is None else _times(tf.math.reciprocal_no_nan(weight), p) - q
-    for p, q in zip(slopes_p, _slopes(proposal, stopped) if has_path else [], strict=True)
-  ]
-  targets = [*(tf.nest.flatten(samples) if has_path else []), score]
+  slopes = []
+  for slope_p, slope_q in zip(slopes_p, _slopes(drawn.proposal, numbers, paths), strict=True):
+    slope = -as_scalar(proposal_weight, slope_q.dtype) * slope_q
+    if slope_p is not None:
+      slope += _times(tf.math.reciprocal_no_nan(weight), slope_p)
+    slopes.append(slope)
+  targets = [*(samples[i] for i in paths), *scores]
   proposal_gradients = []
-  for _, b, c in coefficients:
+  for _, b, *c in coefficients:
     upstream = [_times(b * tf.cast(scale, b.dtype), slope) for slope in slopes]
-    upstream.append(c * tf.cast(scale, c.dtype))
+    upstream += [factor * tf.cast(scale, factor.dtype) for factor in c]
     proposal_gradients.append(tape.gradient(targets, variables, output_gradients=upstream))
   added = of_loss(tape, loss, variables, leaves, samples)
   return Gradients(
@@ -122,39 +136,56 @@ def differentiate(
   )
 
 
-def _slopes(proposal: tfd.Distribution, samples) -> list[tf.Tensor]:
-  """Computes dlog q / dz at samples, for each of their parts."""
+def _slopes(proposal: tfd.Distribution, samples, paths: Sequence[int]) -> list[tf.Tensor]:
+  """Computes dlog q / dz at samples, for the leaves in these places."""
+  if not paths:
+    return []
   with tf.GradientTape() as tape:
-    z = tf.nest.map_structure(tf.identity, samples)
-    tape.watch(z)
-    log_q = evaluation.at_least_float32(proposal.log_prob(z))
-  return tape.gradient(log_q, tf.nest.flatten(z), unconnected_gradients="zero")
+    moved = tf.nest.map_structure(tf.identity, samples)
+    leaves = tf.nest.flatten(moved)
+    leaves = [leaves[i] for i in paths]
+    tape.watch(leaves)
+    log_q = evaluation.at_least_float32(proposal.log_prob(moved))
+  return tape.gradient(log_q, leaves, unconnected_gradients="zero")
 
 
-# What `Bound.mixture` mixes.
-_MIXED = ("iwae_dreg", "rws_dreg", "rws")
+# The gradients that every other `Mix` follows from, in the proposal's parameters.
+_PARTS = (Mix(1, 0, 0), Mix(0, 1, 0), Mix(0, 0, 1))
 
 
 def basis(bounds: Sequence[Bound]) -> tuple[list[Bound], np.ndarray]:
-  """What to differentiate to have several estimators' gradients in the proposal's parameters.
+  """Returns what to differentiate for several estimators' gradients in the proposal's parameters.
 
   Returns:
     Bounds, and the matrix [len(bounds), their number] that makes the gradients of `bounds` of
-    theirs. Those are `bounds` themselves, unless fewer are enough: all mixtures of iwae_dreg,
-    rws_dreg and rws follow from these, and nothing cancels.
+    theirs. Those are `bounds` themselves, unless fewer are enough: all mixes of a value follow from
+    its dreg, wake_dreg and wake (iwae_dreg, rws_dreg and rws, if it is L_K), and nothing cancels.
   """
-  mixtures = [bound.mixture for bound in bounds]
-  factors = np.array([m for m in mixtures if m is not None]).reshape(-1, len(_MIXED))
-  needed = factors.any(axis=0)
-  if needed.sum() >= len(factors):
-    return list(bounds), np.eye(len(bounds))
-  mixed = [get(name) for name, is_needed in zip(_MIXED, needed, strict=True) if is_needed]
-  others = [bound for bound in bounds if bound.mixture is None]
-  matrix = np.zeros([len(bounds), len(mixed) + len(others)])
-  is_mixed = [m is not None for m in mixtures]
-  matrix[is_mixed, : len(mixed)] = factors[:, needed]
-  matrix[np.logical_not(is_mixed), len(mixed) :] = np.eye(len(others))
-  return mixed + others, matrix
+  groups = {}
+  for place, bound in enumerate(bounds):
+    is_mix = isinstance(bound.gradient, Mix) and not bound.gradient.is_normalized
+    groups.setdefault(bound.total if is_mix else place, []).append(place)
+  measured, columns = [], []
+  for value, places in groups.items():
+    needed = np.ones(len(_PARTS), bool)
+    if isinstance(value, Bound):
+      factors = np.array([bounds[place].gradient[:3] for place in places], np.float64)
+      needed = factors.any(axis=0)
+    if needed.sum() >= len(places):
+      measured += [bounds[place] for place in places]
+      factors = np.eye(len(places))
+    else:
+      parts = [part for part, is_needed in zip(_PARTS, needed, strict=True) if is_needed]
+      measured += [_with_gradient(value, part) for part in parts]
+      factors = factors[:, needed]
+    for column in factors.T:
+      columns.append(np.zeros(len(bounds)))
+      columns[-1][places] = column
+  return measured, np.stack(columns, axis=1)
+
+
+def _with_gradient(bound: Bound, gradient: Mix) -> Bound:
+  return dataclasses.replace(bound, make_gradient=lambda: gradient)
 
 
 def _away_from_zero(a: tf.Tensor) -> tf.Tensor:

@@ -108,7 +108,7 @@ def run(settings: config.ToyConfig) -> list[dict]:
 
 def reference(name: str) -> str:
   """The name of the unbiased estimator of the gradient of what the bound called `name` reports."""
-  return bounds.get(name).unbiased.name
+  return bounds.get(name).total.name
 
 
 def choose_coordinate(settings: config.ToyConfig) -> int:

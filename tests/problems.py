@@ -4,19 +4,30 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import bounds
-from tests import oracles
+from dregs_tf import bounds, catalogue
+from tests import oracles, rows
 
 tfd = tfp.distributions
 
-# Every name and every order of the jackknife that is checked: (name, options).
-VARIANTS = [(name, {}) for name in bounds.names() if name not in ("dreg_alpha", "jvi", "jvi_dreg")]
+# The paper's bounds and every order of the jackknife that is checked: (name, options). The others
+# are in `tests/rows.py`.
+BEYOND = {name for name, _ in rows.ROWS}
+PAPER = [name for name in bounds.names() if name not in BEYOND]
+VARIANTS = [(name, {}) for name in PAPER if name not in ("dreg_alpha", "jvi", "jvi_dreg")]
 VARIANTS += [("dreg_alpha", {"alpha": alpha}) for alpha in (0.0, 0.3, 0.5, 0.9, 1.0)]
 VARIANTS += [(name, {"order": order}) for name in ("jvi", "jvi_dreg") for order in range(5)]
 IDS = ["-".join([name, *map(str, options.values())]) for name, options in VARIANTS]
 # One of each, for what is slow to trace or compile.
 FEW = [v for v in VARIANTS if v[1].get("order", 1) in (1, 2) and v[1].get("alpha", 0.3) == 0.3]
 FEW_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FEW]
+
+
+def every_bound():
+  """Every bound with its default options, but for the number of groups, which is 2."""
+  return [
+    bounds.get(name, **({"groups": 2} if "groups" in row.options else {}))
+    for name, row in catalogue.BOUNDS.items()
+  ]
 
 
 def independent(distribution, event_shape):

@@ -91,7 +91,7 @@ def place(tmp_path_factory):
   shutil.rmtree(copy("no_checkpoint") / "checkpoints")
   (copy("half_config") / "config.json").write_text('{"bound": ')
   (copy("list_config") / "config.json").write_text("[1]")
-  (copy("wrong_config") / "config.json").write_text('{"bound": "vimco"}')
+  (copy("wrong_config") / "config.json").write_text('{"bound": "svi"}')
   (copy("newer_config") / "config.json").write_text('{"flag_to_come": 1}')
   directory = copy("no_data")
   settings = json.loads((directory / "config.json").read_text())
@@ -109,7 +109,7 @@ def place(tmp_path_factory):
 # (binary, arguments, words). {new} is a directory that does not exist yet.
 BAD = [
   # Flags.
-  ("train", ["--bound=vimco"], ["--bound", "'vimco'", "iwae_dreg", "jvi_dreg"]),
+  ("train", ["--bound=svi"], ["--bound", "'svi'", "iwae_dreg", "jvi_dreg"]),
   ("train", ["--task=both"], ["--task", "'both'", "generative, structured"]),
   ("train", ["--num_samples=0"], ["--num_samples", "got 0", "at least 1"]),
   ("train", ["--num_samples=-1"], ["--num_samples", "got -1", "at least 1"]),
@@ -188,7 +188,7 @@ BAD = [
   ("train", [*SMALL, "--logdir={place}/run", "--seed=1"], ["--logdir={place}/run", "--seed was 0"]),
   ("train", [*SMALL, "--logdir={place}/half_config"], ["half_config/config.json", "Expecting"]),
   ("train", [*SMALL, "--logdir={place}/list_config"], ["list_config/config.json"]),
-  ("train", [*SMALL, "--logdir={place}/wrong_config"], ["wrong_config/config.json", "vimco"]),
+  ("train", [*SMALL, "--logdir={place}/wrong_config"], ["wrong_config/config.json", "svi"]),
   ("train", [*SMALL, "--logdir={place}/newer_config"], ["newer_config/config.json", "flag_to_com"]),
   ("train", [*LONGER, "--logdir={place}/csv_word"], ["csv_word/metrics.csv"]),
   ("train", [*LONGER, "--logdir={place}/csv_bytes"], ["csv_bytes/metrics.csv"]),
@@ -244,7 +244,7 @@ def test_debug_shows_the_traceback(arguments, kind, tmp_path, capfd):
 @pytest.mark.parametrize(
   "arguments,words",
   [
-    (["bin/train.py", "--bound=vimco"], ["--bound", "'vimco'", "iwae_dreg"]),
+    (["bin/train.py", "--bound=svi"], ["--bound", "'svi'", "iwae_dreg"]),
     (["bin/eval.py", "--split=dev"], ["--split", "'dev'", "train, valid, test"]),
     (["bin/train.py", "--num_samples=0"], ["--num_samples", "got 0"]),
     (["bin/train.py", "--dataset=none.npz"], ["none.npz", "no such file"]),

@@ -5,21 +5,11 @@ import math
 
 import pytest
 
-from dregs_tf import bounds, config
+from dregs_tf import config
 from dregs_tf.errors import ConfigError
 
-
-def test_the_names_of_bounds_are_those_of_bounds():
-  assert bounds.names() == config.BOUNDS
-
-
-def test_default_options_are_those_of_bounds():
-  assert bounds.get("dreg_alpha").options == (("alpha", config.DEFAULT_ALPHA),)
-  assert bounds.get("jvi").options == (("order", config.DEFAULT_ORDER),)
-
-
 BAD = [
-  ({"bound": "vimco"}, "--bound", "'vimco'", "iwae_dreg"),
+  ({"bound": "svi"}, "--bound", "'svi'", "iwae_dreg"),
   ({"task": "both"}, "--task", "'both'", "structured"),
   ({"num_samples": 0}, "--num_samples", "got 0", "at least 1"),
   ({"num_samples": -3}, "--num_samples", "got -3", "at least 1"),

@@ -17,7 +17,6 @@ import pytest
 import setuptools
 
 import dregs_tf
-from dregs_tf import bounds, config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -149,10 +148,6 @@ def test_source_distribution_holds_the_sources(tmp_path):
 def test_import_does_not_load_tensorflow():
   code = "import sys, dregs_tf; dir(dregs_tf); sys.exit('tensorflow' in sys.modules)"
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
-
-
-def test_config_names_the_bounds():
-  assert bounds.names() == config.BOUNDS
 
 
 def test_license_is_apache():

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dregs_tf import bounds
+from tests import problems
 
 INF = math.inf
 
-VARIANTS = [(name, {}) for name in bounds.names() if name not in ("dreg_alpha", "jvi", "jvi_dreg")]
+_WITH_OPTIONS = {"dreg_alpha", "jvi", "jvi_dreg"}
+VARIANTS = [(name, {}) for name in bounds.names() if name not in _WITH_OPTIONS | problems.BEYOND]
 VARIANTS += [("dreg_alpha", {"alpha": alpha}) for alpha in (0.0, 0.3, 0.9, 1.0)]
 VARIANTS += [(name, {"order": order}) for name in ("jvi", "jvi_dreg") for order in (1, 2)]
 IDS = ["-".join([name, *map(str, options.values())]) for name, options in VARIANTS]

@@ -358,4 +358,4 @@ def test_a_subclass_with_its_own_transformation_is_exact(bound):
 
 def test_unwrap_leaves_a_distribution_alone():
   proposal = tfd.Normal(0.0, 1.0)
-  assert evaluation.draw(proposal, 2, tf.constant([1, 2]))[0] is proposal
+  assert evaluation.draw(proposal, 2, tf.constant([1, 2])).proposal is proposal

@@ -28,6 +28,25 @@ def test_own_keras_model():
   model.compile("adam")
   history = model.fit(digits(40), batch_size=10, epochs=3, verbose=0).history["bound"]
   assert history[-1] > history[0]
+  assert np.isfinite(model.evaluate(digits(40), verbose=0)[0])
+  # The mean over all examples, whatever their batches.
+  model.objective = lambda x: x[:, 0]
+  model.make_test_function(force=True)
+  bound = model.evaluate(digits(40), batch_size=16, verbose=0, return_dict=True)["bound"]
+  np.testing.assert_allclose(bound, digits(40)[:, 0].mean(), rtol=1e-6)
+
+
+def test_own_latent_variable_model_in_mixed_precision():
+  keras.config.set_dtype_policy("mixed_bfloat16")
+  try:
+    model = run(EXAMPLES[1])["model"]
+    assert model.trunk.compute_dtype == "bfloat16"
+    history = model.fit(digits(40), batch_size=10, epochs=3, verbose=0).history["bound"]
+    assert history[-1] > history[0]
+    assert np.isfinite(model.evaluate(digits(10), verbose=0)[0])
+    assert model.log_likelihood(digits(3), num_samples=50).dtype == "float32"
+  finally:
+    keras.config.set_dtype_policy("float32")
 
 
 def test_own_latent_variable_model(tmp_path):

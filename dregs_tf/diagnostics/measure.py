@@ -136,7 +136,7 @@ def _plan(bounds: list[Bound], all_num_samples: list[int]) -> dict[int, list[_Es
   groups = {}
   for bound in bounds:
     check_num_samples(max(all_num_samples), bound)
-    reference = bound.unbiased
+    reference = bound.total
     group = groups.setdefault(_name(reference), {_name(reference): reference})
     group[_name(bound)] = bound
   estimators = [

@@ -12,6 +12,7 @@ from dregs_tf import bounds, replicas, seeds
 from dregs_tf.models import (
   batches,
   calls,
+  contracts,
   freezing,
   inputs,
   keras_privates,
@@ -106,16 +107,11 @@ class LatentVariableModel(inputs.CheckedInputs):
     x, context = self._as_tensors(x), self._as_tensors(context)
     likelihood = calls.call(self.likelihood, z, context)
     inputs.note_likelihood(self, likelihood, x)
-    likelihood = likelihood.log_prob(batches.cast_for(likelihood, x))
-    prior = calls.call(self.prior, context).log_prob(z)
-    if likelihood.shape.rank != prior.shape.rank:
-      raise ValueError(
-        f"{type(self).__name__}: log p(x | z) and log p(z) must have the shape [num_samples, "
-        f"batch_size], got likelihood(z, context).log_prob(x) of {likelihood.shape} and "
-        f"prior(context).log_prob(z) of {prior.shape}. Where axes of the event are left, wrap the "
-        "distribution in tfd.Independent."
-      )
-    return bounds.at_least_float32(likelihood) + bounds.at_least_float32(prior)
+    prior = calls.call(self.prior, context)
+    name = type(self).__name__
+    contracts.check_same_dtype(name, prior, z)
+    log_likelihood = likelihood.log_prob(batches.cast_for(likelihood, x))
+    return contracts.sum_of_log_probs(name, log_likelihood, prior.log_prob(z))
 
   def estimate(
     self,
@@ -379,7 +375,7 @@ class LatentVariableModel(inputs.CheckedInputs):
   def _build_for(self, x, context) -> None:
     """Has every layer built for batches such as these, and remembers their specs for saving."""
     self._specs = specs.of({"x": x, "context": context})
-    if not self.built or self.binary_observations is None:
+    if not self.built:
       self._evaluate_once(x, context)
       self.built = True
 

@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from dregs_tf import evaluation, gradients, replicas, seeds
-from dregs_tf.models import keras_privates
+from dregs_tf.models import contracts, keras_privates
 
 # Folded into a step's seed: the layers' noise is not that of the samples.
 _LAYERS = 2
@@ -155,7 +155,12 @@ def note_samples(z) -> None:
 
 
 def call(method: Callable, *args):
-  """Calls a model's prior, proposal or likelihood, with `training` if it takes that argument."""
+  """Calls a model's prior, proposal or likelihood, with `training` if it takes that argument.
+
+  Raises:
+    TypeError: if the method takes other arguments or returns something else than a distribution.
+    ValueError: if its distribution is narrower than float32.
+  """
   training = keras_privates.training()
   kwargs = {}
   if "training" in inspect.signature(method).parameters:
@@ -163,15 +168,20 @@ def call(method: Callable, *args):
   # Within a call, a context of its own: a layer inside that is called with another `training` does
   # not change it for the other methods.
   own = contextlib.nullcontext() if training is None else keras_privates.call_context(training)
+  contracts.check_signature(method, args, kwargs)
   with own:
-    return method(*args, **kwargs)
+    result = method(*args, **kwargs)
+  contracts.check_distribution(method, result)
+  return result
 
 
 def check(model, x, context) -> None:
-  """Raises if layers would see different noise or statistics where they must see the same.
+  """Raises if a step would train wrongly without a word; looks at the densities of one sample.
 
-  A distribution may call layers itself, as a flow or a joint distribution does, once to sample and
-  once for each density; with `num_backward_samples`, prior and likelihood are evaluated twice.
+  Layers must see the same noise and statistics wherever they are called. A distribution may call
+  layers itself, as a flow or a joint distribution does, once to sample and once for each density;
+  with `num_backward_samples`, prior and likelihood are evaluated twice. And the model must hold
+  the variables that the densities depend on: Keras trains and saves no others.
 
   Args:
     model: a compiled `LatentVariableModel` whose layers are built.
@@ -187,14 +197,15 @@ def check(model, x, context) -> None:
 
 def _check(model, x, context) -> None:
   with (
+    tf.GradientTape() as tape,
     _Watch() as watch,
     keras_privates.global_seed_generator(watch),
     keras_privates.call_context(True),
   ):
     proposal = call(model.proposal, x, context)
     before = watch.count
-    proposal, z = evaluation.draw(proposal, 1, seed=tf.zeros([2], tf.int32))
-    proposal.log_prob(z)
+    proposal, z, _ = evaluation.draw(proposal, 1, seed=tf.zeros([2], tf.int32))
+    log_q = proposal.log_prob(z)
     if watch.count > before:
       raise ValueError(
         f"{type(model).__name__}.proposal: the {type(proposal).__name__} that it returns calls "
@@ -204,7 +215,7 @@ def _check(model, x, context) -> None:
         "training=False."
       )
     before = watch.count
-    model.target_log_prob(x, z, context)
+    log_p = model.target_log_prob(x, z, context)
     all_recorded = model.num_backward_samples in (None, model.num_samples)
     if not all_recorded and watch.count > before:
       raise ValueError(
@@ -213,6 +224,29 @@ def _check(model, x, context) -> None:
         "losses in training (such as Dropout, BatchNormalization, ActivityRegularization). Drop "
         "num_backward_samples, or call them with training=False."
       )
+  _check_variables(model, tape, (log_q, log_p))
+
+
+def _check_variables(model, tape: tf.GradientTape, log_densities) -> None:
+  """Raises if what a tape recorded depends on trainable variables that the model does not hold."""
+  values = [variable.value for variable in model.variables]
+  # On replicas a tape sees either a distributed variable or the replicas' own.
+  local = model.distribute_strategy.experimental_local_results
+  held = {id(part) for value in values for part in (value, *local(value))}
+  others = [variable for variable in tape.watched_variables() if id(variable) not in held]
+  slopes = tape.gradient(log_densities, others) if others else []
+  names = [
+    f"{variable.name} {list(variable.shape)}"
+    for variable, slope in zip(others, slopes, strict=True)
+    if slope is not None
+  ]
+  if names:
+    raise ValueError(
+      f"{type(model).__name__}: prior, proposal or likelihood depend on trainable variables that "
+      f"the model does not hold: {', '.join(names)}. They would be neither trained nor saved. Make "
+      "variables with self.add_weight, and hold layers as attributes of the model; constants are "
+      "tf.Variables with trainable=False."
+    )
 
 
 class _Watch(keras.StatelessScope):

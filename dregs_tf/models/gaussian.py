@@ -102,8 +102,8 @@ def loc_gradients(noise: tf.Tensor, shift: tf.Tensor, estimators: list[Coefficie
   Returns:
     sum_i b_i dlog w_i / dz_i + c_i dlog q_i / dloc: [number of estimators, batch_size, D].
   """
-  path = tf.stack([coefficients.log_w for coefficients in estimators])
-  score = tf.stack([coefficients.log_q for coefficients in estimators])
+  path = tf.stack([coefficients.path for coefficients in estimators])
+  score = tf.stack([coefficients.score for coefficients in estimators])
   weights = _PATH_OF_NOISE * path + score / _SCALE
   total = tf.einsum("jkb,bkd->jbd", weights, noise)
   return total - 2 * shift * tf.reduce_sum(path, axis=1)[..., tf.newaxis]

@@ -226,6 +226,8 @@ def _is_binary(model: CheckedInputs, spec) -> bool:
     def trace(data):
       context, x, _ = batches.split(data, model.float_dtype)
       model._build_for(x, context)
+      if model.binary_observations is None:
+        model._evaluate_once(x, context)
 
     tf.function(trace, autograph=False).get_concrete_function(spec)
   return bool(model.binary_observations)

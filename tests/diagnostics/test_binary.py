@@ -13,7 +13,7 @@ from tests import binaries
   "values, words",
   [
     ({}, ["--logdir"]),
-    ({"bounds": ["iwae", "vimco"]}, ["--bounds", "'vimco'", "iwae_dreg"]),
+    ({"bounds": ["iwae", "svi"]}, ["--bounds", "'svi'", "iwae_dreg"]),
     ({"bounds": []}, ["--bounds", "empty"]),
     ({"num_samples": ["1", "x"]}, ["--num_samples", "'x'", "whole number"]),
     ({"num_samples": [1], "bounds": ["jvi"]}, ["--num_samples", "at least 2", "jvi"]),

@@ -101,7 +101,7 @@ BAD = [
   ({"batch": (X, X, X)}, TypeError, r"batch .*pair.* tuple of 3"),
   ({"batch": X[:0]}, ValueError, r"batch .*\[0\]"),
   ({"batch": (X[:3], X)}, ValueError, r"batch .*\[3, 4\]"),
-  ({"bounds": "vimco"}, ValueError, "bound .*iwae_dreg.*'vimco'"),
+  ({"bounds": "svi"}, ValueError, "bound .*iwae_dreg.*'svi'"),
   ({"bounds": [3]}, TypeError, "bounds .* 3"),
   ({"bounds": []}, ValueError, "bounds .*at least one"),
   ({"bounds": ["stl", bounds.get("stl")]}, ValueError, "bounds .*stl, stl"),

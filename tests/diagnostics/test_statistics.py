@@ -28,7 +28,7 @@ def gradients_one_by_one(model, x, context, bound, num_samples, num_measurements
         seed=seeds.fold_in(seeds.stateless(seed), number),
       )
       samples = tf.nest.map_structure(tf.stop_gradient, estimate.samples)
-      a = bound.coefficients(estimate.log_weights).log_p
+      a = bound.coefficients(estimate.log_weights).model
       of_model = tf.reduce_sum(a * model.target_log_prob(x, samples, context), axis=0)
       objective = tf.reduce_mean(estimate.objective - of_model)
       drawn = model.proposal(x, context).sample(1, seed=[0, 0])

@@ -1,0 +1,240 @@
+"""How gradients are estimated: a, b, c of the surrogate as functions of the log-weights.
+
+Every estimator is the gradient of sum_i a_i log p~ + b_i log w^_i + c_i log q~ (see
+`dregs_tf/bounds.py`). The kinds below differ in what b and c are made of. All have
+
+  requirement                  what the estimator asks of a proposal
+  has_score                    whether c is used besides a path
+  is_unbiased(is_linear)       whether it is for any proposal, of a value that is linear in the
+                               log-weights or not
+  takes_weight(is_linear)      whether there is such an estimator for log p - weight log q
+  coefficients(terms, log_weights, weight)      a, b, c, each [num_samples, batch_size]
+"""
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from dregs_tf import importance_weights as iw
+from dregs_tf import objectives
+from dregs_tf.importance_weights import as_scalar
+from dregs_tf.objectives import Terms
+from dregs_tf.proposals import Requirement
+
+
+class Coefficients(NamedTuple):
+  """a, b, c of the surrogate, Tensors of shape [num_samples, batch_size], stopped."""
+
+  model: tf.Tensor
+  path: tf.Tensor
+  score: tf.Tensor
+
+
+class Mix(NamedTuple):
+  """Mixes u, v and u - v: a = u, b = v v + d (u - v), c = s u.
+
+  v, difference, score: the factors v, d, s; numbers, or scalar Tensors. So the proposal's gradient
+    is v dreg + d wake_dreg + s wake of the same value, sample by sample.
+  is_normalized: whether b is divided by its sum over the samples.
+  """
+
+  v: Any
+  difference: Any
+  score: float
+  is_normalized: bool = False
+
+  has_score = False
+
+  @property
+  def _numbers(self) -> tuple[float | None, ...]:
+    """Returns the factors, without those that are Tensors: their values may not be known."""
+    return tuple(factor if isinstance(factor, numbers.Real) else None for factor in self[:3])
+
+  @property
+  def requirement(self) -> Requirement:
+    """What it asks of a proposal; a total derivative stops nothing."""
+    if self._numbers[:2] == (0, 0):
+      return Requirement.LOG_PROB
+    return Requirement.REPARAMETERIZED if self.is_total else Requirement.FIXED_SUPPORT
+
+  @property
+  def is_total(self) -> bool:
+    """Whether a = b = -c: the surrogate is sum_i a_i log w_i, the value's total derivative."""
+    return self._numbers == (1, 1, -1)
+
+  def is_unbiased(self, is_linear: bool) -> bool:
+    """Returns whether it is: differentiated as it stands, or reparameterized twice (Eq. 7).
+
+    Where u = v is a constant, the score has the mean 0.
+    """
+    if is_linear:
+      return self._numbers[0] == 1
+    return self.is_total or (self._numbers == (1, 0, 0) and not self.is_normalized)
+
+  takes_weight = is_unbiased
+
+  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+    """Returns a, b, c.
+
+    With log-weights log p - weight log q the score is weighed by `weight`, so twice reparameterized
+    b = u - weight F_ii; the path is that of log p - weight log q^.
+    """
+    del log_weights
+    if self._numbers[:2] == (1, 1):
+      b = terms.u
+    else:
+      v, difference = (as_scalar(factor, terms.u.dtype) for factor in self[:2])
+      b = v * terms.v + (difference + 1 - as_scalar(weight, terms.u.dtype)) * terms.difference
+    if self.is_normalized:
+      b = tf.math.divide_no_nan(b, tf.reduce_sum(b, axis=0))  # 0 where every term is 0
+    return Coefficients(terms.u, b, self.score * as_scalar(weight, terms.u.dtype) * terms.u)
+
+
+class LeaveOneOut(NamedTuple):
+  """The score, weighed by what a sample adds to L_K (Mnih and Rezende 2016): no path at all.
+
+    a = u,  b = 0,  c = s + f u + g log(1 - 1/K),  s_i = -log(1 - wbar_i)
+
+  s_i + log(1 - 1/K) is L_K less the L of the other samples. With f = -1 the score's own derivative
+  is added; g times a constant adds nothing on average. https://arxiv.org/abs/1602.06725
+  """
+
+  u: Any
+  constant: Any
+
+  requirement = Requirement.LOG_PROB
+  has_score = is_total = is_normalized = False
+
+  def is_unbiased(self, is_linear: bool) -> bool:
+    """Returns whether f = -1; of one sample there are no others."""
+    del is_linear
+    return isinstance(self.u, numbers.Real) and self.u == -1
+
+  def takes_weight(self, is_linear: bool) -> bool:
+    """Returns that the score's own derivative may be weighed, in an unbiased estimator."""
+    return self.is_unbiased(is_linear)
+
+  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+    """Returns a, b, c."""
+    u, constant, weight = (as_scalar(x, terms.u.dtype) for x in (*self, weight))
+    kappa = math.log1p(-1 / log_weights.shape[0])
+    signal = _added_to_bound(terms.value, log_weights) + constant * kappa
+    c = tf.where(terms.value == -math.inf, tf.zeros_like(signal), signal)
+    return Coefficients(terms.u, tf.zeros_like(c), c + u * weight * terms.u)
+
+
+def _added_to_bound(value: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
+  """Returns s_i = log sum_j w_j - log sum_{j != i} w_j.
+
+  Where the others have no weight, nothing can be taken off L_K, so nothing is: what is taken off
+  sample i's signal may be any function of the others.
+  """
+  others = iw.leave_one_out_log_sum(iw.log_normalize(log_weights))
+  return tf.where(others == -math.inf, value + tf.zeros_like(others), -others)
+
+
+class ElboLeaveOneOut(NamedTuple):
+  """The score of the mean ELBO, less the mean of the other samples' (VarGrad, RLOO).
+
+  a = 1/K, b = 0, c_i = (l_i - mean_{j != i} l_j) / K (Kool et al. 2019; Richter et al. 2020,
+  https://arxiv.org/abs/2010.10436).
+  """
+
+  requirement = Requirement.LOG_PROB
+  has_score = is_total = is_normalized = False
+
+  def is_unbiased(self, is_linear: bool) -> bool:
+    """Returns True: the direct derivative of log q has the mean 0."""
+    del is_linear
+    return True
+
+  takes_weight = is_unbiased
+
+  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+    """Returns a, b, c; whatever the weight, it is in the log-weights."""
+    del weight
+    num_samples = log_weights.shape[0]
+    signal = (log_weights - terms.value) / (num_samples - 1)  # (l_i - mean of the others) / K
+    c = tf.where(terms.value == -math.inf, tf.zeros_like(signal), signal)
+    return Coefficients(terms.u, tf.zeros_like(c), c)
+
+
+class Partial(NamedTuple):
+  """L_K for the model, MIWAE for the proposal: PIWAE (Rainforth et al. 2018).
+
+  groups: the number of groups. mix: the kind of MIWAE's gradient. https://arxiv.org/abs/1802.04537
+  """
+
+  groups: int
+  mix: Mix
+
+  is_total = is_normalized = False
+
+  @property
+  def requirement(self) -> Requirement:
+    """That of MIWAE's gradient."""
+    return self.mix.requirement
+
+  @property
+  def has_score(self) -> bool:
+    """Whether a score is added: a total derivative of another value than the model's."""
+    return self.mix.is_total
+
+  def is_unbiased(self, is_linear: bool) -> bool:
+    """Returns whether it is for L_K: with one group."""
+    return self.groups == 1 or is_linear
+
+  def takes_weight(self, is_linear: bool) -> bool:
+    """Returns whether MIWAE's gradient does."""
+    return self.mix.takes_weight(is_linear)
+
+  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+    """Returns a of L_K, b and c of MIWAE."""
+    miwae = objectives.miwae(log_weights, self.groups)
+    _, b, c = self.mix.coefficients(miwae, log_weights, weight)
+    return Coefficients(terms.u, b, c)
+
+
+class ControlVariates(NamedTuple):
+  """A path and a score with four learned control variates (the authors' dreg-cv).
+
+    b = (1 - A) wbar + B (wbar^2 - wbar)
+    c = A (L - (1 - G) log mean_{j != i} w_j) + (1 - B) ((1 - D) / K - wbar)
+
+  Unbiased at every A, B, G, D: (0, 1, ., .) is iwae_dreg, (1, 0, 0, .) vimco up to a constant.
+  """
+
+  a: Any
+  b: Any
+  g: Any
+  d: Any
+
+  requirement = Requirement.FIXED_SUPPORT
+  has_score = True
+  is_total = is_normalized = False
+
+  def is_unbiased(self, is_linear: bool) -> bool:
+    """Returns True."""
+    del is_linear
+    return True
+
+  def takes_weight(self, is_linear: bool) -> bool:
+    """Returns False: no such form is known."""
+    del is_linear
+    return False
+
+  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+    """Returns a, b, c."""
+    del weight
+    a, b, g, d = (as_scalar(x, terms.u.dtype) for x in self)
+    num_samples = log_weights.shape[0]
+    others = iw.leave_one_out_log_sum(log_weights) - math.log(num_samples - 1)
+    others = tf.where(others == -math.inf, tf.zeros_like(others), others)
+    c = a * (terms.value - (1 - g) * others) + (1 - b) * ((1 - d) / num_samples - terms.u)
+    c = tf.where(terms.value == -math.inf, tf.zeros_like(c), c)
+    return Coefficients(terms.u, (1 - a) * terms.u - b * terms.difference, c)
+
+
+Gradient = Mix | LeaveOneOut | ElboLeaveOneOut | Partial | ControlVariates

@@ -1,0 +1,105 @@
+"""Checks what a user's `prior`, `proposal` and `likelihood` take and return; names the method."""
+
+import inspect
+from collections.abc import Callable
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+# What each method takes, and what else than a distribution it is often made to return.
+_PARAMETERS = {"prior": "context", "proposal": "x, context", "likelihood": "z, context"}
+_INSTEAD = {
+  "prior": "Return the distribution itself.",
+  "proposal": "Return the distribution itself, not a sample of it: samples are drawn from it.",
+  "likelihood": (
+    "Return a distribution of x rather than its parameters, such as "
+    "tfd.Independent(tfd.Bernoulli(logits), 1)."
+  ),
+}
+
+
+def check_signature(method: Callable, args: tuple, kwargs: dict) -> None:
+  """Raises a TypeError if a model's method does not take the arguments that it is called with."""
+  name = getattr(method, "__name__", None)
+  if name not in _PARAMETERS:
+    return
+  signature = inspect.signature(method)
+  try:
+    signature.bind(*args, **kwargs)
+  except TypeError:
+    parameters = ", ".join(["self", *map(str, signature.parameters.values())])
+    raise TypeError(
+      f"{_full_name(method)} must be defined as {name}(self, {_PARAMETERS[name]}), with a context "
+      f"that is None without one, got {name}({parameters})."
+    ) from None
+
+
+def check_distribution(method: Callable, result) -> None:
+  """Raises unless a model's method returned a distribution of float32 or better.
+
+  Raises:
+    TypeError: if it is no distribution.
+    ValueError: if its samples are narrower than float32.
+  """
+  if not hasattr(result, "log_prob"):
+    is_tensor = tf.is_tensor(result)
+    got = f"a Tensor of shape {result.shape}" if is_tensor else f"a {type(result).__name__}"
+    instead = _INSTEAD.get(getattr(method, "__name__", None), "")
+    raise TypeError(
+      f"{_full_name(method)} must return a distribution of TensorFlow Probability, got {got}. "
+      f"{instead}"
+    )
+  if not isinstance(result, tfd.JointDistribution):
+    for dtype in tf.nest.flatten(result.dtype):
+      _check_dtype(_full_name(method), "its samples are", tf.as_dtype(dtype))
+
+
+def check_same_dtype(name: str, prior, z) -> None:
+  """Raises a ValueError if z has another dtype than the prior, which cannot evaluate it then."""
+  if isinstance(prior, tfd.JointDistribution):
+    return
+  dtypes, leaves = tf.nest.flatten(prior.dtype), tf.nest.flatten(z)
+  for dtype, leaf in zip(dtypes, leaves, strict=False):
+    if leaf.dtype.is_floating and tf.as_dtype(dtype) != leaf.dtype:
+      raise ValueError(
+        f"{name}.prior is a distribution of {tf.as_dtype(dtype).name}, but z, which proposal "
+        f"draws, is {leaf.dtype.name}: give both one dtype, such as self.float_dtype."
+      )
+
+
+def sum_of_log_probs(name: str, log_likelihood: tf.Tensor, log_prior: tf.Tensor) -> tf.Tensor:
+  """Adds up log p(x | z) and log p(z), each [num_samples, batch_size], of the model called `name`.
+
+  Raises:
+    ValueError: if one is narrower than float32, or the two differ in rank.
+  """
+  _check_dtype(f"{name}.likelihood", "log p(x | z, context) is", log_likelihood.dtype)
+  _check_dtype(f"{name}.prior", "log p(z | context) is", log_prior.dtype)
+  if log_likelihood.shape.rank != log_prior.shape.rank:
+    raise ValueError(
+      f"{name}: log p(x | z) and log p(z) must have the shape [num_samples, batch_size], got "
+      f"likelihood(z, context).log_prob(x) of {log_likelihood.shape} and "
+      f"prior(context).log_prob(z) of {log_prior.shape}. Where axes of the event are left, wrap "
+      "the distribution in tfd.Independent."
+    )
+  if log_likelihood.dtype != log_prior.dtype:
+    return tf.cast(log_likelihood, tf.float64) + tf.cast(log_prior, tf.float64)
+  return log_likelihood + log_prior
+
+
+def _check_dtype(name: str, what: str, dtype: tf.DType) -> None:
+  """Raises a ValueError if a dtype is a floating one narrower than float32."""
+  if dtype.is_floating and dtype.size < 4:
+    raise ValueError(
+      f"{name}: {what} {dtype.name}, which is too coarse for log-densities. Give the layer that "
+      'computes the parameters dtype="float32", or cast them: the other layers may be narrower.'
+    )
+
+
+def _full_name(method: Callable) -> str:
+  """Returns the name of a method with that of its object's class."""
+  owner = getattr(method, "__self__", None)
+  name = getattr(method, "__name__", repr(method))
+  return name if owner is None else f"{type(owner).__name__}.{name}"

@@ -1,0 +1,365 @@
+"""Tests of expectations, exactly: Gauss-Hermite quadrature and enumeration of all samples.
+
+A proposal "draws" every combination of K nodes, an example each; the weighted sum of the examples'
+gradients is the expectation of the estimator. The truth is the derivative, by central differences,
+of the weighted sum of the bound itself.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf import bounds
+from tests.rows import FUNCTIONS
+
+tfd = tfp.distributions
+
+NUM_NODES = {2: 90, 3: 40, 4: 20}
+
+
+class Grid(tfd.Normal):
+  """A Normal that draws given noise."""
+
+  def __init__(self, loc, scale, noise):
+    super().__init__(loc, scale)
+    self.noise = noise
+
+  @classmethod
+  def _parameter_properties(cls, dtype, num_classes=None):
+    return super()._parameter_properties(dtype, num_classes)
+
+  def _sample_n(self, n, seed=None):
+    if n > 1:
+      return self.loc + self.scale * self.noise
+    # Below another latent the batch shape has all samples, but for a trial run of TFP's.
+    noise = self.noise if self.loc.shape.rank == 2 else self.noise[0]
+    return (self.loc + self.scale * noise)[tf.newaxis]
+
+
+class Listed(tfd.Bernoulli):
+  """A Bernoulli that draws given values."""
+
+  def __init__(self, logits, values):
+    super().__init__(logits, dtype=tf.int32)
+    self.values = values
+
+  @classmethod
+  def _parameter_properties(cls, dtype, num_classes=None):
+    return super()._parameter_properties(dtype, num_classes)
+
+  def _sample_n(self, n, seed=None):
+    return tf.constant(self.values[:n])
+
+
+def nodes(num_samples):
+  """Noise [num_samples, N] and the probabilities [N] of all combinations of nodes."""
+  points, mass = np.polynomial.hermite_e.hermegauss(NUM_NODES[num_samples])
+  noise = np.stack(np.meshgrid(*[points] * num_samples, indexing="ij")).reshape(num_samples, -1)
+  masses = np.meshgrid(*[mass / mass.sum()] * num_samples, indexing="ij")
+  return noise, np.prod(masses, axis=0).ravel()
+
+
+def log_target(mu, z):
+  """Not Gaussian: a location mu, a slope and ripples."""
+  return -0.5 * (z - mu) ** 2 + 0.5 * tf.sin(z) + 0.2 * tf.cos(1.5 * z + 0.4)
+
+
+PARAMETERS = [0.3, -0.2, 0.5]  # loc, log scale, mu
+
+
+def estimate(bound, parameters, num_samples, **options):
+  loc, log_scale, mu = parameters
+  noise, mass = nodes(num_samples)
+  zero = tf.zeros(len(mass), tf.float64)
+  result = bounds.estimate(
+    bound,
+    lambda z: log_target(mu, z),
+    Grid(loc + zero, tf.exp(log_scale) + zero, tf.constant(noise)),
+    num_samples,
+    stopped_proposal=Grid(
+      tf.stop_gradient(loc) + zero, tf.exp(tf.stop_gradient(log_scale)) + zero, noise
+    ),
+    **options,
+  )
+  return tf.reduce_sum(mass * result.objective)
+
+
+def expected_gradient(bound, num_samples=3, **options):
+  parameters = [tf.Variable(p, dtype=tf.float64) for p in PARAMETERS]
+  with tf.GradientTape() as tape:
+    total = estimate(bound, parameters, num_samples, **options)
+  return np.array([g.numpy() for g in tape.gradient(total, parameters)])
+
+
+def gradient_of_expectation(bound, num_samples=3, **options):
+  gradient = []
+  for i in range(len(PARAMETERS)):
+    values = []
+    for step in (1e-4, -1e-4):
+      moved = [tf.constant(p + step * (i == j), tf.float64) for j, p in enumerate(PARAMETERS)]
+      values.append(estimate(bound, moved, num_samples, **options).numpy())
+    gradient.append((values[0] - values[1]) / 2e-4)
+  return np.array(gradient)
+
+
+UNBIASED = [
+  *[("iwae", {}), ("iwae_dreg", {}), ("jvi_dreg", {}), ("elbo_stl", {}), ("elbo_loo", {})],
+  *[("vimco", {}), ("vimco_star", {}), ("ovis", {"gamma": 0.0})],
+  *[("vr_iwae", {"alpha": 0.3}), ("vr_iwae_dreg", {"alpha": 0.3})],
+  *[("ciwae", {"beta": 0.2}), ("ciwae_dreg", {"beta": 0.2})],
+  *[("miwae", {"groups": 3}), ("tvo", {}), ("tvo_dreg", {"betas": (0, 0.3, 1)})],
+  *[("iwae_cv", dict(zip("abgd", factors, strict=True))) for factors in [(0.4, 0.7, 0.3, -1.0)]],
+]
+BIASED = [
+  *[("stl", {}), ("rws", {}), ("rws_dreg", {}), ("dreg_alpha", {"alpha": 0.3})],
+  *[("ovis", {"gamma": 1.0}), ("ovis", {"gamma": 0.3}), ("iwae_dreg_norm", {})],
+  *[("piwae", {"groups": 3}), ("piwae_dreg", {"groups": 3})],
+]
+
+
+def ids(cases):
+  return ["-".join([name, *map(str, options.values())]) for name, options in cases]
+
+
+@pytest.mark.parametrize("name,options", UNBIASED, ids=ids(UNBIASED))
+def test_unbiased_rows(name, options):
+  bound = bounds.get(name, **options)
+  assert bound.is_unbiased(3)
+  np.testing.assert_allclose(expected_gradient(bound), gradient_of_expectation(bound), atol=1e-6)
+
+
+@pytest.mark.parametrize("name,options", BIASED, ids=ids(BIASED))
+def test_biased_rows_are_caught(name, options):
+  bound = bounds.get(name, **options)
+  assert not bound.is_unbiased(3)
+  error = expected_gradient(bound) - gradient_of_expectation(bound)
+  assert abs(error[:2]).max() > 1e-2
+  np.testing.assert_allclose(error[2], 0, atol=1e-6)  # the model's is right all the same
+
+
+def test_grouped_rows_of_more_than_one_sample_each():
+  for name in ("miwae", "miwae_dreg"):
+    bound = bounds.get(name, groups=2)
+    actual, expected = expected_gradient(bound, 4), gradient_of_expectation(bound, 4)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("gradient", ["total", "dreg"])
+def test_a_strangers_bound(function, gradient):
+  """Asymmetric, not exchangeable, linear: the theorem asks for independent samples alone."""
+  bound = bounds.from_function(function, "mine", gradient)
+  num_samples = 4 if function.__name__ == "of_groups" else 3
+  actual = expected_gradient(bound, num_samples)
+  np.testing.assert_allclose(actual, gradient_of_expectation(bound, num_samples), atol=2e-6)
+
+
+def test_a_strangers_stl_is_caught():
+  bound = bounds.from_function(FUNCTIONS[0], "mine", "stl")
+  error = expected_gradient(bound) - gradient_of_expectation(bound)
+  assert abs(error[:2]).max() > 1e-2
+
+
+# --- a weight on the proposal -------------------------------------------------------------------
+
+WEIGHTED = [
+  *[("iwae", {}), ("iwae_dreg", {}), ("jvi_dreg", {}), ("vr_iwae_dreg", {"alpha": 0.4})],
+  *[("elbo_stl", {}), ("tvo_dreg", {}), ("vimco", {}), ("vimco_star", {}), ("elbo_loo", {})],
+]
+
+
+@pytest.mark.parametrize("weight", [0.3, 2.0])
+@pytest.mark.parametrize("name,options", WEIGHTED, ids=ids(WEIGHTED))
+def test_weighted_rows(name, options, weight):
+  bound = bounds.get(name, **options)
+  actual = expected_gradient(bound, num_samples=2, proposal_weight=weight)
+  expected = gradient_of_expectation(bound, num_samples=2, proposal_weight=weight)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.3, 2.0])
+def test_the_square_of_the_weight_is_caught(weight):
+  """wbar^2 on the path of log r - beta log q^: what DReG with a warm-up gets elsewhere."""
+  parameters = [tf.Variable(p, dtype=tf.float64) for p in PARAMETERS]
+  noise, mass = nodes(3)
+  with tf.GradientTape() as tape:
+    loc, log_scale, mu = parameters
+    z = loc + tf.exp(log_scale) * noise
+    q = tfd.Normal(tf.stop_gradient(loc), tf.exp(tf.stop_gradient(log_scale)))
+    l = log_target(tf.stop_gradient(mu), z) - weight * q.log_prob(z)
+    square = tf.stop_gradient(tf.nn.softmax(l, axis=0)) ** 2
+    total = tf.reduce_sum(mass * tf.reduce_sum(square * l, axis=0))
+  naive = np.array(tape.gradient(total, parameters[:2]))
+  exact = gradient_of_expectation(bounds.get("iwae_dreg"), proposal_weight=weight)[:2]
+  assert abs(naive - exact).max() > 0.02
+
+
+@pytest.mark.parametrize(
+  "name", ["rws", "stl", "rws_dreg", "dreg_alpha", "iwae_dreg_norm", "ovis", "iwae_cv"]
+)
+def test_a_weight_without_meaning_is_refused(name):
+  with pytest.raises(ValueError, match=f"proposal_weight must be 1 for {name}, got 0.5"):
+    bounds.estimate(name, lambda z: -(z**2), tfd.Normal(0.0, 1.0), 3, proposal_weight=0.5)
+
+
+@pytest.mark.parametrize("weight", [-1.0, True, "x", float("nan"), None])
+def test_weights_that_are_none_are_refused(weight):
+  with pytest.raises(ValueError, match=f"proposal_weight must be .*got {weight!r}"):
+    bounds.estimate("iwae", lambda z: -(z**2), tfd.Normal(0.0, 1.0), 3, proposal_weight=weight)
+
+
+def test_a_weight_may_be_a_variable():
+  def objective(weight):
+    return bounds.estimate(
+      "iwae_dreg", lambda z: -(z**2), tfd.Normal(0.0, 1.0), 3, seed=1, proposal_weight=weight
+    ).objective
+
+  weight = tf.Variable(0.5)
+  np.testing.assert_array_equal(objective(weight), objective(0.5))
+  weight.assign(2.0)
+  np.testing.assert_array_equal(objective(weight), objective(2.0))
+
+
+# --- discrete and mixed latents -----------------------------------------------------------------
+
+LOGITS = np.array([0.4, -0.7])
+
+
+def bernoulli_values(num_samples):
+  """All samples of two Bernoullis, [num_samples, 4^num_samples, 2]."""
+  single = list(itertools.product([0, 1], repeat=2))
+  return np.array(list(itertools.product(single, repeat=num_samples))).transpose(1, 0, 2)
+
+
+def log_joint_of_bits(theta, d):
+  d = tf.cast(d, tf.float64)
+  return theta * d[..., 0] - 0.8 * d[..., 0] * d[..., 1] + tf.sin(d[..., 1] + theta) - 1
+
+
+def probabilities(logits, d):
+  """[N]: of each combination of samples, differentiable."""
+  log_prob = tfd.Independent(tfd.Bernoulli(logits), 1).log_prob(d)
+  return tf.exp(tf.reduce_sum(log_prob, axis=0))
+
+
+def enumerated(bound, num_samples):
+  """The expectation of the estimator's gradient, and the gradient of the expected bound."""
+  logits, theta = tf.Variable(LOGITS), tf.Variable(0.6, dtype=tf.float64)
+  d = bernoulli_values(num_samples)
+  with tf.GradientTape(persistent=True) as tape:
+    proposal = tfd.Independent(Listed(logits + tf.zeros([d.shape[1], 2], tf.float64), d), 1)
+    result = bounds.estimate(bound, lambda z: log_joint_of_bits(theta, z), proposal, num_samples)
+    p = probabilities(logits, d)
+    estimated = tf.reduce_sum(tf.stop_gradient(p) * result.objective)
+    l = log_joint_of_bits(theta, d) - tfd.Independent(tfd.Bernoulli(logits), 1).log_prob(d)
+    exact = tf.reduce_sum(p * tf.reduce_logsumexp(l, axis=0))
+  return (
+    np.concatenate([np.ravel(g) for g in tape.gradient(target, [logits, theta])])
+    for target in (estimated, exact)
+  )
+
+
+@pytest.mark.parametrize("num_samples", [2, 3])
+@pytest.mark.parametrize("name", ["vimco", "vimco_star"])
+def test_discrete_latents(name, num_samples):
+  actual, expected = enumerated(bounds.get(name), num_samples)
+  np.testing.assert_allclose(actual, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0])
+def test_ovis_is_vimco_and_a_part_of_rws(gamma):
+  """E ovis = E vimco + gamma E rws in the proposal; so it is biased for L_K."""
+  ovis, exact = enumerated(bounds.get("ovis", gamma=gamma), 3)
+  rws, _ = enumerated(bounds.get("rws"), 3)
+  vimco, _ = enumerated(bounds.get("vimco"), 3)
+  np.testing.assert_allclose(ovis[:2], vimco[:2] + gamma * rws[:2], atol=1e-12)
+  assert abs(ovis - exact).max() > 1e-2
+
+
+def mixed(bound, num_samples, **options):
+  """q(d) q(z | d): one Bernoulli and a Normal whose location depends on it.
+
+  Returns:
+    The expectation of the estimator's gradient, and the gradient of the expected bound.
+  """
+  points, mass = np.polynomial.hermite_e.hermegauss(NUM_NODES[num_samples])
+  single = [(d, e, m) for d in (0, 1) for e, m in zip(points, mass / mass.sum(), strict=True)]
+  combined = np.array(list(itertools.product(single, repeat=num_samples)))
+  d, noise, masses = combined.transpose(2, 1, 0)  # [num_samples, N] each
+  d, mass = d.astype(np.int32), masses.prod(axis=0)
+  parameters = [tf.Variable(p, dtype=tf.float64) for p in (0.4, -0.3, 0.2, 0.5)]
+  weight = options.get("proposal_weight", 1)
+
+  def log_joint(mu, d, z):
+    d = tf.cast(d, tf.float64)
+    return log_target(mu + d, z) - 0.5 * d
+
+  def conditional(parameters, d):
+    _, loc, log_scale, _ = parameters
+    d = tf.cast(d, tf.float64)
+    return loc + 0.7 * d * loc, tf.exp(log_scale) + 0 * d
+
+  with tf.GradientTape(persistent=True) as tape:
+    logit, _, _, mu = parameters
+    zero = tf.zeros(d.shape[1], tf.float64)
+    proposal = tfd.JointDistributionNamed(
+      {
+        "d": Listed(logit + zero, d),
+        "z": lambda d: Grid(*conditional(parameters, d), tf.constant(noise)),
+      }
+    )
+    result = bounds.estimate(
+      bound, lambda s: log_joint(mu, s["d"], s["z"]), proposal, num_samples, **options
+    )
+    probability = tf.exp(tf.reduce_sum(tfd.Bernoulli(logit).log_prob(d), axis=0))
+    p = mass * probability
+    estimated = tf.reduce_sum(tf.stop_gradient(p) * result.objective)
+    loc, scale = conditional(parameters, d)
+    z = loc + scale * noise
+    log_q = tfd.Bernoulli(logit).log_prob(d) + tfd.Normal(loc, scale).log_prob(z)
+    l = log_joint(mu, d, z) - weight * log_q
+    exact = tf.reduce_sum(p * bound_value(bound, l))
+  return (np.array(tape.gradient(target, parameters)) for target in (estimated, exact))
+
+
+def bound_value(bound, l):
+  if bound.name.startswith("elbo"):
+    return tf.reduce_mean(l, axis=0)
+  if bound.name.startswith("vr_iwae"):
+    return tf.reduce_logsumexp(0.5 * l, axis=0) / 0.5
+  return tf.reduce_logsumexp(l, axis=0)
+
+
+@pytest.mark.parametrize("name", ["iwae", "iwae_dreg", "vr_iwae_dreg", "elbo", "elbo_stl", "vimco"])
+def test_mixed_latents(name):
+  actual, expected = mixed(bounds.get(name), 2)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["iwae", "iwae_dreg"])
+def test_mixed_latents_with_a_weight(name):
+  actual, expected = mixed(bounds.get(name), 2, proposal_weight=0.3)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_mixed_latents_of_a_biased_row_are_caught():
+  actual, expected = mixed(bounds.get("stl"), 2)
+  assert abs(actual - expected).max() > 1e-2
+
+
+def test_a_discrete_part_below_a_path_is_refused():
+  proposal = tfd.JointDistributionNamed(
+    {"z": tfd.Normal(tf.zeros(3), 1.0), "d": lambda z: tfd.Bernoulli(z)}
+  )
+  with pytest.raises(ValueError, match="proposal: d is not reparameterized and depends on z"):
+    bounds.estimate("iwae_dreg", lambda s: tf.zeros([4, 3]), proposal, 4)
+  assert bounds.estimate("vimco", lambda s: -(s["z"] ** 2), proposal, 4).objective.shape == [3]
+
+
+@pytest.mark.parametrize("name", ["iwae", "iwae_dreg", "stl", "tvo_dreg", "iwae_cv"])
+def test_a_path_on_a_discrete_proposal_is_refused(name):
+  with pytest.raises(ValueError, match=rf"proposal.*{name}, Bernoulli.*vimco_star"):
+    bounds.estimate(name, lambda z: tf.zeros([4, 3]), tfd.Bernoulli(tf.zeros(3)), 4)
