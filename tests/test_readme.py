@@ -28,11 +28,11 @@ def test_own_keras_model():
   model.compile("adam")
   history = model.fit(digits(40), batch_size=10, epochs=3, verbose=0).history["bound"]
   assert history[-1] > history[0]
-  assert np.isfinite(model.evaluate(digits(40), verbose=0)[0])
+  assert np.isfinite(model.evaluate(digits(40), verbose=0))
   # The mean over all examples, whatever their batches.
   model.objective = lambda x: x[:, 0]
   model.make_test_function(force=True)
-  bound = model.evaluate(digits(40), batch_size=16, verbose=0, return_dict=True)["bound"]
+  bound = model.evaluate(digits(40), batch_size=16, verbose=0)
   np.testing.assert_allclose(bound, digits(40)[:, 0].mean(), rtol=1e-6)
 
 
