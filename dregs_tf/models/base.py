@@ -17,17 +17,17 @@ from dregs_tf.models import (
   inputs,
   keras_privates,
   log_likelihoods,
+  metrics,
   specs,
   steps,
 )
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.followers import Followers
-from dregs_tf.models.metrics import Mean
 
 tfd = tfp.distributions
 
 
-class LatentVariableModel(inputs.CheckedInputs):
+class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
   """A model p(x, z | context) with a proposal q(z | x, context), trained with a Monte Carlo bound.
 
   A subclass defines three methods that return tfp distributions; `compile`, `fit`, `evaluate`,
@@ -46,31 +46,30 @@ class LatentVariableModel(inputs.CheckedInputs):
   handed to the likelihood's log_prob is cast to the likelihood's own dtype, unless that would round
   floats to integers.
 
-  Layers behave as in any Keras model. In `fit` they are in training mode: Dropout drops, and
-  BatchNormalization takes the statistics of the batch (and, in a likelihood, of all its samples);
-  everywhere else they are in inference mode. A method that takes an argument `training` is given
-  it. The noise of layers and of `keras.random` in a step is a function of `compile`'s seed and the
-  step's number. Regularizers and `add_loss` are part of the objective and reported as
-  `regularization`, apart from the bound. Two things are refused: with `num_backward_samples`, a
-  likelihood or prior whose layers draw noise, keep statistics or add losses, since it is evaluated
-  twice; and such layers that the proposal's distribution calls itself, as a joint distribution's
-  functions do, since they would differ between samples and densities.
+  Sample weights weigh the examples: a step's gradient is that of the sum of weight times bound over
+  the batch size, and what is reported are weighted means.
+
+  Layers behave as in any Keras model. In `fit` they are in training mode, everywhere else in
+  inference mode; a method that takes an argument `training` is given it. The noise of layers and of
+  `keras.random` in a step is a function of `compile`'s seed and the step's number. Regularizers and
+  `add_loss` are part of the objective and reported as `regularization`, apart from the bound.
+  BatchNormalization in a likelihood takes the statistics of all samples of the batch: in training
+  the samples are then not independent, which the bounds and the second reparameterization suppose.
+  Two things are refused: with `num_backward_samples`, a likelihood or prior whose layers draw
+  noise, keep statistics or add losses, since it is evaluated twice; and such layers that the
+  proposal's distribution calls itself, as the functions of a joint distribution do, since samples
+  and densities would not agree.
   """
 
   # What `compile` makes.
   followers: Followers | None = None
-  _has_losses = _calls_checked = False
+  _calls_checked = False
   _specs: dict | None = None  # What its layers are built for.
 
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
     self.autocast = False  # A call rounds no more than `fit` does: layers cast for themselves.
     self._thaw = freezing.freeze([])
-    # Made here and not by `compile`: a model that was built takes no further metrics.
-    self._bound_metric = Mean(name="bound")
-    self._sample_size_metric = Mean(name="effective_sample_size")
-    self._regularization_metric = Mean(name="regularization")
-    self._num_seen = keras.metrics.Sum(name="num_seen")
 
   @property
   def float_dtype(self) -> tf.DType:
@@ -224,8 +223,7 @@ class LatentVariableModel(inputs.CheckedInputs):
     self.num_samples = int(num_samples)
     self.num_backward_samples = num_backward_samples
     self.seed = random.randint(1, int(1e9)) if seed is None else seed
-    self.reset_metrics()
-    self._has_losses = self._calls_checked = False
+    self._calls_checked = False
     self._compile_arguments = {
       "optimizer": self.optimizer,
       "seed": self.seed,
@@ -281,19 +279,6 @@ class LatentVariableModel(inputs.CheckedInputs):
       raise ValueError(f"{argument} takes all samples: drop num_backward_samples.")
     if tf.as_dtype(self.compute_dtype) == tf.float16:
       raise ValueError(f"{argument} needs more range than float16 has: use mixed_bfloat16.")
-
-  @property
-  def metrics(self) -> list[keras.metrics.Metric]:
-    """The running means that training and evaluation report, and a subclass' own metrics."""
-    hidden = [self._loss_tracker, self._num_seen]
-    if not self._has_losses:
-      hidden.append(self._regularization_metric)
-    return [metric for metric in super().metrics if all(metric is not other for other in hidden)]
-
-  def reset_metrics(self) -> None:
-    """Starts the running means anew, as Keras does before an epoch and an evaluation."""
-    super().reset_metrics()
-    self._num_seen.reset_state()
 
   def call(self, inputs):
     """The expected observation at a sampled z, as `reconstruct`; how Keras builds the model."""
@@ -421,7 +406,7 @@ class LatentVariableModel(inputs.CheckedInputs):
       scale=-self.optimizer.scale_loss(tf.ones([])),
     )
     self.optimizer.apply(result.total(), variables)
-    return _as_logs(logs)
+    return metrics.as_logs(logs)
 
   def test_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `evaluate`: the bound, averaged over examples."""
@@ -431,7 +416,7 @@ class LatentVariableModel(inputs.CheckedInputs):
     seen = tf.cast(self._num_seen.total, tf.int32)
     part = replicas.part_of_batch(batch.x, seen)
     seen = seen if part is None else part.seen
-    return _as_logs(self._update_metrics(batch, self._replica_evaluate(batch, seen, part)))
+    return metrics.as_logs(self._update_metrics(batch, self._replica_evaluate(batch, seen, part)))
 
   def _as_tensors(self, structure):
     return batches.as_tensors(structure, self.float_dtype)
@@ -516,30 +501,3 @@ class LatentVariableModel(inputs.CheckedInputs):
       z = calls.call(self.proposal, x, context).sample(1, seed=seeds.stateless(seed))
       mean = calls.call(self.likelihood, z, context).mean()
     return tf.nest.map_structure(lambda part: part[0], mean)
-
-  def _update_metrics(self, batch: batches.Batch, values: steps.Values) -> dict[str, tf.Tensor]:
-    size, weights = batches.size(batch.x), batch.sample_weight
-    self._num_seen.update_state(size)
-    of_examples = (
-      (self._bound_metric, values.objective),
-      (self._sample_size_metric, values.sample_size),
-    )
-    for metric, value in of_examples:
-      if weights is not None:
-        value = tf.where(weights == 0, tf.zeros_like(value), value)  # It may be infinite.
-      metric.update_state(value, sample_weight=weights)
-    if values.losses is not None:
-      self._has_losses = True
-      self._regularization_metric.update_state(values.losses, sample_weight=size)
-    return {metric.name: metric.result() for metric in self.metrics}
-
-  def _get_metrics_result_or_logs(self, logs) -> dict:
-    """Keras' hook: what an epoch reports. The metrics' own values, which are of all replicas."""
-    return {**(logs or {}), **self.get_metrics_result()}
-
-
-def _as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-  """The logs as Keras averages them over replicas: across workers it takes vectors."""
-  if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
-    return {name: tf.reshape(value, [1]) for name, value in logs.items()}
-  return logs

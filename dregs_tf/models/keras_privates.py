@@ -6,8 +6,8 @@ The three methods of a model are called by the library rather than by a layer, s
 that context. Seed generators and statistics are listed layer by layer, since the public lists mix
 them with other variables.
 
-`base.py` overrides three hooks of Keras' Trainer besides: `_maybe_symbolic_build`,
-`_get_metrics_result_or_logs` and, to leave it out of the metrics, `_loss_tracker`.
+Besides, models override the hooks `_maybe_symbolic_build` and `_get_metrics_result_or_logs` of
+Keras' Trainer, and leave its `_loss_tracker` out of the metrics.
 """
 
 import contextlib
