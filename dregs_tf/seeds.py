@@ -1,10 +1,35 @@
-"""Stateless random seeds: the same seed always draws the same samples."""
+"""Derives stateless random seeds, and the noise that one of several replicas draws from them.
 
+The same seed always draws the same samples. Replicas of a model that share a batch get different
+noise: the library's own distributions draw the noise of the whole batch on every replica, from the
+same seed, and keep the replica's part of it, so that the number of replicas does not change a run.
+Noise is cheap next to the model, and no communication is needed.
+"""
+
+import contextlib
+import contextvars
 import operator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
 _INT32 = 2**32
+
+
+class Part(NamedTuple):
+  """A replica's part of a batch: consecutive examples of `total`, the first is number `start`.
+
+  replica: the replica's number. seen: the sum of a running count over the replicas.
+  """
+
+  replica: tf.Tensor
+  start: tf.Tensor
+  total: int | tf.Tensor
+  seen: tf.Tensor | None = None
+
+
+_noise_of = contextvars.ContextVar("noise_of", default=None)
 
 
 def words(seed: int) -> list[int]:
@@ -49,3 +74,42 @@ def fold_in(seed: tf.Tensor, *data) -> tf.Tensor:
   for value in data:
     seed = tf.random.experimental.stateless_fold_in(seed, value)
   return seed
+
+
+@contextlib.contextmanager
+def noise_of(part: Part | None, seed, *, shared: bool):
+  """Makes the noise drawn inside the replica's own; yields the seed to draw it with.
+
+  Args:
+    part: the replica's part of the batch; None changes nothing.
+    seed: as `bounds.estimate` takes it, the same on every replica.
+    shared: whether what is drawn is drawn by `draw`, for the whole batch. Otherwise each replica
+      gets a seed of its own.
+  """
+  if part is None:
+    yield seed
+    return
+  if not shared:
+    seed = fold_in(stateless(seed), part.replica)
+  token = _noise_of.set(part if shared else None)
+  try:
+    yield seed
+  finally:
+    _noise_of.reset(token)
+
+
+def draw(sampler: Callable[[tf.Tensor], tf.Tensor], shape: tf.Tensor, axis: int) -> tf.Tensor:
+  """Draws `sampler(shape)`, or along `axis`, the examples, the replica's part of a batch's noise.
+
+  Args:
+    sampler: draws noise of a given shape.
+    shape: an int32 vector, the shape of the noise of the replica's examples.
+    axis: which axis of it the examples are along.
+  """
+  part = _noise_of.get()
+  if part is None:
+    return sampler(shape)
+  shape = tf.convert_to_tensor(shape)
+  whole = tf.concat([shape[:axis], [part.total], shape[axis + 1 :]], axis=0)
+  begin = tf.one_hot(axis, tf.size(shape), part.start, 0, dtype=tf.int32)
+  return tf.slice(sampler(whole), begin, shape)

@@ -22,7 +22,7 @@ numbers u, u + 1, ..., u + M - 1 fall into, with one uniform u.
 
 import tensorflow as tf
 
-from dregs_tf import replicas
+from dregs_tf import seeds
 
 
 def select(coefficients, num_chosen: int, seed: tf.Tensor):
@@ -52,7 +52,7 @@ def uniform(shape: tf.Tensor, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
   def sampler(shape):
     return tf.random.stateless_uniform(shape, seed, dtype=dtype, alg="philox")
 
-  return replicas.draw(sampler, shape, axis=0)
+  return seeds.draw(sampler, shape, axis=0)
 
 
 def inclusion_probabilities(sizes: tf.Tensor, num_chosen: int) -> tf.Tensor:

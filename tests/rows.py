@@ -1,4 +1,4 @@
-"""The rows beyond the paper, written out literally in NumPy, and three functions of a stranger's."""
+"""The rows beyond the paper, written out literally in NumPy, and three functions of strangers."""
 
 import itertools
 import math

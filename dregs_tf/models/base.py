@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import bounds, replicas, seeds
+from dregs_tf import bounds, seeds
 from dregs_tf.models import (
   batches,
   calls,
@@ -18,6 +18,7 @@ from dregs_tf.models import (
   keras_privates,
   log_likelihoods,
   metrics,
+  replicas,
   specs,
   steps,
 )
@@ -120,7 +121,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     bound: bounds.Bound | str,
     num_samples: int,
     seed=None,
-    part: replicas.Part | None = None,
+    part: seeds.Part | None = None,
     training: bool | None = None,
     **options,
   ) -> bounds.Estimate:
@@ -145,7 +146,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
 
     with calls.mode(self, training):
       proposal = calls.call(self.proposal, x, context)
-      with replicas.noise_of(part, seed, shared=draws_for_whole_batch(proposal)) as seed:
+      with seeds.noise_of(part, seed, shared=draws_for_whole_batch(proposal)) as seed:
         return bounds.estimate(
           bound,
           target_log_prob,

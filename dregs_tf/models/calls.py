@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from dregs_tf import evaluation, gradients, replicas, seeds
+from dregs_tf import evaluation, gradients, seeds
 from dregs_tf.models import contracts, keras_privates
 
 # Folded into a step's seed: the layers' noise is not that of the samples.
@@ -57,7 +57,7 @@ def mode(model: keras.Model, training: bool | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def step(
-  model: keras.Model, *, training: bool, seed: tf.Tensor, part: replicas.Part | None
+  model: keras.Model, *, training: bool, seed: tf.Tensor, part: seeds.Part | None
 ) -> Iterator[Step]:
   """Runs a step: its layers train or not, and their noise is a function of the seed.
 
@@ -118,7 +118,7 @@ def sum_of_losses(model: keras.Model) -> tf.Tensor | None:
 
 @contextlib.contextmanager
 def averaged_statistics(
-  model: keras.Model, part: replicas.Part | None, size: tf.Tensor
+  model: keras.Model, part: seeds.Part | None, size: tf.Tensor
 ) -> Iterator[None]:
   """Has replicas agree on the statistics that layers keep, BatchNormalization's for instance.
 

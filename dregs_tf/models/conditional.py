@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import replicas
+from dregs_tf import seeds
 
 tfd = tfp.distributions
 
@@ -32,11 +32,11 @@ class Normal(tfd.Normal):
     def sampler(shape):
       return tf.random.stateless_normal(shape, seed, dtype=loc.dtype, alg="philox")
 
-    return loc + scale * replicas.draw(sampler, shape, axis=1)
+    return loc + scale * seeds.draw(sampler, shape, axis=1)
 
 
 def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
-  """Whether the distribution, on replicas, draws its noise with `replicas.draw`."""
+  """Whether the distribution, on replicas, draws its noise with `seeds.draw`."""
   if type(distribution) is tfd.Independent:
     distribution = distribution.distribution
   return getattr(distribution, "draws_for_whole_batch", False)

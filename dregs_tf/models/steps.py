@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from dregs_tf import gradients, replicas, seeds, side_by_side
+from dregs_tf import gradients, seeds, side_by_side
 from dregs_tf import importance_weights as iw
 from dregs_tf.models import batches, calls
 from dregs_tf.models.conditional import draws_for_whole_batch
@@ -91,7 +91,7 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
       shared = draws_for_whole_batch(calls.call(model.proposal, x, context))
   with (
     calls.step(model, training=True, seed=seed, part=part),
-    replicas.noise_of(part, seed, shared=shared) as seed,
+    seeds.noise_of(part, seed, shared=shared) as seed,
   ):
     result = side_by_side.differentiate(
       model.followers.estimators(),
