@@ -162,16 +162,33 @@ def _explain(error: Exception, x, y) -> None:
 
 
 def note_likelihood(model: CheckedInputs, likelihood: tfd.Distribution, x) -> None:
-  """Finds out from a likelihood whether observations must be in [0, 1]; checks x if it has values.
+  """Finds out from a likelihood whether observations must be in [0, 1]; checks shapes and values.
 
   Raises:
-    ValueError: if x is not in [0, 1] and must be.
+    ValueError: if x has values, and others than in [0, 1] where it must not, or if its shape is not
+      that of the likelihood's events.
   """
+  _check_event_shape(model, likelihood, x)
   if model.binary_observations is None:
     while isinstance(likelihood, tfd.Independent):
       likelihood = likelihood.distribution
     model.binary_observations = isinstance(likelihood, tfd.Bernoulli)
   check_values(model, x)
+
+
+def _check_event_shape(model: CheckedInputs, likelihood: tfd.Distribution, x) -> None:
+  """Raises a ValueError if observations would broadcast against the likelihood's events."""
+  events = tf.nest.flatten(getattr(likelihood, "event_shape", None))
+  leaves = tf.nest.flatten(x)
+  if len(events) != len(leaves):
+    return  # The distribution says what it expected.
+  for leaf, event in zip(leaves, events, strict=True):
+    if event is not None and not leaf.shape[1:].is_compatible_with(event):
+      raise ValueError(
+        f"{type(model).__name__}: likelihood(z, context) has the event shape {event}, and an "
+        f"observation has the shape {leaf.shape[1:]}; they must be the same. Where axes of the "
+        "event are left in the batch shape, wrap the distribution in tfd.Independent."
+      )
 
 
 def check_values(model: CheckedInputs, x) -> None:
