@@ -149,6 +149,15 @@ def total_of(name: str) -> str:
   return total
 
 
+# Unbiased bounds for proposals without a path, by objective.
+_WITHOUT_PATH = {"iwae": "vimco", "elbo": "elbo_loo"}
+
+
+def without_path(name: str) -> str | None:
+  """Returns the unbiased bound of the same value that needs no path, None if there is none."""
+  return _WITHOUT_PATH.get(BOUNDS[name].objective)
+
+
 def linear_up_to(name: str) -> float:
   """Returns up to how many samples the value is linear in the log-weights: the ELBO's always is."""
   return math.inf if BOUNDS[name].objective == "elbo" else 1

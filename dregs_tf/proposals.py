@@ -68,6 +68,12 @@ def unwrap(proposal) -> tfd.Distribution:
   return vars(proposal).get("tensor_distribution", proposal)
 
 
+def has_path(proposal: tfd.Distribution) -> bool:
+  """Returns whether the samples, or some parts of them, are differentiable in the parameters."""
+  kinds = tf.nest.flatten(proposal.reparameterization_type)
+  return any(kind is tfd.FULLY_REPARAMETERIZED for kind in kinds)
+
+
 def discrete_parts(proposal: tfd.Distribution, bound_name: str) -> tuple[bool, ...]:
   """Says of each part of a joint proposal whether it is not reparameterized, if some are not.
 

@@ -1,5 +1,6 @@
 """Measurements of the gradients of several estimators on one batch."""
 
+import numbers
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from dregs_tf import catalogue, seeds, side_by_side
+from dregs_tf import catalogue, proposals, seeds, side_by_side
 from dregs_tf.bounds import Bound, check_num_samples
 from dregs_tf.bounds import get as get_bound
 from dregs_tf.diagnostics import statistics
@@ -95,13 +96,14 @@ def compare(
   if tf.as_dtype(model.compute_dtype) == tf.float16:
     raise ValueError("model: compare needs more range than float16 has, use mixed_bfloat16.")
   context, x = _split(batch, model.float_dtype)
-  plan = _plan(_as_bounds(bounds), _as_ints("num_samples", num_samples))
+  bounds, all_num_samples = _as_bounds(bounds), _as_ints("num_samples", num_samples)
   num_measurements = _as_int("num_measurements", num_measurements, catalogue.MIN_MEASUREMENTS)
   seed = seeds.stateless(seed)
   if jit_compile is None:
     jit_compile = model.compiled and bool(model.jit_compile)
   if not model.built:
     model._build_for(x, context)
+  plan = _plan(bounds, all_num_samples, _has_path(model, x, context))
 
   rows = []
   total = len(plan) * (num_measurements + num_measurements // 2)
@@ -131,27 +133,58 @@ class _Estimator(NamedTuple):
   reference: str
 
 
-def _plan(bounds: list[Bound], all_num_samples: list[int]) -> dict[int, list[_Estimator]]:
+def _has_path(model: LatentVariableModel, x, context) -> bool:
+  with calls.mode(model, training=False):
+    return proposals.has_path(proposals.unwrap(calls.call(model.proposal, x, context)))
+
+
+def _reference(bound: Bound, has_path: bool) -> Bound:
+  """Returns the unbiased estimator of the same value's gradient that a bound is compared with."""
+  if has_path or bound.function is not None:
+    return bound.total
+  name = catalogue.without_path(bound.name)
+  if name is None:
+    raise ValueError(
+      f"bounds: there is no reference for {bound.name} where the proposal has no path: compare "
+      "vimco, vimco_star, ovis, rws or elbo_loo."
+    )
+  return get_bound(name)
+
+
+def _plan(
+  bounds: list[Bound], all_num_samples: list[int], has_path: bool = True
+) -> dict[int, list[_Estimator]]:
   """Returns the estimators to measure at each K, grouped by reference, which comes first."""
   groups = {}
   for bound in bounds:
     check_num_samples(max(all_num_samples), bound)
-    reference = bound.total
+    reference = _reference(bound, has_path)
+    check_num_samples(max(all_num_samples), reference)
     group = groups.setdefault(_name(reference), {_name(reference): reference})
     group[_name(bound)] = bound
-  estimators = [
-    _Estimator(name, bound, reference)
-    for reference, group in groups.items()
-    for name, bound in group.items()
-  ]
-  plan = {k: [e for e in estimators if k >= e.bound.min_samples] for k in all_num_samples}
+  plan = {
+    k: [
+      _Estimator(name, bound, reference)
+      for reference, group in groups.items()
+      for name, bound in group.items()
+      if _is_defined(bound, k) and _is_defined(group[reference], k)
+    ]
+    for k in all_num_samples
+  }
   return {k: defined for k, defined in plan.items() if defined}
+
+
+def _is_defined(bound: Bound, num_samples: int) -> bool:
+  return num_samples >= bound.min_samples and num_samples % bound.groups == 0
 
 
 def _name(bound: Bound) -> str:
   """Returns the bound's name, with the options that are not the default."""
-  defaults = get_bound(bound.name).options
-  options = [f"{name}={value:g}" for name, value in bound.options if (name, value) not in defaults]
+  options = [
+    f"{name}={value:g}" if isinstance(value, numbers.Real) else f"{name}={value}"
+    for name, value in bound.options
+    if value != catalogue.BOUNDS[bound.name].options[name].default
+  ]
   return f"{bound.name}({', '.join(options)})" if options else bound.name
 
 
@@ -218,8 +251,10 @@ def _as_bounds(bounds) -> list[Bound]:
     bound = get_bound(bound) if isinstance(bound, str) else bound
     if not isinstance(bound, Bound):
       raise TypeError(f"bounds must be Bounds or names of them, got {bound!r}.")
-    options = {name: getattr(o, "numpy", lambda o=o: o)() for name, o in bound.options}
-    bounds[i] = get_bound(bound.name, **options)
+    if bound.function is None:
+      options = {name: getattr(o, "numpy", lambda o=o: o)() for name, o in bound.options}
+      bound = get_bound(bound.name, **options)
+    bounds[i] = bound
   if not bounds:
     raise ValueError("bounds must name at least one, got none.")
   names = [_name(bound) for bound in bounds]

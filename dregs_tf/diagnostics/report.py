@@ -249,7 +249,8 @@ def _contradicted(row: Row) -> str:
 def _target(row: Row) -> str:
   """Names the bound in a sentence."""
   name, _, options = row.reference.partition("(")
-  name = {"iwae": "L_K", "elbo": "ELBO", "jvi": "JVI"}.get(name, name)
+  known = {"iwae": "L_K", "vimco": "L_K", "elbo": "ELBO", "elbo_loo": "ELBO", "jvi": "JVI"}
+  name = known.get(name, name.removesuffix("_total"))
   return f"{name} ({options}" if options else name
 
 

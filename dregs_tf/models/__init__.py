@@ -2,6 +2,7 @@
 
 from dregs_tf.models.base import LatentVariableModel
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
+from dregs_tf.models.discrete import DiscreteVAE
 from dregs_tf.models.structured import StructuredVAE
 from dregs_tf.models.vae import VAE
 
@@ -9,6 +10,7 @@ __all__ = [
   "VAE",
   "ConditionalBernoulli",
   "ConditionalNormal",
+  "DiscreteVAE",
   "LatentVariableModel",
   "StructuredVAE",
 ]

@@ -19,9 +19,11 @@ from dregs_tf.models import (
   log_likelihoods,
   metrics,
   replicas,
+  saved_bounds,
   specs,
   steps,
 )
+from dregs_tf.models import kl_weight as kl
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.followers import Followers
 
@@ -102,8 +104,11 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     """
     del proposal
 
-  def target_log_prob(self, x, z, context=None) -> tf.Tensor:
-    """log p(x, z | context) in nats, [num_samples, batch_size]."""
+  def target_log_prob(self, x, z, context=None, kl_weight=1) -> tf.Tensor:
+    """Computes log p(x | z, context) + kl_weight log p(z | context), [num_samples, batch_size].
+
+    In nats: log p(x, z | context), unless the KL divergence has another weight than 1.
+    """
     x, context = self._as_tensors(x), self._as_tensors(context)
     likelihood = calls.call(self.likelihood, z, context)
     inputs.note_likelihood(self, likelihood, x)
@@ -111,7 +116,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     name = type(self).__name__
     contracts.check_same_dtype(name, prior, z)
     log_likelihood = likelihood.log_prob(batches.cast_for(likelihood, x))
-    return contracts.sum_of_log_probs(name, log_likelihood, prior.log_prob(z))
+    return contracts.sum_of_log_probs(name, log_likelihood, prior.log_prob(z), kl_weight)
 
   def estimate(
     self,
@@ -123,6 +128,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     seed=None,
     part: seeds.Part | None = None,
     training: bool | None = None,
+    kl_weight=1,
     **options,
   ) -> bounds.Estimate:
     """`bounds.estimate` of observations x [batch_size, ...]: the bound of each and its gradient.
@@ -136,13 +142,15 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       part: which part of a global batch x is, on a replica.
       training: whether the layers are in training mode. None: as the step that this is called in;
         in inference mode outside of `fit`.
+      kl_weight: beta of log-weights log p(x | z) + beta (log p(z) - log q(z | x)), a number or a
+        scalar Tensor; a bound takes another than 1 only where it has an unbiased gradient then.
       **options: `num_backward_samples`.
     """
     x, context = self._as_tensors(x), self._as_tensors(context)
 
     def target_log_prob(z):
       calls.note_samples(z)
-      return self.target_log_prob(x, z, context)
+      return self.target_log_prob(x, z, context, **kl.arguments(kl_weight))
 
     with calls.mode(self, training):
       proposal = calls.call(self.proposal, x, context)
@@ -154,6 +162,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
           num_samples,
           seed=seed,
           stopped_proposal=self.stopped_proposal(proposal),
+          proposal_weight=kl_weight,
           **options,
         )
 
@@ -168,6 +177,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     track_variance: Sequence[bounds.Bound | str] = (),
     adapt_alpha: bool = False,
     freeze_model: bool = False,
+    kl_weight=1.0,
     **kwargs,
   ) -> None:
     """Says how the model is trained, as Keras' `compile` does.
@@ -188,6 +198,10 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       adapt_alpha: for dreg_alpha, whether alpha moves while training, from the bound's own value on
         (see `dregs_tf/models/adaptive_alpha.py`).
       freeze_model: whether to train the proposal alone; for a model with `model_layers`.
+      kl_weight: beta of log-weights log p(x | z) + beta (log p(z) - log q(z | x)) in training, for
+        KL annealing or a beta-VAE: a number, a scalar Variable, or a Keras schedule of the number
+        of updates. The logs have it as `kl_weight`. `evaluate` and `log_likelihood` bound log p(x),
+        whatever it is.
       **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
 
     Raises:
@@ -198,6 +212,10 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     for each in (bound, *tracked):
       bounds.check_num_samples(num_samples, each)
     bounds.check_num_backward_samples(num_backward_samples, num_samples)
+    kl_weight = kl.KLWeight(kl_weight)
+    if not kl_weight.is_one:
+      for each in (bound, *tracked):
+        bounds.check_weight(kl_weight.at(tf.constant(0)), each, num_samples)
     optimizer = keras.optimizers.get(optimizer)
     followers = Followers(
       bound,
@@ -223,6 +241,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     self.bound = bound
     self.num_samples = int(num_samples)
     self.num_backward_samples = num_backward_samples
+    self.kl_weight = kl_weight
     self.seed = random.randint(1, int(1e9)) if seed is None else seed
     self._calls_checked = False
     self._compile_arguments = {
@@ -243,12 +262,12 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     return keras.saving.serialize_keras_object(
       {
         **self._compile_arguments,
-        "bound": self.bound.name,
-        "bound_options": dict(self.bound.options),
+        "bound": saved_bounds.to_config(self.bound),
+        "kl_weight": self.kl_weight.get_config(),
         "num_samples": self.num_samples,
         "num_backward_samples": self.num_backward_samples,
         "gradient_statistics": self.followers.gradient_statistics,
-        "track_variance": [[b.name, dict(b.options)] for b in self.followers.tracked.values()],
+        "track_variance": [saved_bounds.to_config(b) for b in self.followers.tracked.values()],
         "adapt_alpha": self.followers.adaptive_alpha is not None,
       }
     )
@@ -256,10 +275,14 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
   def compile_from_config(self, config: dict) -> None:
     """Compiles a loaded model as it was when it was saved."""
     config = keras.saving.deserialize_keras_object(config)
-    options = config.pop("bound_options")
-    tracked = [bounds.get(name, **options) for name, options in config.pop("track_variance", [])]
-    bound = bounds.get(config["bound"], **options)
-    self.compile(**config | {"bound": bound, "track_variance": tracked})
+    if isinstance(config["bound"], str):  # as release 0.1 saved it
+      config["bound"] = [config["bound"], config.pop("bound_options")]
+    config["bound"] = saved_bounds.from_config(config["bound"])
+    config["track_variance"] = [
+      saved_bounds.from_config(each) for each in config.get("track_variance", [])
+    ]
+    config["kl_weight"] = kl.KLWeight.from_config(config.get("kl_weight", 1.0)).value
+    self.compile(**config)
     if self.built:
       self.optimizer.build(self.trainable_variables)
 
@@ -406,6 +429,8 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       groups=lambda: steps.variable_groups(self, x, context),
       scale=-self.optimizer.scale_loss(tf.ones([])),
     )
+    if not self.kl_weight.is_one:
+      logs["kl_weight"] = tf.convert_to_tensor(steps.kl_weight(self))
     self.optimizer.apply(result.total(), variables)
     return metrics.as_logs(logs)
 

@@ -37,9 +37,25 @@ class Normal(tfd.Normal):
 
 def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
   """Whether the distribution, on replicas, draws its noise with `seeds.draw`."""
-  if type(distribution) is tfd.Independent:
+  while isinstance(distribution, tfd.Independent):
     distribution = distribution.distribution
   return getattr(distribution, "draws_for_whole_batch", False)
+
+
+class Bernoulli(tfd.Bernoulli):
+  """A Bernoulli whose samples come from the Philox generator, as those of `Normal`."""
+
+  draws_for_whole_batch = True
+
+  def _sample_n(self, n, seed=None):
+    probs = self.probs_parameter()
+    seed = tfp.random.sanitize_seed(seed)
+
+    def sampler(shape):
+      return tf.random.stateless_uniform(shape, seed, dtype=probs.dtype, alg="philox")
+
+    shape = tf.concat([[n], tf.shape(probs)], axis=0)
+    return tf.cast(seeds.draw(sampler, shape, axis=1) < probs, self.dtype)
 
 
 class IndependentBernoulli(tfd.Independent):
@@ -49,7 +65,7 @@ class IndependentBernoulli(tfd.Independent):
   """
 
   def __init__(self, logits: tf.Tensor, name: str = "IndependentBernoulli"):
-    super().__init__(tfd.Bernoulli(logits), reinterpreted_batch_ndims=1, name=name)
+    super().__init__(Bernoulli(logits), reinterpreted_batch_ndims=1, name=name)
     self._parameters = {"logits": logits, "name": name}
 
   @property

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from dregs_tf.importance_weights import as_scalar
+
 tfd = tfp.distributions
 
 # What each method takes, and what else than a distribution it is often made to return.
@@ -69,8 +71,12 @@ def check_same_dtype(name: str, prior, z) -> None:
       )
 
 
-def sum_of_log_probs(name: str, log_likelihood: tf.Tensor, log_prior: tf.Tensor) -> tf.Tensor:
-  """Adds up log p(x | z) and log p(z), each [num_samples, batch_size], of the model called `name`.
+def sum_of_log_probs(
+  name: str, log_likelihood: tf.Tensor, log_prior: tf.Tensor, kl_weight=1
+) -> tf.Tensor:
+  """Adds up log p(x | z) and kl_weight log p(z), of the model called `name`.
+
+  Each is [num_samples, batch_size].
 
   Raises:
     ValueError: if one is narrower than float32, or the two differ in rank.
@@ -84,6 +90,7 @@ def sum_of_log_probs(name: str, log_likelihood: tf.Tensor, log_prior: tf.Tensor)
       f"prior(context).log_prob(z) of {log_prior.shape}. Where axes of the event are left, wrap "
       "the distribution in tfd.Independent."
     )
+  log_prior *= as_scalar(kl_weight, log_prior.dtype)
   if log_likelihood.dtype != log_prior.dtype:
     return tf.cast(log_likelihood, tf.float64) + tf.cast(log_prior, tf.float64)
   return log_likelihood + log_prior

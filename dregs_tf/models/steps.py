@@ -7,6 +7,7 @@ import tensorflow as tf
 from dregs_tf import gradients, seeds, side_by_side
 from dregs_tf import importance_weights as iw
 from dregs_tf.models import batches, calls
+from dregs_tf.models import kl_weight as kl
 from dregs_tf.models.conditional import draws_for_whole_batch
 
 # What a seed is drawn for: training and evaluation never share noise.
@@ -66,7 +67,8 @@ def gradients_of(model, batch: batches.Batch, step, part) -> Gradients:
     tf.GradientTape(persistent=True) as tape,
   ):
     current.tape = tape
-    estimate = _estimate(model, batch, seed, part, num_backward_samples=model.num_backward_samples)
+    options = {"num_backward_samples": model.num_backward_samples, "kl_weight": kl_weight(model)}
+    estimate = _estimate(model, batch, seed, part, **options)
     objective = estimate.objective
     loss = -_weighted_sum(objective, batch.sample_weight) / tf.cast(total, objective.dtype)
     scaled_loss = model.optimizer.scale_loss(loss)
@@ -85,6 +87,7 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
   context, x, sample_weight = batch
   scale = -model.optimizer.scale_loss(tf.ones([], model.float_dtype))
   scale /= tf.cast(total, scale.dtype)
+  weight = kl_weight(model)
   shared = False
   if part is not None:
     with calls.mode(model, training=False):
@@ -95,12 +98,13 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
   ):
     result = side_by_side.differentiate(
       model.followers.estimators(),
-      lambda z: model.target_log_prob(x, z, context),
+      lambda z: model.target_log_prob(x, z, context, **kl.arguments(weight)),
       lambda: calls.call(model.proposal, x, context),
       model.trainable_variables,
       model.num_samples,
       seed,
       scale=scale if sample_weight is None else scale * sample_weight,
+      proposal_weight=weight,
       added_loss=lambda: _scaled(model, calls.sum_of_losses(model)),
     )
     losses = calls.sum_of_losses(model)
@@ -110,6 +114,12 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
     result.added,
     Values(result.values[0], iw.effective_sample_size(result.log_weights), losses),
   )
+
+
+def kl_weight(model):
+  """Returns the weight of the KL divergence in the next update: a number, or a scalar Tensor."""
+  optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+  return model.kl_weight.at(tf.convert_to_tensor(optimizer.iterations))
 
 
 def evaluate(model, batch: batches.Batch, seen, part) -> Values:
@@ -135,11 +145,15 @@ def variable_groups(model, x, context) -> dict[str, list[int]]:
   """
   variables = model.trainable_variables
   with calls.mode(model, training=False), tf.GradientTape(persistent=True) as tape:
-    z = calls.call(model.proposal, x, context).sample(1, seed=[0, 0])
-    log_p = model.target_log_prob(x, tf.nest.map_structure(tf.stop_gradient, z), context)
+    proposal = calls.call(model.proposal, x, context)
+    z = proposal.sample(1, seed=[0, 0])
+    numbers = tf.nest.map_structure(tf.stop_gradient, z)
+    log_q = proposal.log_prob(numbers)
+    log_p = model.target_log_prob(x, numbers, context)
+  paths = [leaf for leaf in tf.nest.flatten(z) if leaf.dtype.is_floating]
   groups = {
     name: [i for i, g in enumerate(tape.gradient(target, variables)) if g is not None]
-    for name, target in (("proposal", z), ("model", log_p))
+    for name, target in (("proposal", [*paths, log_q]), ("model", log_p))
   }
   return {name: places for name, places in groups.items() if places}
 

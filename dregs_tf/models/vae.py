@@ -38,12 +38,16 @@ class VAE(LatentVariableModel):
     self.latent_dim = check_positive("latent_dim", latent_dim)
     self.hidden_units = check_sizes("hidden_units", hidden_units)
     options = {"hidden_units": self.hidden_units, "dtype": self.dtype_policy}
-    self.encoder = ConditionalNormal(self.latent_dim, name="encoder", **options)
+    self.encoder = self._make_encoder(self.latent_dim, name="encoder", **options)
     self.decoder = ConditionalBernoulli(self.data_mean, name="decoder", **options)
     self.encoder.build((None, self.data_mean.size))
     self.decoder.build((None, self.latent_dim))
     self._specs = specs.from_shape((None, self.data_mean.size), self.float_dtype)
     self.built = True
+
+  @staticmethod
+  def _make_encoder(event_size: int, **options) -> keras.layers.Layer:
+    return ConditionalNormal(event_size, **options)
 
   def _check_parts(self, context, x) -> None:
     refuse_context(self, context)

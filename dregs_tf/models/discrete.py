@@ -1,0 +1,28 @@
+"""A generative model of binary data with binary latents: a sigmoid belief net of one layer."""
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf.models.conditional import ConditionalBernoulli, IndependentBernoulli
+from dregs_tf.models.vae import VAE, refuse_context
+
+tfd = tfp.distributions
+
+
+@keras.saving.register_keras_serializable("dregs_tf")
+class DiscreteVAE(VAE):
+  """A variational autoencoder of binary data with Bernoulli latents, as `VAE` but for these.
+
+  p(z) = Bernoulli(1/2), p(x | z) and q(z | x) Bernoulli; nets of tanh layers. Latents without a
+  path take bounds without one: vimco_star, vimco, ovis, rws, elbo_loo. Its arguments are VAE's.
+  """
+
+  @staticmethod
+  def _make_encoder(event_size: int, **options) -> keras.layers.Layer:
+    return ConditionalBernoulli(event_size=event_size, **options)
+
+  def prior(self, context=None) -> tfd.Distribution:
+    """Returns p(z) = Bernoulli(1/2): batch shape [], event shape [latent_dim]."""
+    refuse_context(self, context)
+    return IndependentBernoulli(tf.zeros([self.latent_dim], self.float_dtype))
