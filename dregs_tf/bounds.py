@@ -313,8 +313,9 @@ def estimate(
     target_log_prob_fn: log p(x, z) as a function of samples [num_samples, batch_size, ...], of
       shape [num_samples, batch_size]. `num_backward_samples` has it called with fewer, too.
     proposal: q(z | x), of batch shape [batch_size]. A bound with a path takes a reparameterized
-      distribution, one whose path is reparameterized twice also a support that no parameter moves;
-      `rws` takes any, discrete ones too.
+      distribution, or a joint one whose other parts do not depend on reparameterized ones; one
+      without a path (rws, vimco, vimco_star, ovis, elbo_loo) takes discrete ones as well. All but
+      total derivatives and rws need a support that no parameter moves.
     num_samples: K, a positive int; for JVI more than its order.
     seed: an int or a stateless seed of shape [2]: the same seed draws the same samples. None draws
       new ones at every call.
@@ -348,7 +349,7 @@ def estimate(
       "under tf.stop_gradient, or leave it out."
     )
   seed = seeds.stateless(seed)
-  drawn = evaluation.draw(proposal, num_samples, seed, bound.gradient.requirement, bound.name)
+  drawn = evaluation.draw(proposal, num_samples, seed, **evaluation.needs([bound]))
   samples = drawn.samples
   evaluate = functools.partial(
     surrogate.evaluate, bound.gradient, target_log_prob_fn, drawn, stopped_proposal

@@ -56,8 +56,8 @@ class Mix(NamedTuple):
   def requirement(self) -> Requirement:
     """What it asks of a proposal; a total derivative stops nothing."""
     if self._numbers[:2] == (0, 0):
-      return Requirement.LOG_PROB
-    return Requirement.REPARAMETERIZED if self.is_total else Requirement.FIXED_SUPPORT
+      return Requirement.NOTHING
+    return Requirement.PATH if self.is_total else Requirement.PATH | Requirement.FIXED_SUPPORT
 
   @property
   def is_total(self) -> bool:
@@ -104,7 +104,7 @@ class LeaveOneOut(NamedTuple):
   u: Any
   constant: Any
 
-  requirement = Requirement.LOG_PROB
+  requirement = Requirement.FIXED_SUPPORT
   has_score = is_total = is_normalized = False
 
   def is_unbiased(self, is_linear: bool) -> bool:
@@ -142,7 +142,7 @@ class ElboLeaveOneOut(NamedTuple):
   https://arxiv.org/abs/2010.10436).
   """
 
-  requirement = Requirement.LOG_PROB
+  requirement = Requirement.FIXED_SUPPORT
   has_score = is_total = is_normalized = False
 
   def is_unbiased(self, is_linear: bool) -> bool:
@@ -211,7 +211,7 @@ class ControlVariates(NamedTuple):
   g: Any
   d: Any
 
-  requirement = Requirement.FIXED_SUPPORT
+  requirement = Requirement.PATH | Requirement.FIXED_SUPPORT
   has_score = True
   is_total = is_normalized = False
 

@@ -76,37 +76,48 @@ def draw(
   proposal,
   num_samples: int,
   seed: tf.Tensor,
-  requirement: proposals.Requirement = proposals.Requirement.LOG_PROB,
-  bound_name: str = "this estimator",
+  *,
+  path_for: str | None = None,
+  fixed_support_for: str | None = None,
 ) -> Draw:
-  """Draws from a proposal that meets an estimator's requirement.
+  """Draws from a proposal that is what estimators need.
 
   Args:
     proposal: q(z | x), of batch shape [batch_size] or [].
     num_samples: K.
     seed: a stateless seed, of shape [2].
-    requirement: what the estimator asks of the proposal.
-    bound_name: the estimator's name, for messages.
+    path_for: the bound that needs samples that are differentiable in the parameters, if any does.
+    fixed_support_for: the bound that needs a support that no parameter moves, if any does.
 
   Raises:
     TypeError: if it is not a distribution.
-    ValueError: if it does not meet the requirement.
+    ValueError: if it is not what a bound needs; the message names both.
   """
   proposal = proposals.unwrap(proposal)
-  is_discrete = ()
-  if requirement >= proposals.Requirement.REPARAMETERIZED:
-    is_discrete = proposals.discrete_parts(proposal, bound_name)
+  is_discrete = proposals.discrete_parts(proposal, path_for) if path_for else ()
   if isinstance(proposal, tfd.JointDistribution):
     # The same samples, with the distributions that its functions returned.
     distributions, samples = proposal.sample_distributions(num_samples, seed=seed)
     distributions = tf.nest.flatten(distributions)
   else:
     distributions, samples = [proposal], proposal.sample(num_samples, seed=seed)
-  if requirement >= proposals.Requirement.REPARAMETERIZED:
+  if path_for:
     proposals.warn_of_wrong_gradients(distributions)
-  if requirement >= proposals.Requirement.FIXED_SUPPORT:
-    proposals.check_fixed_support(distributions, bound_name)
+  if fixed_support_for:
+    proposals.check_fixed_support(distributions, fixed_support_for)
   return Draw(proposal, samples, is_discrete)
+
+
+def needs(bounds: Sequence) -> dict[str, str | None]:
+  """Returns the arguments of `draw` for several bounds: the names of those that need something."""
+
+  def first(requirement):
+    return next((b.name for b in bounds if requirement in b.gradient.requirement), None)
+
+  return {
+    "path_for": first(proposals.Requirement.PATH),
+    "fixed_support_for": first(proposals.Requirement.FIXED_SUPPORT),
+  }
 
 
 def same_shape(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -22,12 +22,12 @@ tfb = tfp.bijectors
 tfd = tfp.distributions
 
 
-class Requirement(enum.IntEnum):
-  """What an estimator asks of a proposal; each asks for what the one before it does, too."""
+class Requirement(enum.Flag):
+  """What an estimator asks of a proposal, besides a log_prob."""
 
-  LOG_PROB = 0  # the score alone
-  REPARAMETERIZED = 1  # samples that are differentiable in the parameters
-  FIXED_SUPPORT = 2  # and a support that no parameter moves
+  NOTHING = 0
+  PATH = enum.auto()  # samples that are differentiable in the parameters
+  FIXED_SUPPORT = enum.auto()  # a support that no parameter moves: E_q[score] = 0
 
 
 # The parameters that are ends of a distribution's support.
@@ -122,8 +122,8 @@ def check_fixed_support(distributions: list[tfd.Distribution], bound_name: str) 
     for name in _moving_ends(distribution):
       raise ValueError(
         f"proposal: {name} moves the support of {type(distribution).__name__}, so E_q[score] is "
-        f"not 0 and the second reparameterization of {bound_name} is biased. A total derivative "
-        "(iwae, jvi, elbo) takes this proposal. An end that is not learned is best a number."
+        f"not 0, which {bound_name} relies on: it would be biased. A total derivative (iwae, jvi, "
+        "elbo) takes this proposal. An end that is not learned is best a number."
       )
 
 

@@ -22,7 +22,6 @@ from dregs_tf import evaluation
 from dregs_tf.bounds import Bound, Mix, check_weight
 from dregs_tf.gradients import expand_to, of_loss, watch
 from dregs_tf.importance_weights import as_scalar
-from dregs_tf.proposals import Requirement
 
 tfd = tfp.distributions
 
@@ -88,11 +87,9 @@ def differentiate(
     scale = tf.constant(scale, tf.float64)
   for each in bounds:
     check_weight(proposal_weight, each, num_samples)
-  strictest = max(bounds, key=lambda bound: bound.gradient.requirement)
-  requirement = strictest.gradient.requirement
-  has_path = requirement > Requirement.LOG_PROB
+  needs = evaluation.needs(bounds)
   with tf.GradientTape(persistent=True) as tape:
-    drawn = evaluation.draw(make_proposal(), num_samples, seed, requirement, strictest.name)
+    drawn = evaluation.draw(make_proposal(), num_samples, seed, **needs)
     samples = tf.nest.flatten(drawn.with_discrete_stopped(drawn.samples))
     numbers = tf.nest.map_structure(tf.stop_gradient, drawn.samples)
     log_q = drawn.proposal.log_prob(numbers)
@@ -100,7 +97,7 @@ def differentiate(
     # New tensors: a bijector's cache would answer for the old ones, past the watch.
     moved = tf.nest.map_structure(tf.identity, numbers)
     leaves = tf.nest.flatten(moved)
-    paths = [i for i, leaf in enumerate(leaves) if has_path and leaf.dtype.is_floating]
+    paths = [i for i, leaf in enumerate(leaves) if needs["path_for"] and leaf.dtype.is_floating]
     watch(tape, leaves)
     log_p, log_q = evaluation.same_shape(target_log_prob_fn(moved), log_q, num_samples)
     scores = [tf.cast(score, log_p.dtype) for score in scores]

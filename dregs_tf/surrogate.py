@@ -42,7 +42,7 @@ def evaluate(
   numbers = tf.nest.map_structure(tf.stop_gradient, samples)
   if gradient.is_total and not drawn.is_mixed:
     return _alike(target_log_prob_fn(samples), proposal.log_prob(samples), [], num_samples)
-  if gradient.requirement == Requirement.LOG_PROB:
+  if Requirement.PATH not in gradient.requirement:
     log_q = proposal.log_prob(numbers)
     return _alike(target_log_prob_fn(numbers), log_q, [log_q], num_samples)
   samples = drawn.with_discrete_stopped(samples)
