@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from dregs_tf import bounds, checkpoints, config, data
+from dregs_tf import bounds, data
+from dregs_tf.training.run_directory import Run
 
 _LOGDIR = flags.DEFINE_string("logdir", None, "A training run.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of prepared TensorFlow Datasets.")
@@ -24,8 +25,8 @@ _NUM_DRAWS = flags.DEFINE_integer("num_draws", 200, "Draws of the samples.")
 def main(argv) -> None:
   """Prints a line for each bound."""
   del argv
-  run = config.load(_LOGDIR.value)
-  _, model = checkpoints.load_newest(run.directory)
+  run = Run(_LOGDIR.value).read_config()
+  _, model = Run(run.directory).load_newest()
   images = data.load(run.dataset, _DATA_DIR.value or run.data_dir)
   batches = data.train_batches(images.train, run.batch_size, 0, image_shape=images.image_shape)
   x = next(iter(batches))

@@ -15,7 +15,7 @@ import sys
 from absl import app, flags
 
 from benchmarks import turns
-from dregs_tf import config
+from dregs_tf.training import config
 
 _SHAPES = flags.DEFINE_list("shapes", ["32x64", "32x256", "128x64"], "BATCHxSAMPLES to measure.")
 _ROUNDS = flags.DEFINE_integer("rounds", 25, "Turns of each contender.", lower_bound=3)

@@ -1,22 +1,21 @@
-"""Prints what runs have come to as Markdown tables: bounds, log-likelihoods, gradient variances.
+"""Prints results of runs as Markdown tables: bounds, log-likelihoods, gradient variances.
 
 python bin/summarize.py --runs='runs/reduced/mnist_generative_*'
 """
 
-from absl import flags
+import pathlib
+import sys
 
-from dregs_tf import cli, experiment_results
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-_RUNS = flags.DEFINE_list(
-  "runs", [], "Directories of runs; *, ? and [] stand for what they do in a shell: quote them."
-)
+from dregs_tf.training import flags
+from experiments import results
 
 
-def main():
+def main(settings: results.SummarizeConfig) -> None:
   """Reads the runs and prints the tables."""
-  groups = experiment_results.grouped(experiment_results.read(_RUNS.value))
-  print(experiment_results.tables(groups), end="")
+  print(results.tables(results.grouped(results.read(settings.runs))), end="")
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  flags.run(results.SummarizeConfig, main, __doc__)

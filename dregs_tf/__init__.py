@@ -12,9 +12,8 @@ __all__ = [
   "gradients",
   "importance_weights",
   "models",
-  "plots",
-  "runners",
   "stop_parameters",
+  "training",
 ]
 
 

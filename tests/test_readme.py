@@ -6,7 +6,8 @@ import re
 import keras
 import numpy as np
 
-from dregs_tf import bounds, config
+from dregs_tf import bounds
+from dregs_tf.training import config
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -76,5 +77,6 @@ def test_the_table_of_bounds_is_complete():
 
 
 def test_every_flag_is_listed():
-  listed = re.findall(r"^\| `--(\w+)`", README, flags=re.MULTILINE)
+  rows = re.findall(r"^\| (`--[^|]+) \|", README, flags=re.MULTILINE)
+  listed = [name for row in rows for name in re.findall(r"`--(\w+)`", row)]
   assert set(listed) == set(config.TrainConfig.__dataclass_fields__) | {"debug"}

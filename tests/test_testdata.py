@@ -6,7 +6,8 @@ import runpy
 import numpy as np
 import pytest
 
-from dregs_tf import config, data, runners
+from dregs_tf import data
+from dregs_tf.training import config, runners
 
 FOLDER = pathlib.Path(__file__).parents[1] / "testdata"
 

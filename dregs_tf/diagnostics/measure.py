@@ -1,16 +1,14 @@
 """Measurements of the gradients of several estimators on one batch."""
 
 import numbers
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-from dregs_tf import catalogue, proposals, seeds, side_by_side
+from dregs_tf import catalogue, output, proposals, seeds, side_by_side
 from dregs_tf.bounds import Bound, check_num_samples
 from dregs_tf.bounds import get as get_bound
 from dregs_tf.diagnostics import statistics
@@ -107,12 +105,12 @@ def compare(
 
   rows = []
   total = len(plan) * (num_measurements + num_measurements // 2)
-  with tqdm(total=total, unit=" measurements", disable=not sys.stderr.isatty()) as bar:
+  with output.Progress(total, "measurements") as progress:
     for k, estimators in plan.items():
       basis, matrix = side_by_side.basis([estimator.bound for estimator in estimators])
       gradients = _gradients(model, x, context, k, basis, seed, jit_compile)
       groups = _groups(estimators)
-      measured = _measure(gradients, matrix, groups, num_measurements, bar.update)
+      measured = _measure(gradients, matrix, groups, num_measurements, progress.update)
       _check_finite(measured, estimators, k)
       times = {}
       if measure_cost:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from dregs_tf import output
+
 _COLUMNS_OF_LEGEND = 6
 _PANELS = {
   "snr": "signal-to-noise ratio",
@@ -22,32 +24,32 @@ def figure(path, title: str, rows: Sequence) -> None:
     title: a line above it.
     rows: `report.Row`s.
   """
-  import matplotlib
   from matplotlib.figure import Figure
   from matplotlib.ticker import NullFormatter, ScalarFormatter
 
   names = list(dict.fromkeys(row.bound for row in rows))
   all_num_samples = sorted({row.num_samples for row in rows})
   against_k = len(all_num_samples) > 1
-  colors = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
+  styles = {name: output.STYLES[i % len(output.STYLES)] for i, name in enumerate(names)}
   fig = Figure(figsize=(12, 4.4 if against_k else 1.9 + 0.28 * len(names)), layout="constrained")
   all_axes = fig.subplots(1, len(_PANELS), sharey=not against_k)
   for axes, (column, label) in zip(all_axes, _PANELS.items(), strict=True):
     for i, name in enumerate(names):
       # Markers shrink, so that those below others can be seen.
-      style = {"color": colors[i % len(colors)], "markersize": 8 - 3 * i / len(names)}
+      color, dashes = styles[name]
+      style = {"color": color, "markersize": 8 - 3 * i / len(names)}
       points = [(row, *_value(row, column)) for row in rows if row.bound == name]
       values = [value for _, value, _ in points]
       if against_k:
         places = [row.num_samples for row, _, _ in points]
-        axes.plot(places, values, linewidth=1.6, alpha=0.8, color=style["color"])
+        axes.plot(places, values, linewidth=1.6, alpha=0.8, color=color, linestyle=dashes)
       for row, value, is_limit in points:
         place = (row.num_samples, value) if against_k else (value, i)
         marker = {"marker": "v", "markerfacecolor": "white"} if is_limit else {"marker": "o"}
         axes.plot(*place, **marker, **style)
         if column == "snr":
           bar = {"yerr" if against_k else "xerr": row.snr_error}
-          axes.errorbar(*place, color=style["color"], **bar)
+          axes.errorbar(*place, color=color, **bar)
     axes.set_title(label, fontsize="medium")
     axes.grid(alpha=0.3)
     _use_decades(axes.yaxis if against_k else axes.xaxis, [_value(row, column)[0] for row in rows])
@@ -63,7 +65,7 @@ def figure(path, title: str, rows: Sequence) -> None:
     all_axes[0].set_yticks(range(len(names)), names)
     all_axes[0].invert_yaxis()
     title += f", K = {all_num_samples[0]}"
-  _add_legend(fig, dict(zip(names, colors, strict=False)) if against_k else {})
+  _add_legend(fig, styles if against_k else {})
   fig.suptitle(title, fontsize="medium")
   fig.savefig(path, dpi=120)
 
@@ -86,12 +88,12 @@ def _use_decades(axis, values: Sequence[float]) -> None:
   axis.set_minor_formatter(NullFormatter())
 
 
-def _add_legend(fig, colors: dict) -> None:
+def _add_legend(fig, styles: dict) -> None:
   from matplotlib.lines import Line2D
 
   handles = [
-    Line2D([], [], color=color, marker="o", markersize=6, label=name)
-    for name, color in colors.items()
+    Line2D([], [], color=color, linestyle=dashes, marker="o", markersize=6, label=name)
+    for name, (color, dashes) in styles.items()
   ]
   limit = {"color": "gray", "linestyle": "none", "marker": "v", "markerfacecolor": "white"}
   handles.append(Line2D([], [], markersize=6, label="no bias found, 95 % limit", **limit))

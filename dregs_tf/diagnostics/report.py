@@ -1,11 +1,11 @@
 """Report of a comparison of estimators: its table, its recommendation, its files."""
 
-import csv
 import dataclasses
 import html
 import math
 from collections.abc import Sequence
 
+from dregs_tf import output
 from dregs_tf.diagnostics import plot
 
 # An estimator is called biased where p is below this. The rate of false alarms is the most that was
@@ -135,13 +135,8 @@ class Comparison:
 
   def to_csv(self, path) -> None:
     """Writes the rows, a column for each field of `Row`."""
-    with open(path, "w", newline="") as file:
-      names = [field.name for field in dataclasses.fields(Row)]
-      writer = csv.DictWriter(file, names, lineterminator="\n")
-      writer.writeheader()
-      for row in self.rows:
-        values = dataclasses.asdict(row).items()
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values})
+    columns = [field.name for field in dataclasses.fields(Row)]
+    output.write_csv(path, [dataclasses.asdict(row) for row in self.rows], columns, digits=6)
 
   def plot(self, path) -> None:
     """Writes a PNG: SNR, variance and bias of each estimator, against K if there are several."""

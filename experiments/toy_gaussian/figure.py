@@ -3,10 +3,13 @@
 import math
 from collections.abc import Sequence
 
+from dregs_tf import output
+
 _PANELS = {"snr": "SNR", "bias_squared": "squared bias", "variance": "variance"}
 _COLUMNS_OF_LEGEND = 6
 
-# A single trial's coordinate can be close to 0 by chance: axes end so far below the lowest mean.
+# A single trial's coordinate can be close to 0 by chance: axes end this factor below the lowest
+# mean.
 _BELOW = 30
 
 
@@ -31,17 +34,16 @@ def figure(
     num_measurements: of each trial.
     prefix: of the columns to show.
   """
-  import matplotlib
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
 
   names = list(dict.fromkeys(row["bound"] for row in results))
-  palette = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
+  styles = {name: output.STYLES[i % len(output.STYLES)] for i, name in enumerate(names)}
   fig = Figure(figsize=(12, 4.2), layout="constrained")
   all_axes = fig.subplots(1, len(_PANELS))
   for axes, (column, label) in zip(all_axes, _PANELS.items(), strict=True):
-    for i, name in enumerate(names):
-      style = {"color": palette(i)}
+    for name, (color, dashes) in styles.items():
+      style = {"color": color, "linestyle": dashes}
       of_bound = [row for row in trials if row["bound"] == name]
       for trial in dict.fromkeys(row["trial"] for row in of_bound):
         rows = [row for row in of_bound if row["trial"] == trial]
@@ -50,7 +52,7 @@ def figure(
       axes.plot(*_points(rows, prefix + column), marker="o", markersize=4, linewidth=2.2, **style)
       if column == "bias_squared":
         k, floor = _points(rows, f"{prefix}variance", 1 / num_measurements)
-        axes.plot(k, floor, linestyle=":", linewidth=1.5, zorder=3, **style)
+        axes.plot(k, floor, linestyle=":", linewidth=1.5, zorder=3, color=color)
     axes.set_xscale("log")
     means = [row[prefix + column] for row in results if row[prefix + column] > 0]
     if means:  # A logarithmic axis with nothing on it is an error.
@@ -60,16 +62,25 @@ def figure(
     axes.set_title(label)
     axes.grid(alpha=0.3)
   handles = [
-    Line2D([], [], color=palette(i), marker="o", markersize=4, linewidth=2.2, label=name)
-    for i, name in enumerate(names)
+    Line2D(
+      [],
+      [],
+      color=style[0],
+      linestyle=style[1],
+      marker="o",
+      markersize=4,
+      linewidth=2.2,
+      label=name,
+    )
+    for name, style in styles.items()
   ]
-  handles.append(Line2D([], [], color="grey", linestyle=":", label="expected without bias"))
+  handles.append(Line2D([], [], color="gray", linestyle=":", label="expected without bias"))
   fig.legend(handles=handles, loc="outside lower center", ncols=_COLUMNS_OF_LEGEND)
   fig.suptitle(title, fontsize="medium")
   fig.savefig(path, dpi=120)
 
 
 def _points(rows, column, factor: float = 1.0) -> tuple[list[int], list[float]]:
-  """The K's, and the values times the factor; NaN, a gap, where there is no logarithm."""
+  """Returns the K's, and the values times the factor; NaN, a gap, where there is no logarithm."""
   values = [factor * row[column] for row in rows]
   return [row["num_samples"] for row in rows], [v if v > 0 else math.nan for v in values]

@@ -1,6 +1,8 @@
-"""Pictures of what a model does, and the figure of a run."""
+"""Pictures of a model's reconstructions and samples, and the figure of a run."""
 
 import numpy as np
+
+from dregs_tf import output
 
 _NUM_RECONSTRUCTIONS = 8
 _NUM_SAMPLES = 16
@@ -8,7 +10,7 @@ _SEED = 0
 
 
 def pictures(model, example, image_shape: tuple[int, int]) -> dict[str, np.ndarray]:
-  """Grey pictures [height, width] of what a model makes of some images.
+  """Returns gray pictures [height, width] of reconstructions and samples of a model.
 
   Args:
     model: a `models.LatentVariableModel` of flattened images.
@@ -47,7 +49,7 @@ def pictures(model, example, image_shape: tuple[int, int]) -> dict[str, np.ndarr
 
 
 def tile(images: np.ndarray, image_shape: tuple[int, int], columns: int) -> np.ndarray:
-  """Flattened images [N, H * W] side by side in rows of `columns`, a white line between them."""
+  """Arranges flattened images [N, H * W] in rows of `columns`, with white lines between them."""
   height, width = image_shape
   rows = -(-len(images) // columns)
   canvas = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1), np.float32)
@@ -57,24 +59,24 @@ def tile(images: np.ndarray, image_shape: tuple[int, int], columns: int) -> np.n
   return canvas
 
 
-def run_figure(path, title: str, rows: list[dict], run_pictures: dict[str, np.ndarray]) -> None:
-  """Writes a PNG: the bound along training beside the run's pictures.
+def run_figure(path, title: str, metrics: dict[str, np.ndarray], run_pictures: dict) -> None:
+  """Writes a PNG: the bound along training, and the run's pictures.
 
   Args:
-    path: where to write it.
+    path: the file.
     title: a line above it.
-    rows: the rows of metrics.csv, numbers by column.
-    run_pictures: what `pictures` returns.
+    metrics: the columns of metrics.csv, each [num_rows].
+    run_pictures: the result of `pictures`.
   """
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(10, 3.6), layout="constrained")
   grid = figure.add_gridspec(len(run_pictures), 2, width_ratios=[1.1, 1])
   curve = figure.add_subplot(grid[:, 0])
-  steps = [row["step"] for row in rows]
-  for split in ("train", "valid"):
-    marker = "o" if len(rows) < 2 else None
-    curve.plot(steps, [row[f"{split}_bound"] for row in rows], label=split, marker=marker)
+  marker = "o" if len(metrics["step"]) < 2 else None
+  for split, color in (("train", "blue"), ("valid", "vermilion")):
+    style = {"label": split, "marker": marker, "color": output.COLORS[color]}
+    curve.plot(metrics["step"], metrics[f"{split}_bound"], **style)
   curve.set_xlabel("step")
   curve.set_ylabel("bound (nats)")
   curve.legend(loc="lower right")

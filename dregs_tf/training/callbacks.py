@@ -1,4 +1,4 @@
-"""Keras callbacks of a run: summaries, checkpoints, progress, and stopping in good order.
+"""Keras callbacks of a run: summaries, checkpoints, progress, and an orderly stop.
 
 A Keras epoch is an interval between two summaries: it ends at a multiple of `summarize_every`, or
 at the last step. `step` counts the steps of the run, as the optimizer does.
@@ -7,18 +7,18 @@ at the last step. `step` counts the steps of the run, as the optimizer does.
 import contextlib
 import math
 import signal
-import sys
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-from dregs_tf import checkpoints, plots
-from dregs_tf.config import TrainConfig
-from dregs_tf.distribution import Devices
-from dregs_tf.errors import Interrupted
+from dregs_tf import output
+from dregs_tf.training import pictures, run_directory
+from dregs_tf.training.config import TrainConfig
+from dregs_tf.training.devices import Devices
+from dregs_tf.training.errors import Interrupted
+from dregs_tf.training.run_directory import Run
 
 # Workers ask each other this often whether one was told to stop: a message takes a millisecond.
 _STEPS_BETWEEN_QUESTIONS = 10
@@ -42,26 +42,26 @@ class StepCallback(keras.callbacks.Callback):
 class StopOnNonFinite(StepCallback):
   """Stops a run whose bound is NaN or +inf, before anything of it is saved."""
 
-  def __init__(self, start_step: int, directory):
+  def __init__(self, start_step: int, run: Run):
     super().__init__(start_step)
-    self._directory = directory
+    self._run = run
 
   def on_step_end(self, step, logs):
     value = float(np.ravel(logs["bound"])[0])
     if math.isnan(value) or value == math.inf:
       raise FloatingPointError(
         f"The bound {self.model.bound.name} became {value} at step {step}: a log-weight is NaN or "
-        f"+inf. {_last_good(self._directory)}"
+        f"+inf. {_last_good(self._run)}"
       )
 
 
-def _last_good(directory) -> str:
-  saved = checkpoints.find(directory)
+def _last_good(run: Run) -> str:
+  saved = run.checkpoints()
   return f"The last good checkpoint is {saved[-1][1]}." if saved else "There is no checkpoint."
 
 
 class RestoreMetrics(keras.callbacks.Callback):
-  """Gives the running means of an interrupted interval back, once; Keras resets them."""
+  """Restores the running means of an interrupted interval, once; Keras resets them."""
 
   def __init__(self, metrics: list[keras.metrics.Metric]):
     super().__init__()
@@ -88,12 +88,13 @@ class FollowTest(keras.callbacks.Callback):
 
 
 class Summaries(StepCallback):
-  """At the end of each interval: a row of metrics.csv, TensorBoard scalars and pictures."""
+  """Writes a row of metrics.csv, TensorBoard scalars and pictures at the end of each interval."""
 
-  def __init__(self, start_step: int, directory, example, image_shape: tuple[int, int]):
+  def __init__(self, start_step: int, run: Run, example, image_shape: tuple[int, int]):
     super().__init__(start_step)
-    self._file = checkpoints.MetricsFile(directory / "metrics.csv", start_step)
-    self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+    self._run = run
+    run.keep_metrics(start_step)
+    self._writer = tf.summary.create_file_writer(str(run.tensorboard))
     self._example = example
     self._image_shape = image_shape
 
@@ -102,29 +103,30 @@ class Summaries(StepCallback):
 
   def on_epoch_end(self, epoch, logs=None):
     values = by_split(logs or {})
-    self._file.append({"step": self.step} | values)
+    self._run.add_metrics({"step": self.step} | values)
     seconds = time.monotonic() - self._begun_at
     with self._writer.as_default(step=self.step):
       for name, value in values.items():
         split, _, metric = name.partition("_")
         tf.summary.scalar(f"{metric}/{split}", value)
       tf.summary.scalar("steps_per_second", (self.step - self._begun_step) / seconds)
-      for name, picture in plots.pictures(self.model, self._example, self._image_shape).items():
+      for name, picture in pictures.pictures(self.model, self._example, self._image_shape).items():
         tf.summary.image(name, picture[None, ..., None])
     self._writer.flush()
 
 
 class Checkpoints(StepCallback):
-  """Saves the model every so many steps, at the end, and when the process is asked to stop."""
+  """Saves the model at regular steps, at the end, and when the process is asked to stop."""
 
-  def __init__(self, start_step: int, config: TrainConfig, stop: "StopRequest", devices: Devices):
+  def __init__(self, start_step: int, settings: TrainConfig, stop: "StopRequest", devices: Devices):
     super().__init__(start_step)
-    self._config = config
+    self._settings = settings
+    self._run = Run(settings.directory)
     self._stop = stop
     self._devices = devices
 
   def on_step_end(self, step, logs):
-    ends_interval = step % self._config.summarize_every == 0 or step == self._config.max_steps
+    ends_interval = step % self._settings.summarize_every == 0 or step == self._settings.max_steps
     if not ends_interval:
       self._save_if_due()
 
@@ -133,34 +135,34 @@ class Checkpoints(StepCallback):
     self._save_if_due()
 
   def _save_if_due(self):
-    due = self.step % self._config.checkpoint_every == 0 or self.step == self._config.max_steps
+    due = self.step % self._settings.checkpoint_every == 0 or self.step == self._settings.max_steps
     asked = self._asked_to_stop(due)
     if asked or due:
       self._check_finite()
       if self._devices.is_chief:
-        checkpoints.save(self.model, self._config.directory, self.step)
+        self._run.save(self.model, self.step)
       else:
-        checkpoints.take_part_in_saving(self.model)
+        run_directory.take_part_in_saving(self.model)
     if asked:
       self._devices.from_chief(0)  # No worker leaves before the file is written.
       raise Interrupted(
         f"Stopped by {self._stop.signal_name or 'another worker'} at step {self.step}, saved in "
-        f"{self._config.directory}. The same command goes on from there."
+        f"{self._run.directory}. Run the same command again to resume."
       )
 
   def _check_finite(self):
-    """Raises rather than save what a gradient that is not finite has made of the model."""
+    """Raises if a gradient that is not finite has reached the model: it is not to be saved."""
     model = self.model
     for variable in [*model.variables, *model.optimizer.variables, *model.followers.variables]:
       value = tf.convert_to_tensor(variable)
       if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
         raise FloatingPointError(
           f"{variable.path} is no longer finite at step {self.step}, trained with the bound "
-          f"{self.model.bound.name}. {_last_good(self._config.directory)}"
+          f"{self.model.bound.name}. {_last_good(self._run)}"
         )
 
   def _asked_to_stop(self, due: bool) -> bool:
-    """Whether this process was asked to stop, or, where they ask each other, any worker."""
+    """Returns whether this process was asked to stop, or any worker where they ask each other."""
     asked = self._stop.signal_name is not None
     if self._devices.num_workers == 1:
       return asked
@@ -169,7 +171,7 @@ class Checkpoints(StepCallback):
 
 
 class StopRequest:
-  """Whether the process was asked to stop, by SIGTERM or Ctrl-C; a second time stops it at once."""
+  """Notes a SIGTERM or Ctrl-C, by its name; a second one stops the process at once."""
 
   signal_name: str | None = None
 
@@ -180,7 +182,7 @@ class StopRequest:
 
   @contextlib.contextmanager
   def listening(self):
-    """Takes the signals in; gives them back at the end."""
+    """Handles the signals inside the block."""
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, self._on_signal) for number in numbers}
     try:
@@ -191,33 +193,29 @@ class StopRequest:
 
 
 class Progress(StepCallback):
-  """A bar in a terminal; elsewhere a line at each summary."""
+  """Shows a bar in a terminal, and a line at each summary."""
 
   def __init__(self, start_step: int, last_step: int, enabled: bool = True):
     super().__init__(start_step)
     self._last_step = last_step
-    disable = not (enabled and sys.stderr.isatty())
-    self._bar = tqdm(total=last_step, initial=start_step, unit=" steps", disable=disable)
+    self._progress = output.Progress(last_step, "steps", start_step, enabled)
 
   def on_step_end(self, step, logs):
-    self._bar.update()
+    self._progress.update()
 
   def on_epoch_end(self, epoch, logs=None):
     values = by_split(logs or {})
     text = ", ".join(f"{split} {values[f'{split}_bound']:.2f}" for split in ("train", "valid"))
-    line = f"step {self.step:>{len(str(self._last_step))}}/{self._last_step}  bound in nats: {text}"
-    if self._bar.disable:
-      print(line, file=sys.stderr, flush=True)
-    else:
-      self._bar.write(line, file=sys.stderr)
+    step = f"{self.step:>{len(str(self._last_step))}}/{self._last_step}"
+    self._progress.write(f"step {step}  bound in nats: {text}")
 
   def close(self) -> None:
     """Leaves the bar as it is."""
-    self._bar.close()
+    self._progress.close()
 
 
 def by_split(logs: dict) -> dict[str, float]:
-  """Keras' logs with `train_`, `valid_` or `test_` in front of every metric, in this order."""
+  """Returns Keras' logs with `train_`, `valid_` or `test_` before each metric, in this order."""
   values = {}
   for prefix, split in (("", "train"), ("val_", "valid"), ("test_", "test")):
     for name, value in logs.items():

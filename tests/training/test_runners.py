@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dregs_tf import callbacks, checkpoints, config, runners
-from dregs_tf.errors import ConfigError, Interrupted
+from dregs_tf.training import callbacks, config, runners
+from dregs_tf.training.errors import ConfigError, Interrupted
+from dregs_tf.training.run_directory import Run
 
 
 def settings(directory, **changes) -> config.TrainConfig:
@@ -42,7 +43,7 @@ def rows(directory) -> list[dict]:
 
 
 def final_variables(directory) -> list[np.ndarray]:
-  _, model = checkpoints.load_newest(directory)
+  _, model = Run(directory).load_newest()
   return [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
 
 
@@ -63,7 +64,7 @@ def test_a_run_leaves_what_it_should(whole_run):
   assert all(np.isfinite(float(value)) for row in rows(directory) for value in row.values())
   assert json.loads((directory / "result.json").read_text()) == result
   assert result["step"] == 10
-  assert [step for step, _ in checkpoints.find(directory)] == [6, 9, 10]
+  assert [step for step, _ in Run(directory).checkpoints()] == [6, 9, 10]
   assert (directory / "run.png").read_bytes().startswith(b"\x89PNG")
   tags = {
     value.tag
@@ -105,7 +106,7 @@ def test_a_run_that_died_loses_only_the_steps_since_its_checkpoint(
     patched.setattr(callbacks.StopOnNonFinite, "on_step_end", die)
     with pytest.raises(KeyboardInterrupt):
       runners.train(settings(tmp_path))
-  assert checkpoints.find(tmp_path)[-1][0] == 6
+  assert Run(tmp_path).checkpoints()[-1][0] == 6
   assert runners.train(settings(tmp_path)) == result
   assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
@@ -122,13 +123,13 @@ def test_fewer_steps_than_there_are_is_refused(whole_run):
   with pytest.raises(ConfigError, match=rf"--max_steps must be at least {result['step']}.*got 3"):
     runners.train(settings(directory, max_steps=3))
   assert json.loads((directory / "result.json").read_text()) == result
-  assert config.load(directory).max_steps == result["step"]
+  assert Run(directory).read_config().max_steps == result["step"]
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(whole_run, tmp_path):
   _, result = whole_run
   runners.train(settings(tmp_path))
-  newest = checkpoints.find(tmp_path)[-1][1]
+  newest = Run(tmp_path).checkpoints()[-1][1]
   newest.write_bytes(newest.read_bytes()[:1000])
   with pytest.warns(UserWarning, match=newest.name):
     assert runners.train(settings(tmp_path)) == result
@@ -137,7 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(whole_run, tmp_path)
 @pytest.mark.filterwarnings("ignore:Checkpoint:UserWarning")
 def test_a_run_is_not_begun_anew_over_unreadable_checkpoints(tmp_path):
   runners.train(settings(tmp_path, max_steps=3))
-  for _, path in checkpoints.find(tmp_path):
+  for _, path in Run(tmp_path).checkpoints():
     path.write_bytes(b"junk")
   with pytest.raises(ConfigError, match="none of its checkpoints can be read"):
     runners.train(settings(tmp_path))
@@ -156,7 +157,7 @@ def test_another_configuration_is_refused_and_nothing_is_touched(whole_run):
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
-  with checkpoints.locked(tmp_path), pytest.raises(ConfigError, match="in use"):
+  with Run(tmp_path).locked(), pytest.raises(ConfigError, match="in use"):
     runners.train(settings(tmp_path))
 
 
@@ -171,8 +172,8 @@ def test_a_bound_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_p
     runners.train(settings(tmp_path))
   assert "dreg_alpha" in str(error.value)
   assert "step 8" in str(error.value)
-  assert str(checkpoints.find(tmp_path)[-1][1]) in str(error.value)
-  assert checkpoints.find(tmp_path)[-1][0] == 6
+  assert str(Run(tmp_path).checkpoints()[-1][1]) in str(error.value)
+  assert Run(tmp_path).checkpoints()[-1][0] == 6
 
 
 def test_variables_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
@@ -183,7 +184,7 @@ def test_variables_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
   monkeypatch.setattr(callbacks.StopOnNonFinite, "on_step_end", poison)
   with pytest.raises(FloatingPointError, match=r"kernel is no longer finite at step 6.*dreg_alpha"):
     runners.train(settings(tmp_path))
-  assert checkpoints.find(tmp_path)[-1][0] == 3
+  assert Run(tmp_path).checkpoints()[-1][0] == 3
 
 
 def test_structured_task_trains_and_evaluates(tmp_path, capsys):
@@ -197,14 +198,14 @@ def test_the_inference_network_alone_is_trained_from_another_run(whole_run, tmp_
   whole, _ = whole_run
   frozen = settings(tmp_path, init_from=str(whole), freeze_model=True, **PLAIN | {"max_steps": 3})
   runners.train(frozen)
-  (_, start), (step, end) = (checkpoints.load_newest(path) for path in (whole, tmp_path))
+  (_, start), (step, end) = (Run(path).load_newest() for path in (whole, tmp_path))
   assert step == 3
   for old, new in zip(start.decoder.get_weights(), end.decoder.get_weights(), strict=True):
     np.testing.assert_array_equal(old, new)
   pairs = zip(start.encoder.get_weights(), end.encoder.get_weights(), strict=True)
   assert all(0 < np.abs(new - old).max() < 0.01 for old, new in pairs)
   runners.train(dataclasses.replace(frozen, max_steps=4))
-  assert checkpoints.load_newest(tmp_path)[0] == 4, "a frozen run goes on, too"
+  assert Run(tmp_path).load_newest()[0] == 4, "a frozen run goes on, too"
 
 
 def test_starting_from_another_model_is_refused(whole_run, tmp_path):
@@ -234,7 +235,7 @@ def test_evaluation_averages_over_all_images(whole_run):
 def test_evaluating_what_is_no_run_is_refused(tmp_path):
   with pytest.raises(ConfigError, match=r"no config\.json"):
     runners.evaluate(config.EvalConfig(logdir=str(tmp_path)))
-  settings(tmp_path).save()
+  Run(tmp_path).write_config(settings(tmp_path))
   with pytest.raises(ConfigError, match="no checkpoint"):
     runners.evaluate(config.EvalConfig(logdir=str(tmp_path)))
 
@@ -256,5 +257,5 @@ def test_segments(start, end, every, expected):
 
 def test_checkpoints_load_without_our_code_knowing_the_run(whole_run):
   directory, _ = whole_run
-  model = keras.saving.load_model(checkpoints.find(directory)[-1][1])
+  model = keras.saving.load_model(Run(directory).checkpoints()[-1][1])
   assert int(model.optimizer.iterations) == 10

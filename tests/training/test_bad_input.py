@@ -20,12 +20,14 @@ import scipy.io
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from dregs_tf import bounds, checkpoints, config, models, runners
+from dregs_tf import bounds, models
 from dregs_tf.data import pipeline, tfds_readers
-from dregs_tf.errors import ConfigError
+from dregs_tf.training import config, runners
+from dregs_tf.training.errors import ConfigError
+from dregs_tf.training.run_directory import Run
 from tests import binaries
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 SMALL = ("--max_steps=2", "--num_samples=2", "--latent_dim=2", "--batch_size=4", "--nojit_compile")
@@ -122,9 +124,9 @@ BAD = [
   ("train", ["--num_backward_samples=65"], ["--num_backward_samples", "--num_samples=64", "65"]),
   ("train", ["--bound=dreg_alpha", "--alpha=nan"], ["--alpha", "nan", "[0, 1]"]),
   ("train", ["--bound=dreg_alpha", "--alpha=2"], ["--alpha", "2.0", "[0, 1]"]),
-  ("train", ["--bound=dreg_alpha", "--alpha=x"], ["--alpha", "'x'", "a number"]),
+  ("train", ["--bound=dreg_alpha", "--alpha=x"], ["--alpha", "'x'", "[0, 1], or auto"]),
   ("train", ["--bound=stl", "--alpha=0.5"], ["--alpha", "--bound=stl", "--bound=dreg_alpha"]),
-  ("train", ["--bound=jvi", "--jvi_order=0"], ["--jvi_order", "got 0", "at least 1"]),
+  ("train", ["--bound=jvi", "--jvi_order=-1"], ["--jvi_order", "got -1", "0 or more"]),
   (
     "train",
     ["--bound=jvi", "--jvi_order=5", "--num_samples=5"],
@@ -270,7 +272,7 @@ def test_debug_as_a_process():
 
 
 def test_a_directory_in_use(place, capfd):
-  with checkpoints.locked(place / "run"):
+  with Run(place / "run").locked():
     assert binaries.run("train.py", f"--logdir={place / 'run'}", *SMALL) == 1
   words = [f"--logdir={place / 'run'}", "in use by another process", "another --logdir"]
   assert_one_line("train", capfd.readouterr().err, words)
@@ -309,8 +311,8 @@ def test_a_full_disk(place, tmp_path, capfd):
   """The older checkpoints survive, and the run goes on from them when there is room."""
   directory = tmp_path / "run"
   shutil.copytree(place / "run", directory)
-  before = checkpoints.find(directory)
-  settings = config.load(directory)
+  before = Run(directory).checkpoints()
+  settings = Run(directory).read_config()
   arguments = [f"--logdir={directory}", f"--dataset={settings.dataset}", *LONGER]
   with no_file_larger_than(100_000):
     assert before[-1][1].stat().st_size > 100_000
@@ -321,10 +323,10 @@ def test_a_full_disk(place, tmp_path, capfd):
   assert str(directory / "checkpoints") in lines[-1]
   assert "File too large" in lines[-1]
   assert not any("Traceback" in line for line in lines)
-  assert checkpoints.find(directory) == before
-  assert checkpoints.load_newest(directory)[0] == 4
+  assert Run(directory).checkpoints() == before
+  assert Run(directory).load_newest()[0] == 4
   assert binaries.run("train.py", *arguments) == 0
-  assert checkpoints.find(directory)[-1][0] == 6
+  assert Run(directory).checkpoints()[-1][0] == 6
 
 
 # --- checkpoints are data, not programs ---------------------------------------------------------
@@ -342,7 +344,7 @@ def test_a_checkpoint_with_code_in_it_is_not_executed(tmp_path):
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     with contextlib.suppress(ConfigError):
-      assert checkpoints.load_newest(tmp_path) is None
+      assert Run(tmp_path).load_newest() is None
   assert not trace.exists()
   messages = [str(warning.message) for warning in caught]
   assert any("step-000000001.keras" in text and "Lambda" in text for text in messages), messages

@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from dregs_tf import checkpoints
-from tests.train_processes import Run, assert_same_numbers, finish_well, rows
+from dregs_tf.training.run_directory import Run
+from tests.training.train_processes import TrainProcess, assert_same_numbers, finish_well, rows
 
 
-def workers(directory, num_workers=2, flags_of_last=None, **flags) -> list[Run]:
+def workers(directory, num_workers=2, flags_of_last=None, **flags) -> list[TrainProcess]:
   """The processes of a cluster on this machine, the chief's first."""
   with_ports = [socket.create_server(("localhost", 0)) for _ in range(num_workers)]
   addresses = [f"localhost:{server.getsockname()[1]}" for server in with_ports]
@@ -21,14 +21,14 @@ def workers(directory, num_workers=2, flags_of_last=None, **flags) -> list[Run]:
   for index in range(num_workers):
     tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
     own = flags | (flags_of_last or {} if index == num_workers - 1 else {})
-    runs.append(Run(directory, tf_config, distribute="multi_worker", **own))
+    runs.append(TrainProcess(directory, tf_config, distribute="multi_worker", **own))
   return runs
 
 
 def wait_for_step(directory, step, timeout=90):
   """Returns when there is a checkpoint of the step, or a later one."""
   end = time.monotonic() + timeout
-  while not any(at >= step for at, _ in checkpoints.find(directory)):
+  while not any(at >= step for at, _ in Run(directory).checkpoints()):
     assert time.monotonic() < end, f"no checkpoint of step {step}"
     time.sleep(0.1)
 
@@ -40,7 +40,7 @@ def test_two_workers_give_the_numbers_of_one_device(tmp_path):
   assert "Test bound" in chief
   assert "this is worker 1" in other
   assert "Test bound" not in other
-  finish_well(Run(tmp_path / "one"))
+  finish_well(TrainProcess(tmp_path / "one"))
   assert_same_numbers(tmp_path / "two", tmp_path / "one")
 
 
@@ -59,12 +59,12 @@ def test_when_a_worker_is_killed_the_other_stops_and_both_go_on(tmp_path):
     assert "another worker stopped" in lines[0]
     assert "the newest checkpoint" in lines[0]
     runs[victim].finish()
-    last, _ = checkpoints.find(directory)[-1]
+    last, _ = Run(directory).checkpoints()[-1]
     assert last < flags["max_steps"]
   chief, other = finish_well(*workers(directory, **flags))
   assert f"Resuming at step {last}" in chief
   assert f"Resuming at step {last}" in other
-  finish_well(Run(tmp_path / "one", **flags))
+  finish_well(TrainProcess(tmp_path / "one", **flags))
   np.testing.assert_allclose(rows(directory), rows(tmp_path / "one"), rtol=1e-2)
 
 
@@ -78,7 +78,7 @@ def test_a_worker_that_is_asked_to_stop_stops_all_in_good_order(tmp_path, asked)
   assert [status for status, _, _ in results] == [130, 130], results
   assert "SIGTERM" in results[asked][2]
   assert "another worker" in results[1 - asked][2]
-  last, _ = checkpoints.find(tmp_path)[-1]
+  last, _ = Run(tmp_path).checkpoints()[-1]
   assert all(f"at step {last}, saved" in err for _, _, err in results)
 
 

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from dregs_tf import experiment_results, toy_gaussian
+from experiments import results
+from experiments.toy_gaussian import statistics
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 RESULTS = (EXPERIMENTS / "RESULTS.md").read_text()
 TABLES = re.findall(r"python bin/summarize\.py --runs='([^']+)'", RESULTS)
 
@@ -16,8 +17,8 @@ TABLES = re.findall(r"python bin/summarize\.py --runs='([^']+)'", RESULTS)
 @pytest.mark.parametrize("runs", TABLES)
 def test_tables_are_what_summarize_prints(runs, monkeypatch):
   monkeypatch.chdir(EXPERIMENTS.parent)
-  groups = experiment_results.grouped(experiment_results.read([runs]))
-  assert experiment_results.tables(groups).strip() in RESULTS
+  groups = results.grouped(results.read([runs]))
+  assert results.tables(groups).strip() in RESULTS
 
 
 def test_every_finished_run_is_in_a_table():
@@ -34,5 +35,5 @@ def test_slopes_of_the_toy_gaussian():
     for label, name in (("IWAE", "iwae"), ("IWAE-DReG", "iwae_dreg")):
       (line,) = re.findall(rf"^\| {column}, {label} \|.*$", RESULTS, flags=re.MULTILINE)
       measured = [line.split("|")[i].strip() for i in (2, 4)]
-      slopes = [toy_gaussian.slope(rows, name, column.lower(), start) for start in (1, 10)]
+      slopes = [statistics.slope(rows, name, column.lower(), start) for start in (1, 10)]
       assert measured == [f"{slope:+.2f}" for slope in slopes]

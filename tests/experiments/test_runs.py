@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -12,22 +11,24 @@ import sys
 import time
 
 import pytest
-from absl import flags
 
-from dregs_tf import cli, config, experiments
-from dregs_tf.errors import ConfigError, Interrupted
+from dregs_tf.training import runners
+from dregs_tf.training.errors import ConfigError, Interrupted
+from experiments import runs
+from tests import binaries
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 FLAGFILES = sorted(path.stem for path in (ROOT / "experiments").glob("*.flags"))
 
 # A stand-in for bin/train.py that fails, dies or waits for a signal where the bound says so.
 TRAIN = """
 import json, os, pathlib, signal, sys, time
-from dregs_tf import experiments
+from dregs_tf.training import run_directory
+from experiments import runs
 
-settings = experiments.parsed(sys.argv[1:])
+settings = runs.parsed(sys.argv[1:])
 settings.directory.mkdir(parents=True, exist_ok=True)
-settings.save()
+run_directory.Run(settings.directory).write_config(settings)
 with open("log", "a") as log:
   log.write(f"train {settings.directory.name}\\n")
 if settings.bound == "rws":
@@ -56,8 +57,8 @@ result = json.loads((logdir / "result.json").read_text())
 """
 
 
-def settings(**values) -> experiments.ExperimentConfig:
-  return experiments.ExperimentConfig(**{"experiment": "digits_generative"} | values)
+def settings(**values) -> runs.ExperimentConfig:
+  return runs.ExperimentConfig(**{"experiment": "digits_generative"} | values)
 
 
 @pytest.fixture
@@ -78,6 +79,14 @@ def project(tmp_path, monkeypatch):
   return tmp_path
 
 
+@pytest.fixture
+def train(monkeypatch):
+  """The configurations that bin/train.py is called with."""
+  called = []
+  monkeypatch.setattr(runners, "train", called.append)
+  return called
+
+
 def log(project) -> list[str]:
   return (project / "log").read_text().splitlines() if (project / "log").exists() else []
 
@@ -85,49 +94,30 @@ def log(project) -> list[str]:
 # --- flagfiles -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def train_flags():
-  """Parses arguments as bin/train.py does; returns its configuration."""
-  assert cli  # its flag outlives the binary's
-  before = set(flags.FLAGS)
-  runpy.run_path(str(ROOT / "bin" / "train.py"), run_name="train")
-
-  def parse(arguments):
-    flags.FLAGS.unparse_flags()
-    for name in flags.FLAGS:
-      flags.FLAGS[name].unparse()
-    assert flags.FLAGS(["train.py", *arguments]) == ["train.py"]
-    return cli.from_flags(config.TrainConfig)
-
-  yield parse
-  for name in set(flags.FLAGS) - before:
-    delattr(flags.FLAGS, name)
-  for name in flags.FLAGS:
-    flags.FLAGS[name].unparse()
-  flags.FLAGS.unparse_flags()
-
-
 @pytest.mark.parametrize("name", FLAGFILES)
-def test_every_flagfile_is_read_by_the_binary_as_by_the_runner(name, in_root, train_flags):
+def test_every_flagfile_is_read_by_the_binary_as_by_the_runner(name, in_root, train):
   arguments = [f"--flagfile=experiments/{name}.flags", "--bound=jvi", "--seed=2"]
-  assert train_flags(arguments) == experiments.parsed(arguments)
+  assert binaries.run("train.py", *arguments) == 0
+  assert train == [runs.parsed(arguments)]
 
 
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
-def test_every_run_is_read_by_the_binary_as_by_the_runner(name, in_root, train_flags):
-  for run in experiments.all_runs(settings(experiment=name, seeds=["7"], data_dir="somewhere")):
-    assert train_flags(run.arguments) == run.settings
+@pytest.mark.parametrize("name", runs.EXPERIMENTS)
+def test_every_run_is_read_by_the_binary_as_by_the_runner(name, in_root, train):
+  planned = runs.all_runs(settings(experiment=name, seeds=["7"], data_dir="somewhere"))
+  for run in planned:
+    assert binaries.run("train.py", *run.arguments) == 0
     assert run.settings.seed == 7
     assert run.settings.data_dir == "somewhere"
+  assert train == [run.settings for run in planned]
 
 
 def test_every_flagfile_belongs_to_an_experiment():
-  assert {each.flags for each in experiments.EXPERIMENTS.values()} == set(FLAGFILES)
+  assert {each.flags for each in runs.EXPERIMENTS.values()} == set(FLAGFILES)
 
 
 @pytest.mark.parametrize("name", [f"fig{number}" for number in range(2, 8)])
 def test_full_experiments_have_the_settings_of_the_paper(name, in_root):
-  for run in experiments.all_runs(settings(experiment=name)):
+  for run in runs.all_runs(settings(experiment=name)):
     assert run.settings.max_steps == 5_000_000
     assert run.settings.batch_size == 32
     assert run.settings.latent_dim == 50
@@ -142,7 +132,7 @@ def test_reduced_experiments_differ_in_their_length_alone(in_root):
   for name in FLAGFILES:
     if name.endswith("_reduced"):
       full, reduced = (
-        vars(experiments.parsed([f"--flagfile=experiments/{each}.flags"]))
+        vars(runs.parsed([f"--flagfile=experiments/{each}.flags"]))
         for each in (name.removesuffix("_reduced"), name)
       )
       assert {key for key in full if full[key] != reduced[key]} == lengths
@@ -151,30 +141,29 @@ def test_reduced_experiments_differ_in_their_length_alone(in_root):
 def test_the_readme_lists_the_experiments():
   text = (ROOT / "experiments" / "README.md").read_text()
   table = "\n".join(line for line in text.splitlines() if line.startswith("|"))
-  for name in experiments.EXPERIMENTS:
+  for name in runs.EXPERIMENTS:
     assert f"`{name}`" in table
   named = re.findall(r"--experiment=(\w+)", text)
   assert named
-  assert set(named) <= set(experiments.EXPERIMENTS)
+  assert set(named) <= set(runs.EXPERIMENTS)
 
 
 # --- which runs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+@pytest.mark.parametrize("name", runs.EXPERIMENTS)
 def test_runs_of_an_experiment_have_directories_of_their_own(name, in_root):
-  runs = experiments.all_runs(settings(experiment=name))
-  assert len({run.settings.directory for run in runs}) == len(runs)
+  planned = runs.all_runs(settings(experiment=name))
+  assert len({run.settings.directory for run in planned}) == len(planned)
 
 
 def test_figures_share_runs_that_have_the_same_settings(in_root):
   by_directory = {}
-  for name in experiments.EXPERIMENTS:
-    for run in experiments.all_runs(settings(experiment=name)):
+  for name in runs.EXPERIMENTS:
+    for run in runs.all_runs(settings(experiment=name)):
       assert by_directory.setdefault(run.settings.directory, run.settings) == run.settings
   fig4, fig7 = (
-    {run.name for run in experiments.all_runs(settings(experiment=name))}
-    for name in ("fig4", "fig7")
+    {run.name for run in runs.all_runs(settings(experiment=name))} for name in ("fig4", "fig7")
   )
   assert len(fig4 & fig7) == 12
 
@@ -184,9 +173,9 @@ def test_shards_cover_all_runs_once(num_shards, project, capfd):
   options = {"experiment": "digits_generative_alpha", "seeds": ["5"], "dry_run": True}
   printed = []
   for shard in range(num_shards):
-    experiments.run(settings(**options, shard=f"{shard}/{num_shards}"), project)
+    runs.run(settings(**options, shard=f"{shard}/{num_shards}"), project)
     printed += capfd.readouterr().out.splitlines()
-  experiments.run(settings(**options), project)
+  runs.run(settings(**options), project)
   whole = capfd.readouterr().out.splitlines()
   assert len(whole) == 9
   assert sorted(line for line in printed if line.startswith("python")) == sorted(whole)
@@ -195,7 +184,7 @@ def test_shards_cover_all_runs_once(num_shards, project, capfd):
 
 def test_a_dry_run_prints_the_commands(project, capfd):
   options = {"seeds": ["1"], "only": ["*_alpha0.9_*"], "evaluate": True, "output_dir": "out"}
-  experiments.run(settings(**options, dry_run=True, train_flags="--latent_dim=2"), project)
+  runs.run(settings(**options, dry_run=True, train_flags="--latent_dim=2"), project)
   directory = "out/digits_generative_dreg_alpha_alpha0.9_K64_seed1"
   assert capfd.readouterr().out.splitlines() == [
     "python bin/train.py --flagfile=experiments/digits_generative.flags --latent_dim=2 "
@@ -229,7 +218,7 @@ def test_a_dry_run_prints_the_commands(project, capfd):
 )
 def test_bad_values_are_refused_before_anything_runs(values, words, project):
   with pytest.raises(ConfigError) as error:
-    experiments.run(settings(**values), project)
+    runs.run(settings(**values), project)
   assert "\n" not in str(error.value)
   for word in words:
     assert word in str(error.value)
@@ -241,7 +230,7 @@ def test_bad_values_are_refused_before_anything_runs(values, words, project):
 
 def test_runs_that_are_done_are_passed_over(project, capfd):
   options = {"seeds": ["0"], "only": ["*_iwae_K*", "*_jvi_o*"]}
-  experiments.run(settings(**options), project)
+  runs.run(settings(**options), project)
   names = ["digits_generative_iwae_K64_seed0", "digits_generative_jvi_order1_K64_seed0"]
   assert log(project) == [f"train {name}" for name in names]
   out = capfd.readouterr().out
@@ -249,25 +238,25 @@ def test_runs_that_are_done_are_passed_over(project, capfd):
   assert "--figure=bounds" in out
   assert "'--runs=" in out
 
-  experiments.run(settings(**options, evaluate=True), project)
+  runs.run(settings(**options, evaluate=True), project)
   assert log(project)[2:] == [f"eval {name}" for name in names]
-  experiments.run(settings(**options, evaluate=True), project)
+  runs.run(settings(**options, evaluate=True), project)
   assert len(log(project)) == 4
   assert "[2/2] digits_generative_jvi_order1_K64_seed0: done before\n" in capfd.readouterr().out
 
   # A run that is to be longer, one with a damaged result, and one with other settings are not done.
   longer = settings(**options, train_flags="--max_steps=30000")
   (project / "runs/reduced" / names[0] / "result.json").write_text('{"step": ')
-  experiments.run(longer, project)
+  runs.run(longer, project)
   assert log(project)[4:] == [f"train {name}" for name in names]
-  experiments.run(settings(**options, train_flags="--max_steps=30000 --batch_size=3"), project)
+  runs.run(settings(**options, train_flags="--max_steps=30000 --batch_size=3"), project)
   assert log(project)[6:] == [f"train {name}" for name in names]
 
 
 def test_a_run_that_fails_is_named_and_the_others_run(project):
   options = {"seeds": ["0"], "only": ["*_rws_K*", "*e_stl_*", "*_jvi_o*"], "evaluate": True}
   with pytest.raises(ChildProcessError) as error:
-    experiments.run(settings(**options), project)
+    runs.run(settings(**options), project)
   assert str(error.value) == (
     "2 of 3 runs failed: digits_generative_rws_K64_seed0 (bin/train.py: exit status 3), "
     "digits_generative_stl_K64_seed0 (bin/train.py: killed by SIGKILL)."
@@ -284,7 +273,7 @@ def test_places_are_seen_from_where_the_command_was_given(
   (elsewhere / "own.npz").touch()
   options = {"seeds": ["0"], "only": ["*_iwae_K*"], "data_dir": "data"}
   options["train_flags"] = "--dataset=own.npz --init_from 'a run' --debug"
-  experiments.run(settings(**options, output_dir="out"), project)
+  runs.run(settings(**options, output_dir="out"), project)
   assert capfd.readouterr().out.splitlines()[1] == f"cd {project}"
   saved = json.loads((elsewhere / "out/own_generative_iwae_K64_seed0/config.json").read_text())
   assert saved["data_dir"] == str(elsewhere / "data")
@@ -294,8 +283,8 @@ def test_places_are_seen_from_where_the_command_was_given(
 
 
 def test_a_shard_without_a_run_says_so(project, capfd):
-  experiments.run(settings(seeds=["0"], only=["*_iwae_K*"], shard="1/2"), project)
-  assert capfd.readouterr().out == "No run is left for --shard=1/2.\n"
+  runs.run(settings(seeds=["0"], only=["*_iwae_K*"], shard="1/2"), project)
+  assert capfd.readouterr().out == "There is no run for --shard=1/2.\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -323,7 +312,7 @@ def test_a_signal_reaches_the_run_and_stops_the_experiment(number, project):
 
 
 def test_no_run_begins_after_a_signal(project):
-  with experiments._Children() as children:
+  with runs._Children() as children:
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="SIGTERM"):
       children.call([sys.executable, "-c", "open('begun', 'w')"])

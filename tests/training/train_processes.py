@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from dregs_tf import checkpoints, models
+from dregs_tf import models
+from dregs_tf.training.run_directory import Run
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 _FLAGS = {
   "latent_dim": 3,
   "num_samples": 5,
@@ -25,7 +26,7 @@ _FLAGS = {
 }
 
 
-class Run:
+class TrainProcess:
   """bin/train.py in a process."""
 
   def __init__(self, directory, tf_config=None, **flags):
@@ -66,7 +67,7 @@ def rows(directory) -> np.ndarray:
 
 
 def parameters(directory) -> list[np.ndarray]:
-  _, model = checkpoints.load_newest(directory)
+  _, model = Run(directory).load_newest()
   assert isinstance(model, models.VAE)
   return [variable.numpy() for variable in model.trainable_variables]
 

@@ -11,11 +11,13 @@ import sys
 import numpy as np
 import pytest
 
-from dregs_tf import config, experiment_plots, experiment_results
-from dregs_tf.errors import ConfigError
-from dregs_tf.experiment_results import grouped, read, tables
+from dregs_tf.training import config
+from dregs_tf.training.errors import ConfigError
+from dregs_tf.training.run_directory import Run
+from experiments import drawing, figures, results
+from experiments.results import grouped, read, tables
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def write(directory, steps=(10, 20, 30, 40), columns=None, result=True, evaluation=None, **values):
@@ -23,7 +25,7 @@ def write(directory, steps=(10, 20, 30, 40), columns=None, result=True, evaluati
   values = {"bound": "iwae_dreg", "max_steps": 40, "summarize_every": 10} | values
   settings = config.TrainConfig(logdir=str(directory), **values)
   directory.mkdir(parents=True)
-  settings.save()
+  Run(directory).write_config(settings)
   steps = np.array(steps)
   bound = settings.seed - 30 + steps / 10
   if columns is None:
@@ -66,7 +68,7 @@ def test_what_a_run_in_progress_has(tmp_path):
   write(tmp_path / "begun", steps=())
   run_directory = write(tmp_path / "going", steps=(10, 20), seed=1)
   (tmp_path / "new").mkdir()
-  config.TrainConfig(logdir=str(tmp_path / "new"), seed=2).save()
+  Run(tmp_path / "new").write_config(config.TrainConfig(seed=2))
   with open(run_directory / "metrics.csv", "a") as file:
     file.write("30,-2")
   (run,) = read([f"{tmp_path}/*"])
@@ -151,7 +153,7 @@ def test_runs_are_grouped_by_all_but_the_seed_and_what_does_not_train(tmp_path):
   assert [[run.settings.seed for run in group.runs] for group in groups] == [
     *([0], [0, 1, 2], [0], [0], [0]),
   ]
-  assert experiment_results.labels(groups) == [
+  assert results.labels(groups) == [
     "IWAE, learning_rate=0.0003",
     "IWAE-DReG, learning_rate=0.0003",
     "IWAE-DReG, learning_rate=0.01",
@@ -172,7 +174,7 @@ def test_groups_are_told_apart_by_what_they_can_be_compared_in(tmp_path):
     [{}, {"num_samples": 8}, {"task": "structured"}, {"dataset": "mnist"}, {"bound": "rws"}]
   ):
     write(tmp_path / str(i), **values)
-  problems = experiment_results.by_problem(groups_in(tmp_path))
+  problems = results.by_problem(groups_in(tmp_path))
   assert list(problems) == [
     *(("digits", "generative", 8), ("digits", "generative", 64), ("digits", "structured", 64)),
     ("mnist", "generative", 64),
@@ -213,7 +215,7 @@ def test_pairs_have_the_variance_above_the_objective(tmp_path):
   for i, bound in enumerate(["iwae", "iwae_dreg", "jvi", "jvi_dreg", "stl"]):
     for seed in (0, 1):
       write(tmp_path / f"{bound}{seed}", bound=bound, seed=seed, columns=with_variance(i + seed))
-  columns = experiment_plots.panels(groups_in(tmp_path), "pairs")
+  columns = figures.panels(groups_in(tmp_path), "pairs")
   assert [[line.label for line in column[0].lines] for column in columns] == [
     ["IWAE", "IWAE-DReG"],
     ["JVI", "JVI-DReG"],
@@ -224,9 +226,9 @@ def test_pairs_have_the_variance_above_the_objective(tmp_path):
   assert below.ylabel == "Test bound (nats)"
   assert jvi.ylabel == "Test JVI objective (nats)"
   assert len(below.lines[0].trials) == 2
-  # The original is dashed, its doubly reparameterised form is solid, of the same colour.
+  # The original is dashed, its doubly reparameterised form is solid, of the same color.
   original, dreg = below.lines
-  assert original.colour == dreg.colour
+  assert original.color == dreg.color
   assert (original.dashes, dreg.dashes) == ((0, (5, 2)), "-")
 
 
@@ -234,7 +236,7 @@ def test_variances_along_one_trajectory(tmp_path):
   tracked = {"iwae": 3.0, "iwae_dreg": 1.0, "rws": 5.0}
   write(tmp_path / "a", columns=with_variance(1.0, **tracked))
   write(tmp_path / "b", bound="iwae", columns=with_variance(7.0))
-  columns = experiment_plots.panels(groups_in(tmp_path), "variance", "iwae_dreg")
+  columns = figures.panels(groups_in(tmp_path), "variance", "iwae_dreg")
   lines = [line for column in columns for panel in column for line in panel.lines]
   assert {line.label: line.mean[1][0] for line in lines} == {
     **{"IWAE": 3.0, "IWAE-DReG": 1.0, "RWS": 5.0},
@@ -246,21 +248,21 @@ def test_trajectories_of_other_problems_and_other_configurations(tmp_path):
   columns = {f"train_{name}_gradient_variance": [1.0] * 4 for name in ("iwae", "iwae_dreg")}
   write(tmp_path / "a", bound="stl", columns=columns)
   write(tmp_path / "b", bound="stl", columns=columns, learning_rate=1e-3)
-  ((panel,),) = experiment_plots.panels(groups_in(tmp_path), "variance", "stl")
+  ((panel,),) = figures.panels(groups_in(tmp_path), "variance", "stl")
   assert sorted(line.label for line in panel.lines) == [
     *("IWAE, learning_rate=0.0003", "IWAE, learning_rate=0.001"),
     *("IWAE-DReG, learning_rate=0.0003", "IWAE-DReG, learning_rate=0.001"),
   ]
-  assert len({(line.colour, str(line.dashes)) for line in panel.lines}) == 4
+  assert len({(line.color, str(line.dashes)) for line in panel.lines}) == 4
   write(tmp_path / "c", bound="stl", columns=columns, num_samples=8)
   with pytest.raises(ConfigError, match="K = 8; .*K = 64"):
-    experiment_plots.panels(groups_in(tmp_path), "variance", "stl")
+    figures.panels(groups_in(tmp_path), "variance", "stl")
 
 
 def test_the_validation_bound_where_there_is_no_test_bound(tmp_path):
   write(tmp_path / "a")
   write(tmp_path / "b", bound="iwae", columns={"valid_bound": [1.0, 2.0, 3.0, 4.0]})
-  ((panel,),) = experiment_plots.panels(groups_in(tmp_path), "bounds")
+  ((panel,),) = figures.panels(groups_in(tmp_path), "bounds")
   assert panel.ylabel == "Validation bound (nats)"
   assert values_of(panel.lines[0].mean)[1] == [1, 2, 3, 4]
 
@@ -268,14 +270,14 @@ def test_the_validation_bound_where_there_is_no_test_bound(tmp_path):
 def test_neither_column(tmp_path):
   write(tmp_path / "a", columns={"train_bound": [1.0, 2.0, 3.0, 4.0]})
   with pytest.raises(ConfigError, match=r"--runs: metrics.csv in .*/a has no column valid_bound"):
-    experiment_plots.panels(groups_in(tmp_path), "bounds")
+    figures.panels(groups_in(tmp_path), "bounds")
 
 
 def test_a_panel_of_bounds_for_each_number_of_samples(tmp_path):
   for bound in ("iwae", "elbo", "jvi_dreg"):
     write(tmp_path / bound, bound=bound)
   write(tmp_path / "K8", num_samples=8)
-  columns = experiment_plots.panels(groups_in(tmp_path), "bounds")
+  columns = figures.panels(groups_in(tmp_path), "bounds")
   assert [(panel.title, panel.ylabel) for (panel,) in columns] == [
     ("K = 8", "Test bound (nats)"),
     ("K = 64", "Test objective (nats)"),
@@ -287,8 +289,8 @@ def test_every_bound_looks_different(tmp_path):
   for bound in config.BOUNDS:
     write(tmp_path / bound, bound=bound)
   write(tmp_path / "again", bound="iwae", learning_rate=1.0)
-  ((panel,),) = experiment_plots.panels(groups_in(tmp_path), "bounds")
-  looks = {(line.colour, str(line.dashes)) for line in panel.lines}
+  ((panel,),) = figures.panels(groups_in(tmp_path), "bounds")
+  looks = {(line.color, str(line.dashes)) for line in panel.lines}
   assert len(looks) == len(panel.lines) == len(config.BOUNDS) + 1
 
 
@@ -306,7 +308,7 @@ def test_alpha_is_drawn_as_a_difference_at_the_same_steps_and_seeds(base, tmp_pa
   write(tmp_path / "auto7", bound="dreg_alpha", alpha="auto", seed=7, columns=columns([9.0] * 4))
   write(tmp_path / "rws", bound="rws_dreg", columns=columns([2.0, 2.0, 2.0, 2.0]))
   write(tmp_path / "iwae", bound="iwae", columns=columns([0.0] * 4))
-  ((panel,),) = experiment_plots.panels(groups_in(tmp_path), "alpha")
+  ((panel,),) = figures.panels(groups_in(tmp_path), "alpha")
   assert panel.ylabel == "Test bound less that of IWAE-DReG (nats)"
   zero, half, one, auto = panel.lines
   assert zero.label == ("alpha = 0, IWAE-DReG" if base["bound"] == "iwae_dreg" else "alpha = 0")
@@ -320,7 +322,7 @@ def test_alpha_is_drawn_as_a_difference_at_the_same_steps_and_seeds(base, tmp_pa
   assert one.label == "alpha = 1, RWS-DReG"
   assert values_of(one.mean)[1] == [1, 0, -1, -2]
   assert auto.label == "alpha adapted, from 0.5 (no seed in common)"
-  experiment_plots.draw(tmp_path / "figure.png", [[panel]])
+  drawing.draw(tmp_path / "figure.png", [[panel]])
 
 
 def test_adapted_alphas(tmp_path):
@@ -328,7 +330,7 @@ def test_adapted_alphas(tmp_path):
     values = {"bound": "dreg_alpha", "alpha": "auto", "initial_alpha": start}
     write(tmp_path / f"{start}", **values, columns={"train_alpha": [start, 0.5, 0.5, 0.5]})
   write(tmp_path / "base")
-  ((panel,),) = experiment_plots.panels(groups_in(tmp_path), "adapted_alpha")
+  ((panel,),) = figures.panels(groups_in(tmp_path), "adapted_alpha")
   assert [line.label for line in panel.lines] == [
     "alpha adapted, from 0",
     "alpha adapted, from 1",
@@ -353,17 +355,17 @@ def test_runs_without_what_the_figure_shows(figure, runs, words, tmp_path):
   for i, values in enumerate(runs):
     write(tmp_path / str(i), **values)
   with pytest.raises(ConfigError, match=f"--figure={figure} .*{re.escape(words)}"):
-    experiment_plots.panels(groups_in(tmp_path), figure)
+    figures.panels(groups_in(tmp_path), figure)
 
 
 def test_limits_leave_out_the_first_part_only():
   steps = np.arange(1, 11)
   values = np.array([-500.0, -90, -20, -15, -14, -13, -12, -11, -10, -10])
-  low, high, least, greatest = experiment_plots.limits([(steps, values)], cut=0.25)
+  low, high, least, greatest = drawing.limits([(steps, values)], cut=0.25)
   assert -21 < low < -20
   assert -10 < high < -9
   assert (least, greatest) == (-500, -10)
-  whole = experiment_plots.limits([(steps, values)], cut=0.0)
+  whole = drawing.limits([(steps, values)], cut=0.0)
   assert whole[0] < -500
 
 
@@ -379,7 +381,7 @@ def test_limits_leave_out_the_first_part_only():
 )
 def test_limits_of_odd_curves(curves):
   curves = [(np.array(steps), np.array(values)) for steps, values in curves]
-  low, high, _, _ = experiment_plots.limits(curves, cut=0.25)
+  low, high, _, _ = drawing.limits(curves, cut=0.25)
   assert np.isfinite([low, high]).all()
   assert low < high
 
@@ -436,7 +438,7 @@ def test_defaults_are_the_same_configuration_as_when_they_are_given(tmp_path):
       write(tmp_path / f"{i}{seed}", seed=seed, **values)
   found = groups_in(tmp_path)
   assert [len(group.runs) for group in found] == [2] * len(pairs)
-  assert experiment_results.labels(found) == [
+  assert results.labels(found) == [
     "IWAE-DReG",
     "alpha = 0.9",
     "alpha adapted, from 0.5",
@@ -471,16 +473,16 @@ def test_a_table_without_what_there_is_not(tmp_path):
 )
 def test_bad_values_of_flags(values, words):
   with pytest.raises(ConfigError) as error:
-    experiment_plots.PlotConfig(**{"output": "figure.png"} | values)
+    figures.PlotConfig(**{"output": "figure.png"} | values)
   for word in words:
     assert word in str(error.value)
 
 
 def test_an_output_that_cannot_be_written(tmp_path):
   write(tmp_path / "a")
-  settings = experiment_plots.PlotConfig(output=str(tmp_path / "a" / "config.json" / "x.png"))
+  settings = figures.PlotConfig(output=str(tmp_path / "a" / "config.json" / "x.png"))
   with pytest.raises(ConfigError, match="--output=.* cannot be written"):
-    experiment_plots.plot(settings, groups_in(tmp_path / "a" / ".."))
+    figures.plot(settings, groups_in(tmp_path / "a" / ".."))
 
 
 def binary(name, *arguments):
@@ -522,10 +524,8 @@ def test_figures_of_several_panels_are_drawn_without_a_warning(figure, tmp_path,
   bounds = {"test_bound": [1.0] * 4, "valid_bound": [1.0] * 4}
   adapted = alphas[1] | {"seed": 1, "columns": {"train_alpha": [0.5] * 4} | bounds}
   write(tmp_path / "runs" / "adapted", **adapted)
-  settings = experiment_plots.PlotConfig(
-    figure=figure.split(","), output=str(tmp_path / "figure.png")
-  )
-  experiment_plots.plot(settings, groups_in(tmp_path / "runs"))
+  settings = figures.PlotConfig(figure=figure.split(","), output=str(tmp_path / "figure.png"))
+  figures.plot(settings, groups_in(tmp_path / "runs"))
   assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
   assert not recwarn.list
 
@@ -534,18 +534,16 @@ def test_the_title_says_what_is_drawn(tmp_path):
   write(tmp_path / "a")
   write(tmp_path / "b", seed=1, steps=(10, 20))
   write(tmp_path / "c", bound="iwae")
-  title = experiment_plots._title(groups_in(tmp_path), "; ")
+  title = drawing._title(groups_in(tmp_path), "; ")
   assert title == (
     "digits, generative, K = 64; bold: mean of 1 to 2 seeds; not all runs are finished"
   )
   write(tmp_path / "d", dataset="omniglot", num_samples=8)
   omniglot = [g for g in groups_in(tmp_path) if g.settings.dataset == "omniglot"]
-  assert experiment_plots._title(omniglot, "; ") == (
-    "Omniglot (TFDS, not Burda's file), generative, K = 8"
-  )
+  assert drawing._title(omniglot, "; ") == ("Omniglot (TFDS, not Burda's file), generative, K = 8")
 
 
 def test_the_fields_that_do_not_train_are_fields_of_the_configuration():
   names = {field.name for field in dataclasses.fields(config.TrainConfig)}
-  assert set(experiment_results._OF_A_TRIAL) <= names
-  assert set(experiment_plots._STYLES) == set(config.BOUNDS)
+  assert set(results._OF_A_TRIAL) <= names
+  assert set(figures._STYLES) == set(config.BOUNDS)

@@ -1,9 +1,8 @@
-"""The paper's experiments: which runs each of them takes, and running them one after another."""
+"""The paper's experiments: the runs of each, and the loop that runs them one after another."""
 
 import contextlib
 import dataclasses
 import glob
-import json
 import os
 import pathlib
 import re
@@ -11,26 +10,24 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import NamedTuple
 
-from absl import flags
+from dregs_tf.training import config, flags
+from dregs_tf.training.errors import ConfigError, Interrupted
+from dregs_tf.training.flags import flag
+from dregs_tf.training.run_directory import Run
 
-from dregs_tf import config
-from dregs_tf.errors import ConfigError, Interrupted
-
-_EVALUATION = "evaluation_test_5000.json"
-
-# --- what the experiments are: change it here ----------------------------------------------------
+# --- the experiments: change them here -------------------------------------------------------
 
 
 class Experiment(NamedTuple):
   """The runs of a figure.
 
-  flags: its file in experiments/, without the ending: what all its runs share.
+  flags: the flagfile in experiments/, without its ending, that all its runs share.
   variations: flags of `bin/train.py` by name, for each run of one seed.
-  figure: what `bin/plot.py --figure` draws of them.
+  figure: the kind of figure for `bin/plot.py --figure`.
   """
 
   flags: str
@@ -43,7 +40,7 @@ def _bounds(*names: str, **others) -> tuple[dict, ...]:
 
 
 def _alphas(*values: float) -> tuple[dict, ...]:
-  """Runs with alpha at these values; 0 and 1 are estimators that have names of their own."""
+  """Returns variations of alpha; 0 and 1 are estimators that have names of their own."""
   named = {0: {"bound": "iwae_dreg"}, 1: {"bound": "rws_dreg"}}
   return tuple(named.get(value) or {"bound": "dreg_alpha", "alpha": value} for value in values)
 
@@ -111,17 +108,29 @@ EXPERIMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-  """What `bin/run_experiment.py` takes, flag by flag."""
+  """Flags of `bin/run_experiment.py`."""
 
-  experiment: str | None = None
-  seeds: Sequence[str] = ("0", "1", "2")
-  only: Sequence[str] = ()
-  shard: str = "0/1"
-  output_dir: str | None = None
-  data_dir: str | None = None
-  train_flags: str = ""
-  evaluate: bool = False
-  dry_run: bool = False
+  experiment: str | None = flag(
+    None, str, "Which runs; experiments/README.md has a list.", tuple(EXPERIMENTS)
+  )
+  seeds: Sequence[str] = flag(("0", "1", "2"), list, "Each is a trial of every variation.")
+  only: Sequence[str] = flag(
+    (), list, "Only the runs with these names; * stands for anything, as in *_iwae_*_seed0."
+  )
+  shard: str = flag("0/1", str, "I/N: of N processes this is number I, and takes every N-th run.")
+  output_dir: str | None = flag(
+    None, str, "Holds a directory for each run; runs/paper or runs/reduced by default."
+  )
+  data_dir: str | None = flag(
+    None, str, "Folder of prepared TensorFlow Datasets; $TFDS_DATA_DIR or a download by default."
+  )
+  train_flags: str = flag(
+    "", str, "More flags of bin/train.py, for every run: '--max_steps=100 --latent_dim=8'."
+  )
+  evaluate: bool = flag(
+    False, bool, "Measure each run's test log-likelihood as well: bin/eval.py, 5000 samples."
+  )
+  dry_run: bool = flag(False, bool, "Only print the commands that remain to be run.")
 
   def __post_init__(self):
     if self.experiment not in EXPERIMENTS:
@@ -142,12 +151,12 @@ class ExperimentConfig:
 
   @property
   def directory(self) -> str:
-    """Where the runs are kept; unless it was given, figures of the same size share theirs."""
+    """The folder of the runs; by default, figures of the same size share it."""
     size = "paper" if re.fullmatch(r"fig\d", self.experiment) else "reduced"
     return self.output_dir or f"runs/{size}"
 
   def seen_from(self, root: pathlib.Path) -> "ExperimentConfig":
-    """The same for a process that works in `root`, where relative paths would name other places.
+    """Returns the same for a process that works in `root`, where relative paths would differ.
 
     Raises:
       ConfigError: if --train_flags cannot be split into flags.
@@ -162,7 +171,7 @@ class ExperimentConfig:
 
 
 def _split(train_flags: str) -> list[str]:
-  """The arguments in --train_flags, each `--name=value`."""
+  """Splits --train_flags into arguments, each `--name=value`."""
   try:
     words = shlex.split(train_flags)
   except ValueError as error:
@@ -177,117 +186,103 @@ def _split(train_flags: str) -> list[str]:
 
 
 def _with_absolute_path(argument: str) -> str:
-  """A flag whose value names a place, with the whole path of it."""
+  """Makes the path absolute in a flag whose value is one."""
   name, _, value = argument.partition("=")
-  is_place = name.lstrip("-") in ("data_dir", "init_from", "flagfile")
-  if value and (is_place or (name.lstrip("-") == "dataset" and os.path.exists(value))):
+  is_path = name.lstrip("-") in ("data_dir", "init_from", "flagfile")
+  if value and (is_path or (name.lstrip("-") == "dataset" and os.path.exists(value))):
     return f"{name}={os.path.abspath(value)}"
   return argument
 
 
-class Run(NamedTuple):
-  """A run of `bin/train.py`: its arguments, and what they mean."""
+class PlannedRun(NamedTuple):
+  """A run of `bin/train.py`: its arguments, and the configuration that they stand for."""
 
   arguments: list[str]
   settings: config.TrainConfig
 
   @property
   def name(self) -> str:
-    """That of its directory."""
+    """The name of its directory."""
     return self.settings.directory.name
 
   def is_done(self) -> bool:
-    """Whether its directory holds this run, with these settings, to its last step."""
+    """Returns whether its directory holds this run, with these settings, to its last step."""
     try:
-      saved = config.load(self.settings.directory)
+      saved = self._run.read_config()
       if saved is None:
         return False
       self.settings.check_resumes(saved)
     except ConfigError:
-      return False  # bin/train.py says what is wrong.
-    return self._reached("result.json")
+      return False  # bin/train.py will report what is wrong.
+    return self._reached(self._run.read_result)
 
   def is_evaluated(self) -> bool:
-    """Whether `bin/eval.py` has measured the log-likelihood at its last step."""
-    return self._reached(_EVALUATION)
+    """Returns whether `bin/eval.py` has measured the log-likelihood at its last step."""
+    return self._reached(self._run.read_evaluation)
 
-  def _reached(self, name: str) -> bool:
+  @property
+  def _run(self) -> Run:
+    return Run(self.settings.directory)
+
+  def _reached(self, read: Callable[[], dict | None]) -> bool:
     try:
-      step = json.loads((self.settings.directory / name).read_text())["step"]
-      return step >= self.settings.max_steps
+      found = read()
+      return found is not None and found["step"] >= self.settings.max_steps
     except (OSError, TypeError, ValueError, KeyError):
       return False
 
 
-def all_runs(settings: ExperimentConfig) -> list[Run]:
-  """The runs of an experiment that --only leaves, of all shards: all of a seed, then the next.
+def all_runs(settings: ExperimentConfig) -> list[PlannedRun]:
+  """Returns the runs of an experiment that --only selects, of all shards, seed by seed.
 
-  The current directory must be the one that experiments/ is in: what a flagfile includes is found
-  from there.
+  The current directory must be the one that experiments/ is in: flagfiles include each other from
+  there.
 
   Raises:
-    ConfigError: if a flag of a run is wrong, or no run is left.
+    ConfigError: if a flag of a run is wrong, or no run is selected.
   """
   experiment = EXPERIMENTS[settings.experiment]
   given = _split(settings.train_flags)
   taken = {"logdir", "seed"}.union(*experiment.variations)
   for name in sorted(taken & _flags_in(given)):
     raise ConfigError(f"--train_flags must leave --{name} to the experiment, which sets it.")
-  places = [f"--data_dir={settings.data_dir}"] if settings.data_dir else []
+  data_dir = [f"--data_dir={settings.data_dir}"] if settings.data_dir else []
   runs = []
   for seed in settings.seeds:
     for variation in experiment.variations:
       own = [f"--{name}={value}" for name, value in (variation | {"seed": seed}).items()]
-      arguments = [f"--flagfile=experiments/{experiment.flags}.flags", *given, *own, *places]
+      arguments = [f"--flagfile=experiments/{experiment.flags}.flags", *given, *own, *data_dir]
       name = parsed([*arguments, "--logdir="]).directory.name
       arguments.append(f"--logdir={os.path.join(settings.directory, name)}")
-      runs.append(Run(arguments, parsed(arguments)))
+      runs.append(PlannedRun(arguments, parsed(arguments)))
   patterns = settings.only or ["*"]
-  left = [run for run in runs if any(fnmatch(run.name, pattern) for pattern in patterns)]
-  if not left:
+  selected = [run for run in runs if any(fnmatch(run.name, pattern) for pattern in patterns)]
+  if not selected:
     names = ", ".join(run.name for run in runs)
-    raise ConfigError(f"--only={','.join(settings.only)} leaves none of {names}.")
-  return left
+    raise ConfigError(f"--only={','.join(settings.only)} selects none of {names}.")
+  return selected
 
 
 def parsed(arguments: list[str]) -> config.TrainConfig:
-  """What `bin/train.py` makes of these arguments; flagfiles are read.
+  """Returns the configuration that `bin/train.py` makes of these arguments; flagfiles are read.
 
   Raises:
     ConfigError: if one is wrong.
   """
-  values = _parse(arguments)
-  names = [field.name for field in dataclasses.fields(config.TrainConfig)]
-  return config.TrainConfig(**{name: values[name].value for name in names})
+  return flags.configuration(config.TrainConfig, _parse(arguments))
 
 
 def _flags_in(arguments: list[str]) -> set[str]:
-  """The names of the flags that these arguments set."""
+  """Returns the names of the flags that these arguments set."""
   values = _parse(arguments)
   return {name for name in values if values[name].present}
 
 
-def _parse(arguments: list[str]) -> flags.FlagValues:
-  """The values of all flags of `bin/train.py`; a ConfigError if one is wrong."""
-  values = flags.FlagValues()
-  flags.DEFINE_boolean("debug", False, "", flag_values=values)
-  fields = dataclasses.fields(config.TrainConfig)
-  for field in fields:
-    kinds = getattr(field.type, "__args__", (field.type,))  # of `float | str | None`: all three
-    if str in kinds:
-      define = flags.DEFINE_string
-    elif bool in kinds:
-      define = flags.DEFINE_boolean
-    else:
-      define = flags.DEFINE_float if float in kinds else flags.DEFINE_integer
-    define(field.name, field.default, "", flag_values=values)
+def _parse(arguments: list[str]):
   try:
-    left = values(["", *values.read_flags_from_files(arguments)])[1:]
-  except flags.Error as error:
+    return flags.parse(config.TrainConfig, arguments)
+  except ConfigError as error:
     raise ConfigError(f"--train_flags: {error}") from error
-  if left:
-    raise ConfigError(f"--train_flags: unexpected argument {left[0]!r}.")
-  return values
 
 
 # --- running them --------------------------------------------------------------------------------
@@ -296,18 +291,18 @@ def _parse(arguments: list[str]) -> flags.FlagValues:
 def run(settings: ExperimentConfig, root: pathlib.Path) -> None:
   """Runs a shard of an experiment, a process of `bin/train.py` for each run.
 
-  Runs that are done are passed over; one that was interrupted goes on, because bin/train.py does.
+  Runs that are done are passed over; one that was interrupted is resumed, as bin/train.py does.
 
   Args:
-    settings: what to run.
+    settings: the flags.
     root: the folder that bin/ and experiments/ are in.
 
   Raises:
-    ConfigError: if a flag is wrong; nothing has been run then.
-    ChildProcessError: if runs failed, after the others; names them.
-    Interrupted: if SIGTERM or Ctrl-C came: it was passed on, and the run that it met has ended.
+    ConfigError: if a flag is wrong, before anything is run.
+    ChildProcessError: if runs failed; it names them, after the others have run.
+    Interrupted: after SIGTERM or Ctrl-C, which the current run received and ended on.
   """
-  # What is printed is to be run from there.
+  # The printed commands are to be run there.
   change_directory = [] if pathlib.Path.cwd() == root else [f"cd {shlex.quote(str(root))}"]
   settings = settings.seen_from(root)
   with contextlib.chdir(root):
@@ -315,11 +310,12 @@ def run(settings: ExperimentConfig, root: pathlib.Path) -> None:
     shard, num_shards = map(int, settings.shard.split("/"))
     runs = runs[shard::num_shards]
     if not runs:
-      _say(f"No run is left for --shard={settings.shard}.")
+      _say(f"There is no run for --shard={settings.shard}.")
       return
     if settings.dry_run:
-      left = [command for each in runs for command in _commands(each, settings)]
-      _say("\n".join([*change_directory, *(shlex.join(["python", *command]) for command in left)]))
+      commands = [command for each in runs for command in _commands(each, settings)]
+      lines = [shlex.join(["python", *command]) for command in commands]
+      _say("\n".join([*change_directory, *lines]))
       return
     failed = _run_each(runs, settings)
     _say("\n".join([*change_directory, _what_next(runs, settings)]))
@@ -327,18 +323,18 @@ def run(settings: ExperimentConfig, root: pathlib.Path) -> None:
       raise ChildProcessError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.")
 
 
-def _commands(each: Run, settings: ExperimentConfig) -> Iterator[list[str]]:
-  """What is left to do of a run, after `python`."""
+def _commands(each: PlannedRun, settings: ExperimentConfig) -> Iterator[list[str]]:
+  """Yields the commands that remain of a run, without `python`."""
   if not each.is_done():
     yield ["bin/train.py", *each.arguments]
   if settings.evaluate and not each.is_evaluated():
-    places = [f"--data_dir={settings.data_dir}"] if settings.data_dir else []
+    data_dir = [f"--data_dir={settings.data_dir}"] if settings.data_dir else []
     logdir = each.settings.directory
-    yield ["bin/eval.py", f"--logdir={logdir}", "--num_samples=5000", "--split=test", *places]
+    yield ["bin/eval.py", f"--logdir={logdir}", "--num_samples=5000", "--split=test", *data_dir]
 
 
-def _run_each(runs: list[Run], settings: ExperimentConfig) -> list[str]:
-  """Runs them; returns those that failed, and how."""
+def _run_each(runs: list[PlannedRun], settings: ExperimentConfig) -> list[str]:
+  """Runs them; returns the names of those that failed, and how."""
   failed = []
   with _Children() as children:
     for i, each in enumerate(runs):
@@ -384,14 +380,14 @@ class _Children:
           child.wait(timeout=0.2)
     if self._asked:
       name = signal.Signals(self._asked[0]).name
-      raise Interrupted(f"Stopped by {name}. The same command goes on from there.")
+      raise Interrupted(f"Stopped by {name}. Run the same command again to resume.")
     if child.returncode < 0:
       return f"killed by {signal.Signals(-child.returncode).name}"
     return f"exit status {child.returncode}" if child.returncode else None
 
 
-def _what_next(runs: list[Run], settings: ExperimentConfig) -> str:
-  """The commands that show what the runs have given."""
+def _what_next(runs: list[PlannedRun], settings: ExperimentConfig) -> str:
+  """Returns the commands that show the results of the runs."""
   problems = dict.fromkeys(
     re.sub(rf"_{each.settings.bound}_.*?(K[\d-]+)_seed.*", r"_*_\1_*", each.name) for each in runs
   )

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from scipy import stats
 
-from dregs_tf.models import gaussian
+from experiments.toy_gaussian import model
 
 tfd = tfp.distributions
 
@@ -17,12 +17,12 @@ SCALE = math.sqrt(2 / 3)
 
 
 def problem(latent_dim=LATENT_DIM, num_observations=BATCH_SIZE):
-  return gaussian.draw(np.random.default_rng(0), latent_dim, num_observations)
+  return model.draw(np.random.default_rng(0), latent_dim, num_observations)
 
 
 def test_the_parameters_are_close_to_the_optimum_and_not_at_it():
   parameters, x = problem(4, 50)
-  optimum = gaussian.Parameters(x.mean(axis=0), np.eye(4) / 2, x.mean(axis=0) / 2)
+  optimum = model.Parameters(x.mean(axis=0), np.eye(4) / 2, x.mean(axis=0) / 2)
   offsets = [part - best for part, best in zip(parameters, optimum, strict=True)]
   assert [part.shape for part in offsets] == [(4,), (4, 4), (4,)]
   # 24 draws: outside of this once in 1e5.
@@ -33,25 +33,25 @@ def test_the_parameters_are_close_to_the_optimum_and_not_at_it():
 
 def test_log_weights_are_those_of_the_densities():
   parameters, x = problem()
-  q = gaussian.proposal(parameters, x)
+  q = model.proposal(parameters, x)
   noise = np.random.default_rng(1).standard_normal([NUM_SAMPLES, BATCH_SIZE, LATENT_DIM])
   z = q.mean() + SCALE * noise
   evidence = tfd.MultivariateNormalDiag(parameters.theta, np.full(LATENT_DIM, math.sqrt(2)))
-  expected = gaussian.target_log_prob(parameters, x, z) - q.log_prob(z) - evidence.log_prob(x)
-  actual = gaussian.log_weights(tf.constant(noise), tf.constant(gaussian.shifts(parameters, x)))
+  expected = model.target_log_prob(parameters, x, z) - q.log_prob(z) - evidence.log_prob(x)
+  actual = model.log_weights(tf.constant(noise), tf.constant(model.shifts(parameters, x)))
   np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
 def test_the_shift_is_from_the_posteriors_mean():
   parameters, x = problem()
-  shift = gaussian.shifts(parameters, x)
-  posterior_mean = gaussian.proposal(parameters, x).mean() - shift
+  shift = model.shifts(parameters, x)
+  posterior_mean = model.proposal(parameters, x).mean() - shift
   np.testing.assert_allclose(posterior_mean, (x + parameters.theta) / 2, rtol=1e-12)
 
 
 def test_the_exact_gradient_of_the_elbo_is_in_closed_form():
-  shift = gaussian.shifts(*problem(20, 7))
-  gradient = gaussian.exact_loc_gradients(shift, [1])[1]
+  shift = model.shifts(*problem(20, 7))
+  gradient = model.exact_loc_gradients(shift, [1])[1]
   np.testing.assert_allclose(gradient, -2 * shift, rtol=1e-12)
 
 
@@ -61,8 +61,8 @@ def test_the_exact_gradient_is_the_same_before_and_after_the_second_reparameteri
   latent_dim, distance
 ):
   all_num_samples = (1, 2, 30, 1000)
-  once = gaussian.exact_slope(distance, latent_dim, all_num_samples, doubly_reparameterized=False)
-  twice = gaussian.exact_slope(distance, latent_dim, all_num_samples)
+  once = model.exact_slope(distance, latent_dim, all_num_samples, doubly_reparameterized=False)
+  twice = model.exact_slope(distance, latent_dim, all_num_samples)
   for num_samples in all_num_samples:
     assert once[num_samples] == pytest.approx(twice[num_samples], rel=1e-10)
 
@@ -79,7 +79,7 @@ def test_the_exact_gradient_is_the_derivative_of_the_bound():
 
   shift, step = 0.3, 1e-4
   derivative = (bound(shift + step) - bound(shift - step)) / (2 * step)
-  exact = -2 * shift * gaussian.exact_slope(shift, 1, [2])[2]
+  exact = -2 * shift * model.exact_slope(shift, 1, [2])[2]
   assert exact == pytest.approx(derivative, rel=1e-6)
 
 
@@ -92,15 +92,15 @@ def test_the_exact_gradient_at_the_limit_of_many_samples():
   second_moment = (2 / 3) / (math.sqrt(0.5) * math.sqrt(width)) * math.exp(shift**2 / width)
   limit = -0.5 * second_moment * 2 * shift / width
   many = 100_000
-  exact = -2 * shift * gaussian.exact_slope(shift, 1, [many])[many]
+  exact = -2 * shift * model.exact_slope(shift, 1, [many])[many]
   assert many * exact == pytest.approx(limit, rel=1e-4)
 
 
 def test_the_interpolation_is_as_exact_as_the_quadrature():
-  shift = gaussian.shifts(*problem(6, 40))
-  gradients = gaussian.exact_loc_gradients(shift, (3, 50))
+  shift = model.shifts(*problem(6, 40))
+  gradients = model.exact_loc_gradients(shift, (3, 50))
   for i in (0, 17, 39):
     distance = np.linalg.norm(shift[i])
-    slopes = gaussian.exact_slope(distance, 6, (3, 50))
+    slopes = model.exact_slope(distance, 6, (3, 50))
     for num_samples, slope in slopes.items():
       np.testing.assert_allclose(gradients[num_samples][i], -2 * shift[i] * slope, rtol=1e-11)

@@ -12,30 +12,30 @@ import sys
 import numpy as np
 import pytest
 
-from dregs_tf import config, distribution
-from dregs_tf.errors import ConfigError
-from tests.train_processes import ROOT, Run, assert_same_numbers, finish_well
+from dregs_tf.training import config, devices
+from dregs_tf.training.errors import ConfigError
+from tests.training.train_processes import ROOT, TrainProcess, assert_same_numbers, finish_well
 
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
   directory = tmp_path_factory.mktemp("runs") / "one"
-  (out,) = finish_well(Run(directory))
+  (out,) = finish_well(TrainProcess(directory))
   assert "Device: CPU." in out
   return directory
 
 
 @pytest.mark.slow
 def test_two_devices_give_the_numbers_of_one(one_device, tmp_path):
-  (out,) = finish_well(Run(tmp_path, distribute="mirrored", num_devices=2))
+  (out,) = finish_well(TrainProcess(tmp_path, distribute="mirrored", num_devices=2))
   assert "Devices: 2 x CPU, strategy mirrored." in out
   assert_same_numbers(tmp_path, one_device)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(one_device, tmp_path):
-  finish_well(Run(tmp_path, max_steps=4))
-  (out,) = finish_well(Run(tmp_path, distribute="mirrored", num_devices=3))
+  finish_well(TrainProcess(tmp_path, max_steps=4))
+  (out,) = finish_well(TrainProcess(tmp_path, distribute="mirrored", num_devices=3))
   assert "Resuming at step 4" in out
   assert_same_numbers(tmp_path, one_device)
 
@@ -182,7 +182,7 @@ def test_a_cluster_that_is_not_described_is_refused_in_one_line(monkeypatch, tex
   if text is not None:
     monkeypatch.setenv("TF_CONFIG", text)
   with pytest.raises(ConfigError, match=word) as error:
-    distribution.start(config.TrainConfig(distribute="multi_worker"))
+    devices.start(config.TrainConfig(distribute="multi_worker"))
   assert "\n" not in str(error.value)
 
 
@@ -190,21 +190,21 @@ def test_batches_that_cannot_be_shared_out_are_refused(monkeypatch):
   class Three:
     num_replicas_in_sync = 3
 
-  monkeypatch.setattr(distribution, "_local_devices", lambda number, gpus: ["CPU:0"])
-  monkeypatch.setattr(distribution.tf.distribute, "MirroredStrategy", lambda devices: Three())
+  monkeypatch.setattr(devices, "_local_devices", lambda number, gpus: ["CPU:0"])
+  monkeypatch.setattr(devices.tf.distribute, "MirroredStrategy", lambda devices: Three())
   settings = config.TrainConfig(distribute="mirrored", num_devices=3)
   with pytest.raises(ConfigError, match="--batch_size .* multiple of their number, 3, got 32"):
-    distribution.start(settings)
+    devices.start(settings)
 
 
 def test_devices_that_are_not_there_are_refused():
   with pytest.raises(ConfigError, match="no GPU: give --num_devices"):
-    distribution._local_devices(None, [])
+    devices._local_devices(None, [])
   with pytest.raises(ConfigError, match="at most 1, the GPUs here, got 2"):
-    distribution._local_devices(2, ["GPU:0"])
+    devices._local_devices(2, ["GPU:0"])
 
 
 @pytest.mark.parametrize("distribute", ["none", "multi_worker"])
 def test_a_number_of_devices_without_a_use_is_refused(distribute):
-  with pytest.raises(ConfigError, match="--num_devices goes with --distribute=mirrored"):
+  with pytest.raises(ConfigError, match="--num_devices is only valid with --distribute=mirrored"):
     config.TrainConfig(distribute=distribute, num_devices=2)

@@ -1,9 +1,7 @@
-"""Trains and evaluates a model as a configuration says: what the binaries call."""
+"""Trains, evaluates and compares models as configurations say: what the commands call."""
 
 import contextlib
-import csv
 import dataclasses
-import json
 import math
 import pathlib
 import shlex
@@ -12,55 +10,48 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-from dregs_tf import (
-  bounds,
-  callbacks,
-  checkpoints,
-  config,
-  data,
-  diagnostics,
-  distribution,
-  models,
-  plots,
-)
-from dregs_tf.errors import ConfigError
+from dregs_tf import bounds, data, diagnostics, models, output
+from dregs_tf.training import callbacks, checks, config, pictures
+from dregs_tf.training.devices import start as start_devices
+from dregs_tf.training.errors import ConfigError
+from dregs_tf.training.run_directory import Run
 
-# Rows of log-weights (samples times images) that an evaluation of the bound takes at a time.
+# Libraries whose versions config.json records; all of them are loaded.
+_VERSIONS = ("dregs_tf", "tensorflow", "keras", "tensorflow_probability")
+
+# Log-weights (samples times images) in a batch when the bound is evaluated.
 _EVAL_ROWS = 12800
 
 
 def train(settings: config.TrainConfig) -> dict[str, float]:
-  """Trains a model, or goes on where the same run was interrupted, and evaluates it.
+  """Trains a model, or resumes the same run where it was interrupted, and evaluates it.
 
-  Leaves in the run's directory config.json, checkpoints, TensorBoard events, metrics.csv, run.png
-  and result.json.
+  Writes the files of the run's directory, see `Run`.
 
   Returns:
-    What result.json holds: the step, and the bound on the test set in nats.
+    The content of result.json: the step, and the bound on the test set in nats.
 
   Raises:
     ConfigError: if the directory holds a run with another configuration, or is in use.
     DataError: if the data set cannot be loaded.
     FloatingPointError: if the bound becomes NaN or +inf.
-    Interrupted: if SIGTERM or Ctrl-C came; the run is saved.
+    Interrupted: after SIGTERM or Ctrl-C; the run is saved.
     WorkerLost: if another worker of a distributed run is gone.
   """
-  devices = distribution.start(settings)
-  directory = settings.directory
-  lock = checkpoints.locked(directory) if devices.is_chief else contextlib.nullcontext()
-  with devices.watching(), lock:
+  devices = start_devices(settings)
+  run = Run(settings.directory)
+  with devices.watching(), run.locked() if devices.is_chief else contextlib.nullcontext():
     devices.check_same_flags(settings)
-    saved = config.load(directory)
-    found = checkpoints.find(directory)
+    saved = run.read_config()
+    found = run.checkpoints()
     if saved and found:
       settings.check_resumes(saved, step=found[-1][0])
     images = data.load(settings.dataset, settings.data_dir)
     _say(f"{images.description}\n{devices.describe()}")
     step, model = _load_or_build(settings, images, devices)
     if devices.is_chief:
-      settings.save()
+      run.write_config(settings, {name: sys.modules[name].__version__ for name in _VERSIONS})
     if step:
       _say(f"Resuming at step {step} of {settings.max_steps}.")
     _fit(model, settings, images, devices, step)
@@ -68,29 +59,30 @@ def train(settings: config.TrainConfig) -> dict[str, float]:
 
 
 def _load_or_build(settings, images, devices) -> tuple[int, keras.Model]:
-  """(step, model) on the devices: that of the newest good checkpoint, or a new one."""
+  """Returns (step, model) on the devices: of the newest good checkpoint, or of a new run."""
+  run = Run(settings.directory)
   if devices.num_workers == 1:
     with devices.strategy.scope():
-      return checkpoints.load_newest(settings.directory) or (0, _new_model(settings, images))
-  # Loading on all workers takes all of them, so one looks which checkpoint is good first.
-  newest = checkpoints.load_newest(settings.directory) if devices.is_chief else None
+      return run.load_newest() or (0, _new_model(settings, images))
+  # All workers have to load together, so the chief finds out first which checkpoint is good.
+  newest = run.load_newest() if devices.is_chief else None
   step = devices.from_chief(newest[0] if newest else 0)
   with devices.strategy.scope():
     if not step:
       return 0, _new_model(settings, images)
-    path = checkpoints.path_of(settings.directory, step)
+    path = run.checkpoint(step)
     if devices.any_worker(not path.exists()):
       raise ConfigError(
         f"--logdir must be on a file system that all workers share: one does not see {path}."
       )
-    return step, checkpoints.load(path)
+    return step, run.load(step)
 
 
 def _new_model(settings, images) -> models.LatentVariableModel:
-  """The model that a run starts from: a new one, or that of the run that --init_from names."""
+  """Returns the model that a run starts from: a new one, or that of --init_from."""
   model = build_model(settings, images)
   if settings.init_from:
-    loaded = checkpoints.load_newest(pathlib.Path(settings.init_from), flag="init_from")
+    loaded = Run(settings.init_from, flag="init_from").load_newest()
     if loaded is None:
       raise ConfigError(f"--init_from={settings.init_from} holds no checkpoint to start from.")
     _, trained = loaded
@@ -111,7 +103,7 @@ def _nets(model) -> list[keras.layers.Layer]:
 
 
 def build_model(settings: config.TrainConfig, images: data.Images) -> models.LatentVariableModel:
-  """The compiled model of a new run; its initial variables are a function of the seed."""
+  """Returns the compiled model of a new run; its initial variables depend on the seed alone."""
   keras.utils.set_random_seed(settings.seed)
   if settings.task == "structured":
     means = data.top_and_bottom(images.mean, images.image_shape)
@@ -134,16 +126,17 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
 
 
 def _fit(model, settings, images, devices, start_step: int) -> None:
-  """Keras' fit, an epoch for each interval between summaries."""
+  """Calls Keras' fit with an epoch for each interval between summaries."""
   options = {"image_shape": images.image_shape, "task": settings.task}
   valid = data.eval_batches(images.valid, _eval_batch_size(settings), **options)
+  run = Run(settings.directory)
   stop = callbacks.StopRequest()
   checkpointing = callbacks.Checkpoints(start_step, settings, stop, devices)
-  observers = [callbacks.StopOnNonFinite(start_step, settings.directory), checkpointing]
+  observers = [callbacks.StopOnNonFinite(start_step, run), checkpointing]
   progress = callbacks.Progress(start_step, settings.max_steps, enabled=devices.is_chief)
   if devices.is_chief:
     example = _example(valid)
-    summaries = callbacks.Summaries(start_step, settings.directory, example, images.image_shape)
+    summaries = callbacks.Summaries(start_step, run, example, images.image_shape)
     observers[1:] = [summaries, checkpointing, progress]
   if settings.follow_test:
     test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
@@ -177,22 +170,22 @@ def segments(start: int, end: int, every: int) -> list[tuple[int, int, int]]:
   """Cuts the steps from `start` to `end` at the multiples of `every`.
 
   Returns:
-    (first step, number of intervals, their length): the rest of an interrupted interval, the full
-    ones, and what is left at the end; those that are empty are left out.
+    (first step, number of intervals, their length): the remainder of an interrupted interval, the
+    full ones, and a shorter last one; empty ones are left out.
   """
-  rest = min(-start % every, end - start)
-  full = (end - start - rest) // every
-  last = end - start - rest - full * every
+  remainder = min(-start % every, end - start)
+  full = (end - start - remainder) // every
+  last = end - start - remainder - full * every
   parts = [
-    (start, 1, rest),
-    (start + rest, full, every),
-    (start + rest + full * every, 1, last),
+    (start, 1, remainder),
+    (start + remainder, full, every),
+    (start + remainder + full * every, 1, last),
   ]
   return [part for part in parts if part[1] > 0 and part[2] > 0]
 
 
 def _conclude(model, settings, images, devices) -> dict[str, float]:
-  """Evaluates the trained model on the test set, and says what to do next."""
+  """Evaluates the trained model on the test set, and prints what to do next."""
   options = {"image_shape": images.image_shape, "task": settings.task}
   test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
   batches = devices.distribute(test, _eval_batch_size(settings))
@@ -201,57 +194,56 @@ def _conclude(model, settings, images, devices) -> dict[str, float]:
   result = {"step": settings.max_steps, "test_bound": bound}
   if devices.is_chief:
     _report(model, settings, images, _example(test), result)
-  devices.from_chief(0)  # The others stay until the files are written.
+  devices.from_chief(0)  # The other workers wait until the files are written.
   return result
 
 
 def _report(model, settings, images, example, result) -> None:
-  """Leaves the result and the figure, and says where."""
-  directory = settings.directory
-  (directory / "result.json").write_text(json.dumps(result) + "\n")
-  with open(directory / "metrics.csv", newline="") as file:
-    rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+  """Writes the result and the figure, and prints where they are."""
+  run = Run(settings.directory)
+  run.write_result(result)
   title = f"{images.name}, {settings.bound}, K = {settings.num_samples}"
-  pictures = plots.pictures(model, example, images.image_shape)
-  plots.run_figure(directory / "run.png", title, rows, pictures)
+  shown = pictures.pictures(model, example, images.image_shape)
+  pictures.run_figure(run.figure, title, run.read_metrics(), shown)
+  # These can be pasted from any folder.
+  logdir = shlex.quote(f"--logdir={run.directory.resolve()}")
   _say(
     f"Test bound ({settings.bound}, K = {settings.num_samples}) after {settings.max_steps} steps: "
     f"{result['test_bound']:.2f} nats.\n"
-    f"Figure:    {directory / 'run.png'}\n"
-    f"Look:      tensorboard {shlex.quote(f'--logdir={directory}')}\n"
-    f"Evaluate:  python bin/eval.py {shlex.quote(f'--logdir={directory}')} --num_samples=5000 "
-    "--split=test"
+    f"Figure:      {run.figure}\n"
+    f"TensorBoard: tensorboard {logdir}\n"
+    f"Evaluate:    dregs-eval {logdir} --num_samples=5000 --split=test"
   )
 
 
 def evaluate(settings: config.EvalConfig) -> dict[str, float]:
-  """The log-likelihood of a split under a trained model, a lower bound with many samples.
+  """Estimates the log-likelihood of a split under a trained model, by a bound with many samples.
 
   Returns:
-    The mean over examples in nats, its standard error, and what it was measured with; the same is
-    left in the run's directory as evaluation_SPLIT_K.json.
+    The mean over examples in nats, its standard error, and the settings: the content of
+    evaluation_SPLIT_K.json in the run's directory.
 
   Raises:
     ConfigError: if the directory holds no run with a checkpoint.
     DataError: if the data set cannot be loaded.
   """
-  run, step, model = _load_run(settings.logdir)
-  images = data.load(run.dataset, settings.data_dir or run.data_dir)
-  grey = getattr(images, settings.split)
+  trained, step, model = _load_run(settings.logdir)
+  images = data.load(trained.dataset, settings.data_dir or trained.data_dir)
+  gray = getattr(images, settings.split)
   batches = data.eval_batches(
-    grey, settings.batch_size, image_shape=images.image_shape, task=run.task
+    gray, settings.batch_size, image_shape=images.image_shape, task=trained.task
   )
   values = []
-  with tqdm(total=len(grey), unit=" images", disable=not sys.stderr.isatty()) as bar:
+  with output.Progress(len(gray), "images") as progress:
     for i, batch in enumerate(batches):
       context, x = batch if isinstance(batch, tuple) else (None, batch)
       seed = [settings.seed, i]
       values.append(
         model.log_likelihood(x, settings.num_samples, context=context, seed=seed).numpy()
       )
-      bar.update(len(values[-1]))
-      if bar.disable and (i + 1) % 20 == 0:
-        _say(f"{(i + 1) * settings.batch_size} of {len(grey)} images", file=sys.stderr)
+      progress.update(len(values[-1]))
+      if (i + 1) % 20 == 0:
+        progress.write_without_bar(f"{(i + 1) * settings.batch_size} of {len(gray)} images")
   values = np.concatenate(values).astype(np.float64)
   result = dataclasses.asdict(settings) | {
     "step": step,
@@ -259,8 +251,7 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
     "log_likelihood": float(values.mean()),
     "standard_error": float(values.std(ddof=1) / math.sqrt(len(values))),
   }
-  name = f"evaluation_{settings.split}_{settings.num_samples}.json"
-  (run.directory / name).write_text(json.dumps(result) + "\n")
+  Run(settings.logdir).write_evaluation(result)
   _say(
     f"log p(x) of the {settings.split} set ({len(values)} images, step {step}, lower bound with "
     f"{settings.num_samples} samples): {result['log_likelihood']:.3f} +- "
@@ -270,32 +261,26 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
 
 
 def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
-  """Compares estimators on a trained model and the first batch of a split, and says what it found.
+  """Compares estimators on a trained model and the first batch of a split; prints the report.
 
-  Leaves comparison.csv and comparison.png in the output directory, or the run's. What options the
-  run has for a bound, alpha or the order, are taken over.
+  Writes comparison.csv and comparison.png into the output directory, the run's by default. Bounds
+  have the options that they have in the run.
 
   Raises:
     ConfigError: if the directory holds no run with a checkpoint, the output directory cannot be
-      written, or a bound is not defined for so few samples.
+      written, or a bound is not defined for any of the K's.
     DataError: if the data set cannot be loaded.
   """
-  run, step, model = _load_run(settings.logdir)
-  options = {name: run.options_of(name) for name in settings.bounds}
-  if model.followers.adaptive_alpha is not None and run.bound in options:
-    options[run.bound] = {"alpha": float(model.followers.adaptive_alpha.alpha)}
-  compared = [bounds.get(name, **own) for name, own in options.items()]
-  most = max(settings.num_samples)
-  for bound in compared:
-    if most < bound.min_samples:
-      raise ConfigError(
-        f"--num_samples must hold a number of at least {bound.min_samples} for the run's "
-        f"{bound.name} of order {run.jvi_order}, got {most}."
-      )
-  images = data.load(run.dataset, settings.data_dir or run.data_dir)
-  grey = getattr(images, settings.split)[: settings.batch_size]
-  batches = data.eval_batches(grey, len(grey), image_shape=images.image_shape, task=run.task)
-  directory = pathlib.Path(settings.output_dir or run.directory)
+  trained, step, model = _load_run(settings.logdir)
+  options = {name: trained.options_of(name) for name in settings.bounds}
+  for name, values in options.items():
+    checks.check_defined(name, values, settings.num_samples)
+  if model.followers.adaptive_alpha is not None and trained.bound in options:
+    options[trained.bound] = {"alpha": float(model.followers.adaptive_alpha.alpha)}
+  images = data.load(trained.dataset, settings.data_dir or trained.data_dir)
+  gray = getattr(images, settings.split)[: settings.batch_size]
+  batches = data.eval_batches(gray, len(gray), image_shape=images.image_shape, task=trained.task)
+  directory = pathlib.Path(settings.output_dir or trained.directory)
   try:  # Before the work, not after it.
     directory.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -303,7 +288,7 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   result = diagnostics.compare(
     model,
     _example(batches),
-    compared,
+    [bounds.get(name, **values) for name, values in options.items()],
     settings.num_samples,
     settings.num_measurements,
     seed=settings.seed,
@@ -321,14 +306,15 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
 
 
 def _load_run(logdir: str) -> tuple[config.TrainConfig, int, models.LatentVariableModel]:
-  """The configuration of a run, and the step and the model of its newest good checkpoint."""
-  run = config.load(logdir)
-  if run is None:
+  """Loads the configuration of a run, and the step and the model of its newest good checkpoint."""
+  run = Run(logdir)
+  settings = run.read_config()
+  if settings is None:
     raise ConfigError(f"--logdir={logdir} holds no run: there is no config.json.")
-  loaded = checkpoints.load_newest(run.directory)
+  loaded = run.load_newest()
   if loaded is None:
     raise ConfigError(f"--logdir={logdir} holds no checkpoint to evaluate.")
-  return run, *loaded
+  return settings, *loaded
 
 
 def _eval_batch_size(settings) -> int:
@@ -336,9 +322,9 @@ def _eval_batch_size(settings) -> int:
 
 
 def _example(batches: tf.data.Dataset):
-  """The first batch."""
+  """Returns the first batch."""
   return next(iter(batches))
 
 
-def _say(text: str, file=None) -> None:
-  print(text, file=file, flush=True)
+def _say(text: str) -> None:
+  print(text, flush=True)

@@ -1,10 +1,9 @@
-"""What the runs of an experiment have given: read, grouped into trials, and as Markdown tables."""
+"""Results of runs: read, grouped into trials, and formatted as Markdown tables."""
 
 import csv
 import dataclasses
 import functools
 import glob
-import json
 import math
 import os
 import pathlib
@@ -13,38 +12,38 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from dregs_tf import catalogue, config
-from dregs_tf.errors import ConfigError
+from dregs_tf import catalogue
+from dregs_tf.training import config
+from dregs_tf.training.errors import ConfigError
+from dregs_tf.training.flags import flag
+from dregs_tf.training.run_directory import Run
 
 LABELS = {name: row.label for name, row in catalogue.BOUNDS.items()}
 _DATASETS = {"digits": "digits", "mnist": "MNIST", "omniglot": "Omniglot (TFDS, not Burda's file)"}
 
-# Runs that differ in these alone are trials of one configuration: but for the seed, they say where
-# and on what a run is trained, and what is measured on the way, not what is trained.
+# Runs that differ in these alone are trials of one configuration: except for the seed, they are
+# paths, devices and measurements during training.
 _OF_A_TRIAL = (
   *("seed", "data_dir", "logdir", "distribute", "num_devices", "checkpoint_every"),
   *("follow_test", "gradient_statistics", "track_variance"),
 )
 
-# What a bound takes of these is in its options; of others, such as those tracked, they say nothing
-# of what is trained.
-_OPTIONS = ("alpha", "initial_alpha", "jvi_order")
+# The bound's own options are compared as such. These fields may also be options of tracked bounds.
+_OPTIONS = ("initial_alpha", *config.OPTION_FIELDS.values())
 
-# The statistics of gradients are followed over some hundred steps: a table averages the rows of the
+# Gradient statistics are moving averages over some hundred steps: a table averages the rows of the
 # last part of training.
 LAST_PART = 0.25
 
-_EVALUATION = "evaluation_test_5000.json"
-
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """A run's directory, read.
+class Result:
+  """The results of a run.
 
-  settings: its config.json.
+  settings: its configuration.
   metrics: the columns of metrics.csv by name, each [num_rows]; `step` is one of them.
-  test_bound: of result.json, in nats; None while the run is not at its last step.
-  evaluation: what `bin/eval.py --num_samples=5000` has left of the last step, None if nothing.
+  test_bound: the bound on the test set in nats; None before the last step.
+  evaluation: the result of `bin/eval.py --num_samples=5000` at the last step, or None.
   """
 
   settings: config.TrainConfig
@@ -60,36 +59,49 @@ Curve = tuple[np.ndarray, np.ndarray]
 class Group:
   """The trials of one configuration: runs that differ in their seeds."""
 
-  runs: tuple[Run, ...]
+  runs: tuple[Result, ...]
 
   @property
   def settings(self) -> config.TrainConfig:
-    """What the trials share; the seed and the places are the first one's."""
+    """The settings that the trials share, with the first one's seed and paths."""
     return self.runs[0].settings
 
   def trials(self, column: str) -> list[Curve]:
-    """(steps, values) of a column, for each trial that has it."""
+    """Returns (steps, values) of a column, for each trial that has it."""
     runs = [run for run in self.runs if column in run.metrics]
     return [(run.metrics["step"], run.metrics[column]) for run in runs]
 
   def mean(self, column: str) -> Curve:
-    """(steps, mean over those trials), at the steps that all of them have come to."""
+    """Returns (steps, mean over those trials), at the steps that all of them have reached."""
     return mean_curve(self.trials(column))
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-  """(steps, mean) at the steps that all curves have: later it would be the mean of others."""
+  """Returns (steps, mean) at the steps that all curves have."""
   if not curves:
     return np.zeros(0), np.zeros(0)
   common = functools.reduce(np.intersect1d, [steps for steps, _ in curves])
   return common, np.mean([values[np.isin(steps, common)] for steps, values in curves], axis=0)
 
 
+def runs_flag():
+  """Returns the field of --runs."""
+  text = "Directories of runs; *, ? and [] stand for the same as in a shell: quote them."
+  return flag((), list, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class SummarizeConfig:
+  """Flags of `bin/summarize.py`."""
+
+  runs: Sequence[str] = runs_flag()
+
+
 # --- reading -------------------------------------------------------------------------------------
 
 
-def read(patterns: Sequence[str]) -> list[Run]:
-  """The runs in the directories that match.
+def read(patterns: Sequence[str]) -> list[Result]:
+  """Reads the runs in the directories that match.
 
   Args:
     patterns: directories of runs; *, ? and [] as in a shell.
@@ -102,37 +114,38 @@ def read(patterns: Sequence[str]) -> list[Run]:
   found = {}
   for pattern in patterns:
     paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-    runs = [path for path in paths if os.path.exists(os.path.join(path, "config.json"))]
+    runs = [path for path in paths if Run(path).is_there()]
     if not runs:
       raise ConfigError(
         f"--runs={pattern} matches no directory of a run, with a config.json in it."
-        + (f" Of those in it: --runs='{pattern.rstrip('/')}/*'." if os.path.isdir(pattern) else "")
+        + (f" For those in it: --runs='{pattern.rstrip('/')}/*'." if os.path.isdir(pattern) else "")
       )
     found |= {os.path.realpath(path): path for path in runs}
   runs = [_read(pathlib.Path(path)) for path in found.values()]
   begun = [run for run in runs if run is not None]
   if not begun:
-    raise ConfigError(f"--runs={','.join(patterns)}: none of the runs has come to a summary yet.")
+    raise ConfigError(f"--runs={','.join(patterns)}: none of the runs has reached a summary yet.")
   return begun
 
 
-def _read(directory: pathlib.Path) -> Run | None:
-  """The run in a directory, None if it has no row of metrics.csv yet."""
+def _read(directory: pathlib.Path) -> Result | None:
+  """Reads the run in a directory; None if it has no row of metrics.csv yet."""
+  run = Run(directory)
   try:
-    settings = config.load(directory)
-    metrics = _with_own_variance(_columns(directory / "metrics.csv"), settings.bound)
-    result = _of_last_step(directory / "result.json", settings)
-    evaluation = _of_last_step(directory / _EVALUATION, settings)
+    settings = run.read_config()
+    metrics = _with_own_variance(run.read_metrics(), settings.bound)
+    result = _of_last_step(run.read_result(), settings)
+    evaluation = _of_last_step(run.read_evaluation(), settings)
     test_bound = result and float(result["test_bound"])
   except FileNotFoundError:
     return None
   except (OSError, TypeError, ValueError, LookupError, csv.Error) as error:
     raise ConfigError(f"--runs: {directory} cannot be read: {error!r}.") from error
-  return Run(settings, metrics, test_bound, evaluation) if len(metrics["step"]) else None
+  return Result(settings, metrics, test_bound, evaluation) if len(metrics["step"]) else None
 
 
 def _with_own_variance(metrics: dict[str, np.ndarray], bound: str) -> dict[str, np.ndarray]:
-  """The columns; a run that tracks its own bound has followed its own gradient."""
+  """Returns the columns, and those of the run's own bound as its own, if it tracks that."""
   own = {
     f"train_proposal_gradient_{name}": metrics[f"train_{bound}_gradient_{name}"]
     for name in ("variance", "snr")
@@ -141,28 +154,16 @@ def _with_own_variance(metrics: dict[str, np.ndarray], bound: str) -> dict[str, 
   return own | metrics
 
 
-def _of_last_step(path: pathlib.Path, settings: config.TrainConfig) -> dict | None:
-  """What a run has left at its last step; None if there is nothing, or of an earlier step."""
-  found = json.loads(path.read_text()) if path.exists() else None
+def _of_last_step(found: dict | None, settings: config.TrainConfig) -> dict | None:
+  """Returns a result if it is of the run's last step; None if there is none, or of an earlier."""
   return found if found and found["step"] >= settings.max_steps else None
-
-
-def _columns(path: pathlib.Path) -> dict[str, np.ndarray]:
-  with open(path, newline="") as file:
-    header, *rows = list(csv.reader(file)) or [["step"]]
-  if header[0] != "step":
-    raise ValueError("the first column of metrics.csv is not the step")
-  if rows and len(rows[-1]) != len(header):
-    rows.pop()  # The run is writing it.
-  values = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
-  return dict(zip(header, values.T, strict=True))
 
 
 # --- grouping ------------------------------------------------------------------------------------
 
 
-def grouped(runs: Iterable[Run]) -> list[Group]:
-  """The runs as trials, in the order of `config.BOUNDS` and of their settings.
+def grouped(runs: Iterable[Result]) -> list[Group]:
+  """Groups runs that are trials of one configuration, in the order of `config.BOUNDS`.
 
   Raises:
     ConfigError: if two runs have the same configuration and the same seed.
@@ -194,7 +195,7 @@ def _order(settings: config.TrainConfig) -> tuple:
 
 
 def by_problem(groups: Iterable[Group]) -> dict[tuple[str, str, int], list[Group]]:
-  """The groups that can be compared: of one data set, task and number of samples."""
+  """Returns the groups by data set, task and number of samples: those can be compared."""
   problems = {}
   for group in groups:
     settings = group.settings
@@ -203,35 +204,35 @@ def by_problem(groups: Iterable[Group]) -> dict[tuple[str, str, int], list[Group
 
 
 def problem_name(dataset: str, task: str) -> str:
-  """How a title names a data set and a task."""
+  """Names a data set and a task for a title."""
   return f"{_DATASETS.get(dataset, pathlib.Path(dataset).stem)}, {task}"
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-  """What each is called beside the others: its bound, and the settings in which they differ."""
-  own = ("bound", "alpha", "initial_alpha", "dataset", "task", "num_samples", *_OF_A_TRIAL)
-  # An option that a bound does not take would say nothing.
+  """Names each group by its bound, and by the settings in which the groups differ."""
+  named = ("bound", "dataset", "task", "num_samples", *_OF_A_TRIAL, *_OPTIONS)
   fields = [
-    {
-      name: str(value)
-      for name, value in dataclasses.asdict(group.settings).items()
-      if name not in own and (name != "jvi_order" or "jvi" in group.settings.bound)
+    {k: str(v) for k, v in dataclasses.asdict(group.settings).items() if k not in named}
+    | {
+      config.OPTION_FIELDS[option]: str(value)
+      for option, value in group.settings.bound_options.items()
+      if group.settings.bound != "dreg_alpha"  # Its label holds alpha.
     }
     for group in groups
   ]
   names = []
   for group, each in zip(groups, fields, strict=True):
-    told = [
+    differing = [
       f"{name}={value}"
       for name, value in each.items()
       if any(other.get(name, value) != value for other in fields)
     ]
-    names.append(", ".join([bound_label(group.settings), *told]))
+    names.append(", ".join([bound_label(group.settings), *differing]))
   return names
 
 
 def bound_label(settings: config.TrainConfig) -> str:
-  """A bound's name in figures and tables, with its alpha."""
+  """Names a bound in figures and tables, with the alpha of dreg_alpha."""
   if settings.bound != "dreg_alpha":
     return LABELS[settings.bound]
   alpha = f"{settings.bound_options['alpha']:g}"
@@ -240,7 +241,7 @@ def bound_label(settings: config.TrainConfig) -> str:
 
 # --- tables --------------------------------------------------------------------------------------
 
-# A single value of a bound is as noisy as the last iterate.
+# A single value of a bound is as noisy as the last iterate, so that late ones are averaged.
 _LATE_BOUNDS = {"test bound, late": "test_bound", "train bound, late": "train_bound"}
 _STATISTICS = {
   "proposal gradient variance": "train_proposal_gradient_variance",
@@ -251,7 +252,7 @@ _TRACKED = re.compile(r"train_(?!proposal_|model_)(\w+)_gradient_variance")
 
 
 def tables(groups: Sequence[Group]) -> str:
-  """Markdown: for each data set, task and K a table of the groups, and of the variances tracked."""
+  """Formats Markdown tables of groups, and of tracked variances, for each data set, task and K."""
   parts = []
   for (dataset, task, num_samples), members in by_problem(groups).items():
     parts.append(f"**{problem_name(dataset, task)}, K = {num_samples}**")
@@ -331,26 +332,26 @@ def _steps(group: Group) -> str:
 
 
 def _late(group: Group, column: str, style: str | None = None, spread: bool = False) -> str:
-  """The mean of a column over the last part of the steps that all have come to, and over trials."""
+  """Averages a column over the last part of the steps that all have reached, and over trials."""
   last = min(run.metrics["step"][-1] for run in group.runs)
   values = []
   for run in group.runs:
     steps = run.metrics["step"]
     is_late = ((1 - LAST_PART) * last < steps) & (steps <= last)
-    there = column in run.metrics and is_late.any()
-    values.append(run.metrics[column][is_late].mean() if there else None)
+    has_values = column in run.metrics and is_late.any()
+    values.append(run.metrics[column][is_late].mean() if has_values else None)
   return _over_trials(values, style or (".2e" if "variance" in column else ".2f"), spread=spread)
 
 
 def _over_trials(values: Sequence[float | None], number: str, spread: bool = True) -> str:
-  """The mean of what there is, and its standard deviation; says if not all trials have it."""
-  there = [value for value in values if value is not None and not math.isnan(value)]
-  if not there:
+  """Formats the mean of the values, and their standard deviation; notes if trials are missing."""
+  present = [value for value in values if value is not None and not math.isnan(value)]
+  if not present:
     return ""
-  text = f"{np.mean(there):{number}}"
-  if spread and len(there) > 1:
-    text += f" ± {np.std(there, ddof=1):{number}}"
-  return text if len(there) == len(values) else f"{text} ({len(there)} of {len(values)} seeds)"
+  text = f"{np.mean(present):{number}}"
+  if spread and len(present) > 1:
+    text += f" ± {np.std(present, ddof=1):{number}}"
+  return text if len(present) == len(values) else f"{text} ({len(present)} of {len(values)} seeds)"
 
 
 def _markdown(columns: dict[str, list[str]]) -> str:

@@ -9,13 +9,14 @@ import pytest
 import tensorflow as tf
 from scipy import special
 
-from dregs_tf import bounds, config, toy_gaussian, toy_plot
-from dregs_tf.errors import ConfigError
-from dregs_tf.models import gaussian
+from dregs_tf import bounds
+from dregs_tf.training.errors import ConfigError
+from experiments.toy_gaussian import figure, measure, model, run, statistics
+from experiments.toy_gaussian.config import ToyConfig
 from tests import binaries
 from tests.problems import PAPER
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 COLUMNS = ["bound", "num_samples", "snr", "bias_squared", "variance", "t_statistic", "p_value"]
 SMALL = {
   "num_trials": 2,
@@ -32,10 +33,10 @@ BIASED = ("rws", "rws_dreg", "stl", "dreg_alpha", "iwae_dreg_norm", "rws_dreg_no
 
 def summaries(bound_names, **settings):
   """{(bound, K): the columns over all coordinates}."""
-  settings = config.ToyConfig(bounds=bound_names, **settings)
-  measured = toy_gaussian.measure(settings)
+  settings = ToyConfig(bounds=bound_names, **settings)
+  measured = measure.measure(settings)
   n = settings.num_measurements
-  return {key: toy_gaussian.summarize(moments, n) for key, moments in measured.items()}
+  return {key: statistics.summarize(moments, n) for key, moments in measured.items()}
 
 
 # --- gradients ----------------------------------------------------------------------------------
@@ -45,16 +46,16 @@ def summaries(bound_names, **settings):
 def test_gradients_are_those_of_estimate(name):
   """On the same samples, in float64: 4 measurements of 3 observations, K = 5, D = 2."""
   num_measurements, batch_size, num_samples, latent_dim = 4, 3, 5, 2
-  parameters, x = gaussian.draw(np.random.default_rng(0), latent_dim, batch_size)
+  parameters, x = model.draw(np.random.default_rng(0), latent_dim, batch_size)
   # Each measurement has a copy of the parameters, so that one call gives all gradients.
   a, b = (tf.constant(np.stack([part] * num_measurements)) for part in parameters[1:])
   with tf.GradientTape() as tape:
     tape.watch([a, b])
-    rows = gaussian.Parameters(parameters.theta, *(tf.repeat(p, batch_size, 0) for p in (a, b)))
+    rows = model.Parameters(parameters.theta, *(tf.repeat(p, batch_size, 0) for p in (a, b)))
     tiled = np.tile(x, [num_measurements, 1])
-    q = gaussian.proposal(rows, tiled)
+    q = model.proposal(rows, tiled)
     estimate = bounds.estimate(
-      name, lambda z: gaussian.target_log_prob(rows, tiled, z), q, num_samples, seed=1
+      name, lambda z: model.target_log_prob(rows, tiled, z), q, num_samples, seed=1
     )
     total = tf.reduce_sum(estimate.objective) / batch_size
   of_a, of_b = tape.gradient(total, [a, b])
@@ -62,8 +63,8 @@ def test_gradients_are_those_of_estimate(name):
 
   noise = (estimate.samples - q.mean()) / q.stddev()
   noise = tf.reshape(noise, [num_samples, num_measurements, batch_size, latent_dim])
-  actual = toy_gaussian.estimate(
-    tf.transpose(noise, [1, 2, 0, 3]), gaussian.shifts(parameters, x), x, [name], [num_samples]
+  actual = measure.estimate(
+    tf.transpose(noise, [1, 2, 0, 3]), model.shifts(parameters, x), x, [name], [num_samples]
   )
   np.testing.assert_allclose(actual[name, num_samples], expected, rtol=1e-9, atol=1e-12)
 
@@ -71,20 +72,20 @@ def test_gradients_are_those_of_estimate(name):
 def test_a_smaller_k_takes_the_first_samples():
   generator = np.random.default_rng(0)
   noise, shift, x = (tf.constant(generator.normal(size=s)) for s in ([4, 3, 5, 2], [3, 2], [3, 2]))
-  both = toy_gaussian.estimate(noise, shift, x, ["iwae_dreg", "jvi"], [1, 3, 5])
-  fewer = toy_gaussian.estimate(noise[:, :, :3], shift, x, ["iwae_dreg"], [3])
+  both = measure.estimate(noise, shift, x, ["iwae_dreg", "jvi"], [1, 3, 5])
+  fewer = measure.estimate(noise[:, :, :3], shift, x, ["iwae_dreg"], [3])
   assert set(both) == {("iwae_dreg", k) for k in (1, 3, 5)} | {("jvi", 3), ("jvi", 5)}
   np.testing.assert_allclose(both["iwae_dreg", 3], fewer["iwae_dreg", 3], rtol=1e-12)
 
 
 def test_float32_is_enough():
   """Rounding is a small part of the standard deviation, also where that has fallen like K^-3/2."""
-  parameters, x = gaussian.draw(np.random.default_rng(0), 20, 8)
-  shift = gaussian.shifts(parameters, x)
+  parameters, x = model.draw(np.random.default_rng(0), 20, 8)
+  shift = model.shifts(parameters, x)
   noise = np.random.default_rng(1).standard_normal([6, 8, 500, 20]).astype(np.float32)
   names = [name for name in PAPER if not name.startswith("elbo")]
   single, double = (
-    toy_gaussian.estimate(*(tf.constant(p, dtype) for p in (noise, shift, x)), names, [500])
+    measure.estimate(*(tf.constant(p, dtype) for p in (noise, shift, x)), names, [500])
     for dtype in (tf.float32, tf.float64)
   )
   for key, gradient in double.items():
@@ -147,10 +148,10 @@ def exact_moments(name, distance, num_samples, latent_dim):
 def exact_variance(name, settings, num_samples):
   """What `summarize` calls variance, of the first trial, computed."""
   generator = np.random.default_rng([settings.seed, 0])
-  parameters, x = gaussian.draw(generator, settings.latent_dim, settings.num_observations)
+  parameters, x = model.draw(generator, settings.latent_dim, settings.num_observations)
   x = x[: settings.batch_size]
   total = 0.0
-  for observation, shift in zip(x, gaussian.shifts(parameters, x), strict=True):
+  for observation, shift in zip(x, model.shifts(parameters, x), strict=True):
     distance = np.linalg.norm(shift)
     mean, square = exact_moments(name, distance, num_samples, settings.latent_dim)
     total += (1 + observation @ observation) * (square - mean**2)
@@ -165,7 +166,7 @@ def test_variances_are_the_exact_ones():
   """
   settings = {"num_trials": 1, "num_measurements": 800, "batch_size": 24}
   rows = summaries(["iwae", "iwae_dreg"], num_samples=[1, 6, 50], **settings)
-  settings = config.ToyConfig(**settings)
+  settings = ToyConfig(**settings)
   for (name, k), row in rows.items():
     assert row["variance"] == pytest.approx(exact_variance(name, settings, k), rel=0.04), (name, k)
 
@@ -185,9 +186,9 @@ def test_slopes():
     latent_dim=3,
   )
   rows = [{"bound": name, "num_samples": k} | row for (name, k), row in rows.items()]
-  assert toy_gaussian.slope(rows, "iwae", "variance") == pytest.approx(-1.03, abs=0.06)
-  assert toy_gaussian.slope(rows, "iwae_dreg", "variance") == pytest.approx(-3.05, abs=0.06)
-  assert toy_gaussian.slope(rows, "iwae_dreg", "snr") == pytest.approx(0.5, abs=0.06)
+  assert statistics.slope(rows, "iwae", "variance") == pytest.approx(-1.03, abs=0.06)
+  assert statistics.slope(rows, "iwae_dreg", "variance") == pytest.approx(-3.05, abs=0.06)
+  assert statistics.slope(rows, "iwae_dreg", "snr") == pytest.approx(0.5, abs=0.06)
 
 
 # --- the statistics -----------------------------------------------------------------------------
@@ -198,12 +199,12 @@ def moments_of(samples, reference=0.0, exact=0.0):
   error, difference = samples - exact, samples - reference
   exact = np.broadcast_to(exact, error[:, 0].shape)
   parts = (error, error**2, difference, difference**2)
-  return toy_gaussian.Moments(exact, *(part.sum(axis=1) for part in parts))
+  return statistics.Moments(exact, *(part.sum(axis=1) for part in parts))
 
 
 def test_moments_of_a_known_sample():
   samples = np.array([[[1.0, 5.0], [3.0, 5.0], [5.0, 8.0]]])  # means 3, 6; variances 4, 3
-  row = toy_gaussian.summarize(moments_of(samples, exact=np.array([2.0, 6.0])), 3)
+  row = statistics.summarize(moments_of(samples, exact=np.array([2.0, 6.0])), 3)
   assert row["variance"] == pytest.approx(3.5)
   assert row["bias_squared"] == pytest.approx(0.5)
   assert row["snr"] == pytest.approx(math.sqrt(((9 - 4 / 3 + 36 - 1) / 2) / 3.5))
@@ -218,7 +219,7 @@ def test_an_snr_below_what_the_measurements_resolve_is_not_made_up():
   The standard error of the squared SNR is 1e-4 (20,000 coordinates): 5 of them.
   """
   samples = np.random.default_rng(0).normal(0.05, 1, [2, 100, 10_000])
-  assert toy_gaussian.summarize(moments_of(samples), 100)["snr"] ** 2 == pytest.approx(
+  assert statistics.summarize(moments_of(samples), 100)["snr"] ** 2 == pytest.approx(
     0.0025, abs=5e-4
   )
 
@@ -228,8 +229,8 @@ def test_biases_of_opposite_signs_do_not_cancel():
   bias = np.array([0.5, -0.5, 0.5, -0.5])
   biased = samples + np.stack([bias, -bias])[:, np.newaxis]
   assert biased.mean() == pytest.approx(samples.mean())
-  assert toy_gaussian.summarize(moments_of(samples), 400)["p_value"] > 1e-4
-  assert toy_gaussian.summarize(moments_of(biased), 400)["p_value"] < 1e-6
+  assert statistics.summarize(moments_of(samples), 400)["p_value"] > 1e-4
+  assert statistics.summarize(moments_of(biased), 400)["p_value"] < 1e-6
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
@@ -244,7 +245,7 @@ def test_the_p_value_holds_under_the_null_hypothesis(correlation):
   common = generator.standard_normal([4000, 3, 12, 1])
   own = generator.standard_normal([4000, 3, 12, 5])
   samples = math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own
-  p = [toy_gaussian.summarize(moments_of(part), 12)["p_value"] for part in samples]
+  p = [statistics.summarize(moments_of(part), 12)["p_value"] for part in samples]
   rejected = np.mean(np.array(p) < 0.05)
   assert rejected < 0.0489 + 4.5 * 0.0034
   if correlation == 0:
@@ -253,12 +254,12 @@ def test_the_p_value_holds_under_the_null_hypothesis(correlation):
 
 def test_a_reference_is_not_tested_against_itself():
   samples = np.random.default_rng(0).normal(0, 1, [2, 10, 3])
-  row = toy_gaussian.summarize(moments_of(samples, reference=samples), 10)
+  row = statistics.summarize(moments_of(samples, reference=samples), 10)
   assert (row["t_statistic"], row["p_value"]) == (0, 1)
 
 
 def test_a_constant_has_no_variance_and_no_snr():
-  row = toy_gaussian.summarize(moments_of(np.full([1, 300, 2], 0.1)), 300)
+  row = statistics.summarize(moments_of(np.full([1, 300, 2], 0.1)), 300)
   assert row["variance"] == 0
   assert math.isnan(row["snr"])
   assert (row["t_statistic"], row["p_value"]) == (math.inf, 0)
@@ -274,17 +275,17 @@ def read(path):
 
 def test_a_run_leaves_results_trials_and_figures(tmp_path, capsys):
   """All bounds: some have no gradient at K = 1, which must not stop the figure."""
-  settings = config.ToyConfig(
+  settings = ToyConfig(
     bounds=PAPER, num_samples=[1, 4], output_dir=str(tmp_path / "a" / "b"), **SMALL
   )
-  toy_gaussian.run(settings)
+  run.run(settings)
   said = capsys.readouterr().out
   rows = read(tmp_path / "a" / "b" / "results.csv")
   assert list(rows[0])[:7] == COLUMNS
   pairs = [(row["bound"], int(row["num_samples"])) for row in rows]
   expected = [(name, k) for name in PAPER for k in (1, 4)]
   assert pairs == [key for key in expected if key not in (("jvi", 1), ("jvi_dreg", 1))]
-  assert "jvi is left out at K = 1: it needs more samples." in said
+  assert "jvi is left out at K = 1:" in said
   assert "nan." not in said
   trials = read(tmp_path / "a" / "b" / "trials.csv")
   assert len(trials) == 2 * len(rows)
@@ -301,19 +302,19 @@ def test_the_same_seed_gives_the_same_numbers(monkeypatch):
   """Also when the measurements are cut into other parts."""
 
   def errors(seed):
-    settings = config.ToyConfig(bounds=["iwae_dreg"], num_samples=[4], seed=seed, **SMALL)
-    return toy_gaussian.measure(settings)["iwae_dreg", 4].error
+    settings = ToyConfig(bounds=["iwae_dreg"], num_samples=[4], seed=seed, **SMALL)
+    return measure.measure(settings)["iwae_dreg", 4].error
 
   first = errors(3)
   np.testing.assert_array_equal(errors(3), first)
   assert np.all(errors(4) != first)
-  monkeypatch.setattr(toy_gaussian, "_PAIRS", 7 * 4 * 3)
+  monkeypatch.setattr(measure, "_PAIRS", 7 * 4 * 3)
   np.testing.assert_allclose(errors(3), first, rtol=1e-3, atol=1e-5)
 
 
 def test_a_figure_without_a_value_to_show(tmp_path):
   row = {"bound": "rws_dreg", "num_samples": 1, "snr": math.nan, "bias_squared": 0, "variance": 0}
-  toy_plot.figure(tmp_path / "a.png", "title", [row], [row | {"trial": 0}], 10)
+  figure.figure(tmp_path / "a.png", "title", [row], [row | {"trial": 0}], 10)
   assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -321,7 +322,7 @@ def test_a_figure_without_a_value_to_show(tmp_path):
 
 
 def test_lists_may_be_strings():
-  settings = config.ToyConfig(bounds=["stl", "elbo", "stl"], num_samples=["10", " 1", "10"])
+  settings = ToyConfig(bounds=["stl", "elbo", "stl"], num_samples=["10", " 1", "10"])
   assert settings.bounds == ("stl", "elbo")
   assert settings.num_samples == (1, 10)
 
@@ -351,7 +352,7 @@ BAD = [
 def test_bad_values_are_refused_in_one_line(case):
   values, *words = case
   with pytest.raises(ConfigError) as error:
-    config.ToyConfig(**values)
+    ToyConfig(**values)
   message = str(error.value)
   assert "\n" not in message
   for word in words:

@@ -1,17 +1,36 @@
 """Tests of the configurations: what is refused, in which words, and what may change."""
 
 import dataclasses
+import json
 import math
+import pathlib
 
 import pytest
 
-from dregs_tf import config
-from dregs_tf.errors import ConfigError
+from dregs_tf import catalogue
+from dregs_tf.training import config
+from dregs_tf.training.errors import ConfigError
+from dregs_tf.training.run_directory import Run
+
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 
 BAD = [
   ({"bound": "svi"}, "--bound", "'svi'", "iwae_dreg"),
   ({"task": "both"}, "--task", "'both'", "structured"),
+  ({"bound": "iwae_drag"}, "--bound", "'iwae_drag'", "Did you mean iwae_dreg?"),
+  ({"bound": ["iwae"]}, "--bound", "iwae_dreg"),
   ({"num_samples": 0}, "--num_samples", "got 0", "at least 1"),
+  ({"num_samples": 1, "bound": "vimco"}, "--num_samples", "got 1", "at least 2 for --bound=vimco"),
+  ({"num_samples": 4, "bound": "miwae"}, "--num_samples", "got 4", "at least 8 for --bound=miwae"),
+  ({"num_samples": 9, "bound": "piwae", "groups": 2}, "--num_samples", "--groups=2", "got 9"),
+  ({"bound": "miwae", "groups": 0}, "--groups", "got 0", "1 or more"),
+  ({"bound": "ciwae", "beta": 1.1}, "--beta", "got 1.1", "[0, 1]"),
+  ({"bound": "tvo", "betas": [0, 0.5]}, "--betas", "0.5", "rises from 0 to 1"),
+  ({"bound": "tvo", "betas": ["0", "x"]}, "--betas", "'x'", "rises from 0 to 1"),
+  ({"beta": 0.1}, "--beta", "--bound=iwae_dreg", "--bound=ciwae or ciwae_dreg"),
+  ({"gamma": 0.1}, "--gamma", "--bound=iwae_dreg", "--bound=ovis"),
+  ({"track_variance": "ovis", "a": 0.1}, "--a", "--bound=iwae_dreg", "--bound=iwae_cv"),
+  ({"bound": "vr_iwae", "alpha": "auto"}, "--alpha=auto", "--bound=vr_iwae", "dreg_alpha"),
   ({"num_samples": -3}, "--num_samples", "got -3", "at least 1"),
   ({"num_samples": 2.5}, "--num_samples", "got 2.5", "whole number"),
   ({"num_samples": True}, "--num_samples", "got True", "whole number"),
@@ -24,7 +43,8 @@ BAD = [
   ),
   ({"num_backward_samples": 0}, "--num_backward_samples", "got 0", "at least 1"),
   ({"num_backward_samples": 65}, "--num_backward_samples", "got 65", "at most --num_samples=64"),
-  ({"bound": "jvi", "jvi_order": 0}, "--jvi_order", "got 0", "at least 1"),
+  ({"bound": "jvi", "jvi_order": -1}, "--jvi_order", "got -1", "0 or more"),
+  ({"bound": "jvi", "jvi_order": 1.0}, "--jvi_order", "got 1.0", "int"),
   ({"jvi_order": 2}, "--jvi_order", "--bound=iwae_dreg", "--bound=jvi or jvi_dreg"),
   ({"alpha": 0.5}, "--alpha", "--bound=iwae_dreg", "--bound=dreg_alpha"),
   ({"bound": "dreg_alpha", "alpha": math.nan}, "--alpha", "got nan", "[0, 1]"),
@@ -78,18 +98,73 @@ def test_bad_values_of_an_evaluation_are_refused(values, word):
     config.EvalConfig(**values)
 
 
-def test_saved_and_loaded(tmp_path):
-  settings = config.TrainConfig(bound="jvi", jvi_order=2, logdir=str(tmp_path), learning_rate=1e-2)
-  settings.save()
-  assert config.load(tmp_path) == settings
-  assert config.load(tmp_path / "nothing") is None
+def test_every_option_of_a_bound_is_a_flag():
+  """Otherwise a bound could not be trained with it."""
+  options = {option for row in catalogue.BOUNDS.values() for option in row.options}
+  assert set(config.OPTION_FIELDS) == options
+  assert set(config.OPTION_FIELDS.values()) <= set(config.TrainConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+  "values, expected",
+  [
+    ({"bound": "vr_iwae_dreg", "alpha": "0.25"}, {"vr_iwae_dreg": {"alpha": 0.25}}),
+    ({"bound": "tvo", "betas": ["0", "0.3", "1"]}, {"tvo": {"betas": (0.0, 0.3, 1.0)}}),
+    ({"bound": "tvo"}, {"tvo": {"betas": (0.0, 0.1, 0.4, 1.0)}}),
+    ({"bound": "iwae_cv", "g": 0.5}, {"iwae_cv": {"a": 0.0, "b": 1.0, "g": 0.5, "d": 0.0}}),
+    # Each bound has its own default of alpha, and a value that is given is for both.
+    (
+      {"bound": "dreg_alpha", "track_variance": "vr_iwae,miwae", "groups": 4},
+      {"dreg_alpha": {"alpha": 0.9}, "vr_iwae": {"alpha": 0.5}, "miwae": {"groups": 4}},
+    ),
+    (
+      {"bound": "dreg_alpha", "track_variance": "vr_iwae", "alpha": 0.1},
+      {"dreg_alpha": {"alpha": 0.1}, "vr_iwae": {"alpha": 0.1}},
+    ),
+    (
+      {"bound": "dreg_alpha", "track_variance": "vr_iwae", "alpha": "auto", "initial_alpha": 0.2},
+      {"dreg_alpha": {"alpha": 0.2}, "vr_iwae": {"alpha": 0.5}},
+    ),
+  ],
+)
+def test_options_reach_their_bounds(values, expected):
+  settings = config.TrainConfig(**values)
+  options = {settings.bound: settings.bound_options} | settings.tracked_bounds
+  assert options == expected
+  for name, each in options.items():
+    assert catalogue.options_of(name, each) == each
+
+
+@pytest.mark.parametrize("bound", ["jvi", "tvo", "iwae_cv"])
+def test_saved_and_loaded(bound, tmp_path):
+  order = 2 if bound == "jvi" else None
+  settings = config.TrainConfig(
+    bound=bound, jvi_order=order, logdir=str(tmp_path), learning_rate=1e-2
+  )
+  Run(settings.directory).write_config(settings, {"keras": "3.15.0"})
+  assert json.loads((tmp_path / "config.json").read_text())["versions"] == {"keras": "3.15.0"}
+  assert Run(tmp_path).read_config() == settings
+  assert Run(tmp_path / "nothing").read_config() is None
+
+
+def test_a_configuration_of_the_first_release_is_read(tmp_path):
+  """It has neither versions nor the options of later bounds."""
+  old = EXPERIMENTS / "results" / "digits_generative_jvi_order1_K64_seed0" / "config.json"
+  fields = json.loads(old.read_text())
+  assert not {"versions", "betas"} & fields.keys()
+  (tmp_path / "config.json").write_text(old.read_text())
+  saved = Run(tmp_path).read_config()
+  assert {name: getattr(saved, name) for name in fields} == fields | {"logdir": str(tmp_path)}
+  del fields["logdir"]
+  config.TrainConfig(**fields, logdir=str(tmp_path)).check_resumes(saved)
+  assert config.TrainConfig(**fields).directory.name == old.parent.name
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"bound": "x"}', '{"unknown": 1}', "\x00"])
 def test_a_damaged_configuration_is_refused(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(ConfigError, match=r"config\.json"):
-    config.load(tmp_path)
+    Run(tmp_path).read_config()
 
 
 def test_only_some_flags_may_change_on_resuming():
@@ -108,6 +183,8 @@ def test_default_directories_tell_runs_apart():
     config.TrainConfig(bound="jvi"),
     config.TrainConfig(bound="jvi", jvi_order=2),
     config.TrainConfig(bound="dreg_alpha", alpha=0.25),
+    config.TrainConfig(bound="tvo"),
+    config.TrainConfig(bound="tvo", betas=(0, 0.3, 1)),
     config.TrainConfig(task="structured"),
     config.TrainConfig(dataset="mnist"),
     config.TrainConfig(num_samples=8),

@@ -1,4 +1,4 @@
-"""The devices of a run: a `tf.distribute` strategy as the flags say, and what its workers agree on.
+"""The devices of a run: the `tf.distribute` strategy of the flags, and agreement among workers.
 
 A worker is a process; each has one or more devices, and there is a replica of the model on each
 device. The chief is the worker that writes files.
@@ -13,8 +13,8 @@ import zlib
 
 import tensorflow as tf
 
-from dregs_tf import config
-from dregs_tf.errors import ConfigError, WorkerLost
+from dregs_tf.training import config
+from dregs_tf.training.errors import ConfigError, WorkerLost
 
 _EXAMPLE = (
   '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -32,7 +32,7 @@ _LOST = (
 
 
 class Devices:
-  """A strategy and this process' place in it."""
+  """A strategy, and the place of this process in it."""
 
   def __init__(self, strategy: tf.distribute.Strategy, worker: int = 0, num_workers: int = 1):
     self.strategy = strategy
@@ -50,7 +50,7 @@ class Devices:
     return self.strategy.num_replicas_in_sync
 
   def describe(self) -> str:
-    """The devices in one line."""
+    """Describes the devices in one line."""
     per_worker = self.num_replicas // self.num_workers
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     if self.num_workers > 1:
@@ -64,7 +64,7 @@ class Devices:
     return f"Device: {kind}."
 
   def distribute(self, batches: tf.data.Dataset, batch_size: int):
-    """The batches cut up: consecutive parts of each go to the replicas, in their order.
+    """Returns the batches cut up: consecutive parts of each for the replicas, in their order.
 
     Args:
       batches: a Dataset of batches that is the same on every worker.
@@ -92,7 +92,7 @@ class Devices:
     return self.strategy.distribute_datasets_from_function(lambda _: parts.prefetch(per_worker))
 
   def sum_over_workers(self, value: int) -> int:
-    """The sum of the workers' values. All workers have to call it."""
+    """Returns the sum of the workers' values. All workers have to call it."""
     return value if self.num_workers == 1 else int(self._sum(tf.constant(value, tf.int64)))
 
   @functools.cached_property
@@ -112,23 +112,23 @@ class Devices:
     return total
 
   def any_worker(self, value: bool) -> bool:
-    """Whether it is true on any worker. All workers have to call it."""
+    """Returns whether it is true on any worker. All workers have to call it."""
     return self.sum_over_workers(int(value)) > 0
 
   def from_chief(self, value: int) -> int:
-    """The chief's value. All workers have to call it, and none goes on before all have."""
+    """Returns the chief's value. All workers have to call it, and wait for each other."""
     return self.sum_over_workers(value if self.is_chief else 0)
 
   def check_same_flags(self, settings: config.TrainConfig) -> None:
     """Raises if a worker was given other flags than the chief; directories may differ."""
-    text = json.dumps(settings.without_places(), sort_keys=True)
+    text = json.dumps(settings.without_paths(), sort_keys=True)
     checksum = zlib.crc32(text.encode())
     if self.any_worker(self.from_chief(checksum) != checksum):
       raise ConfigError("The workers were given different flags: give the same to all of them.")
 
   @contextlib.contextmanager
   def watching(self):
-    """Turns TensorFlow's errors about another worker into one line that says what to do."""
+    """Turns TensorFlow's errors about another worker into one line with the remedy."""
     try:
       yield
     except _LOST as error:
@@ -136,22 +136,22 @@ class Devices:
         raise
       raise WorkerLost(
         f"Worker {self.worker} stops, as another worker stopped or cannot be reached "
-        f"({_reason(error)}). Start the same command on every worker again: the run goes on from "
-        "the newest checkpoint."
+        f"({_reason(error)}). Start the same command on every worker again to resume "
+        "from the newest checkpoint."
       ) from error
 
 
 def _reason(error: tf.errors.OpError) -> str:
-  """What TensorFlow calls the error, and the worker that it names, if any."""
+  """Returns TensorFlow's name of the error, and the worker that it names, if any."""
   named = re.search(r"/job:\w+(/replica:\d+)?/task:\d+", str(error.message))
   return type(error).__name__ + (f", {named[0]}" if named else "")
 
 
 def start(settings: config.TrainConfig) -> Devices:
-  """The devices that `--distribute` and `--num_devices` ask for; before TensorFlow has any work.
+  """Returns the devices of `--distribute` and `--num_devices`; call it before TensorFlow works.
 
   Raises:
-    ConfigError: if there are no such devices, TF_CONFIG is not what it should be, or the batch
+    ConfigError: if there are no such devices, TF_CONFIG is wrong, or the batch
       size is not a multiple of the number of replicas.
   """
   gpus = tf.config.list_physical_devices("GPU")
@@ -174,14 +174,14 @@ def start(settings: config.TrainConfig) -> Devices:
 
 
 def _local_devices(number: int | None, gpus: list) -> list[str]:
-  """Names of the GPUs, or, where there is none, of so many logical CPU devices."""
+  """Returns the names of GPUs, or, where there is none, of that many logical CPU devices."""
   if gpus:
     if number is not None and number > len(gpus):
       raise ConfigError(f"--num_devices must be at most {len(gpus)}, the GPUs here, got {number}.")
     return [f"GPU:{i}" for i in range(number or len(gpus))]
   if number is None:
     raise ConfigError(
-      "--distribute=mirrored found no GPU: give --num_devices to use so many logical CPU devices."
+      "--distribute=mirrored found no GPU: give --num_devices to use that many logical CPU devices."
     )
   (cpu,) = tf.config.list_physical_devices("CPU")
   try:
@@ -206,7 +206,7 @@ def _multi_worker_strategy() -> tf.distribute.Strategy:
 
 
 def _place_in_cluster() -> tuple[int, int]:
-  """(this worker's number, how many there are), read from TF_CONFIG; the chief's number is 0."""
+  """Reads (number of this worker, number of workers) from TF_CONFIG; the chief has number 0."""
   text = os.environ.get("TF_CONFIG")
   if not text:
     raise ConfigError(
@@ -218,7 +218,7 @@ def _place_in_cluster() -> tuple[int, int]:
     addresses = {job: list(cluster.get(job, [])) for job in ("chief", "worker")}
     job, index = task["type"], int(task["index"])
     if set(cluster) - set(addresses) or job not in addresses:
-      raise ValueError("only tasks of type worker and chief train here")
+      raise ValueError("tasks must be of type worker or chief")
     if not 0 <= index < len(addresses[job]):
       raise ValueError(f"there is no {job} number {index}")
     if len(addresses["chief"]) > 1:

@@ -1,0 +1,77 @@
+"""Checks the values of flags; a message names the flag, what was given and what is allowed."""
+
+from collections.abc import Sequence
+
+from dregs_tf import catalogue
+from dregs_tf.training.errors import ConfigError
+
+# Shapes, steps and seeds are int32 in TensorFlow.
+_LARGEST_INT = 2**31 - 1
+
+
+def check_lists(settings, allowed: Sequence[str] = tuple(catalogue.BOUNDS)) -> None:
+  """Checks --bounds and --num_samples, lists that may hold strings; drops repeats, sorts the K's.
+
+  Raises:
+    ConfigError: if a list is empty, a value is not allowed, or a bound is not defined for any K.
+  """
+  for name in ("bounds", "num_samples"):
+    if not getattr(settings, name):
+      raise ConfigError(f"--{name} must not be empty: separate values by commas.")
+  names = [str(name).strip() for name in settings.bounds]
+  for name in names:
+    check_bound("bounds", name)
+    check_choice("bounds", name, allowed)
+  object.__setattr__(settings, "bounds", tuple(dict.fromkeys(names)))
+  all_num_samples = [_as_int(value) for value in settings.num_samples]
+  for value in all_num_samples:
+    check_int("num_samples", value, at_least=1, note=", or several separated by commas")
+  object.__setattr__(settings, "num_samples", tuple(sorted(set(all_num_samples))))
+  for name in settings.bounds:
+    check_defined(name, {}, settings.num_samples)
+
+
+def check_defined(bound: str, options: dict, all_num_samples: Sequence[int]) -> None:
+  """Raises unless --num_samples holds a K that a bound is defined for."""
+  row, options = catalogue.BOUNDS[bound], catalogue.options_of(bound, options)
+  least, groups = row.min_samples(**options), row.groups(**options)
+  if not any(k >= least and k % groups == 0 for k in all_num_samples):
+    given = "".join(f" with {name}={value}" for name, value in options.items())
+    name = f"the bound {bound}{given}"
+    multiple = f", a multiple of {groups}," if groups > 1 else ""
+    raise ConfigError(
+      f"--num_samples must hold a number of at least {least}{multiple} for {name}, "
+      f"got {', '.join(map(str, all_num_samples))}."
+    )
+
+
+def check_bound(name: str, value) -> None:
+  """Raises unless `value` is the name of a bound; suggests one that is written alike."""
+  try:
+    catalogue.options_of(value if isinstance(value, str) else repr(value), {})
+  except ValueError as error:
+    raise ConfigError(f"--{name}{str(error).removeprefix('bound')}") from error
+
+
+def check_choice(name: str, value, allowed: Sequence[str]) -> None:
+  """Raises unless `value` is one of those that are allowed."""
+  if value not in allowed:
+    raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def check_int(name: str, value, at_least: int, note: str = "") -> None:
+  """Raises unless `value` is an int of at least `at_least` that TensorFlow can hold."""
+  if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+    raise ConfigError(
+      f"--{name} must be a whole number of at least {at_least}{note}, got {value!r}."
+    )
+  if value > _LARGEST_INT:
+    raise ConfigError(f"--{name} must be at most {_LARGEST_INT}, got {value}.")
+
+
+def _as_int(value):
+  """Returns the int that a string stands for; anything else as it is."""
+  try:
+    return int(value) if isinstance(value, str) else value
+  except ValueError:
+    return value

@@ -1,0 +1,377 @@
+"""Configurations of the commands: plain values, checked before TensorFlow is loaded.
+
+A field is a flag (see `flags`): its default and its help stand here alone.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+
+from dregs_tf import catalogue
+from dregs_tf.training import checks
+from dregs_tf.training.errors import ConfigError
+from dregs_tf.training.flags import flag
+
+TASKS = ("generative", "structured")
+DISTRIBUTE = ("none", "mirrored", "multi_worker")
+SPLITS = ("train", "valid", "test")
+BOUNDS = tuple(catalogue.BOUNDS)
+
+DEFAULT_INITIAL_ALPHA = 0.5
+
+# The fields of the options that bounds take; they are named alike but for these.
+_RENAMED = {"order": "jvi_order"}
+OPTION_FIELDS = {
+  option: _RENAMED.get(option, option)
+  for row in catalogue.BOUNDS.values()
+  for option in row.options
+}
+
+# Paths, which may differ between the workers of a run.
+_PATHS = ("data_dir", "logdir")
+
+# What a resumed run may change: its length, paths, and the devices: results depend on them only
+# through the order of sums.
+_MAY_CHANGE = ("max_steps", "distribute", "num_devices", *_PATHS)
+
+
+def _bounds_with(option: str) -> list[str]:
+  """Returns the names of the bounds that take an option."""
+  return [name for name, row in catalogue.BOUNDS.items() if option in row.options]
+
+
+def _any_of(names: Sequence[str]) -> str:
+  """Lists names with an "or" before the last."""
+  return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _short(value, comma: str) -> str:
+  """Formats an option's value; `comma` separates the numbers of a sequence."""
+  return comma.join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)
+
+
+def _option_flag(option: str, kind: type, note: str = ""):
+  """Returns the field of a bound's option; the catalogue says what it does, and its default."""
+  meanings = {}
+  for name in _bounds_with(option):
+    default, _, allowed, help = catalogue.BOUNDS[name].options[option]
+    meanings.setdefault(f"{help}, {allowed} ({_short(default, ',')})", []).append(name)
+  texts = [f"For --bound={_any_of(names)}: {text}." for text, names in meanings.items()]
+  return flag(None, kind, " ".join([*texts, *filter(None, [note])]))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Flags of `bin/train.py`."""
+
+  bound: str = flag("iwae_dreg", str, f"Bound and its gradient estimator: {', '.join(BOUNDS)}.")
+  num_samples: int = flag(64, int, "K, samples of each example.")
+  num_backward_samples: int | None = flag(
+    None, int, "M, samples of each example that the gradient is taken through; all K by default."
+  )
+  alpha: float | str | None = _option_flag(
+    "alpha", str, "--alpha=auto adapts the alpha of dreg_alpha during training."
+  )
+  initial_alpha: float | None = flag(
+    None, float, f"For --alpha=auto: its start, in [0, 1]. ({DEFAULT_INITIAL_ALPHA})"
+  )
+  jvi_order: int | None = _option_flag("order", int)
+  dataset: str = flag(
+    "digits", str, "digits (bundled), mnist, omniglot, or a path to an .npz or .mat file."
+  )
+  task: str = flag(
+    "generative", str, "Model whole images, or the bottom half given the top half.", TASKS
+  )
+  data_dir: str | None = flag(
+    None,
+    str,
+    "Folder of prepared TensorFlow Datasets; $TFDS_DATA_DIR, or a download, by default.",
+  )
+  batch_size: int = flag(32, int, "Examples in a step, on all devices together.")
+  latent_dim: int = flag(50, int, "Number of latent variables.")
+  learning_rate: float = flag(3e-4, float, "Adam's learning rate.")
+  max_steps: int = flag(5000, int, "Steps to train; a resumed run may have more.")
+  summarize_every: int = flag(500, int, "Steps between summaries.")
+  checkpoint_every: int = flag(500, int, "Steps between checkpoints.")
+  gradient_statistics: bool = flag(
+    False, bool, "Follow variance and SNR of the proposal's and the model's gradients."
+  )
+  track_variance: str | None = flag(
+    None,
+    str,
+    "Bounds, such as iwae,rws_dreg: follow variance and SNR of their estimators of the proposal's "
+    "gradient along this run.",
+  )
+  follow_test: bool = flag(
+    False, bool, "Evaluate on the test set at each summary as well, as the paper's figures do."
+  )
+  init_from: str | None = flag(
+    None, str, "Directory of a run whose newest parameters to start from."
+  )
+  freeze_model: bool = flag(False, bool, "With --init_from: train the inference network alone.")
+  jit_compile: bool = flag(True, bool, "Compile the step with XLA.")
+  seed: int = flag(0, int, "Seed of variables, data order and noise.")
+  distribute: str = flag(
+    "none",
+    str,
+    "mirrored: the devices of this machine; multi_worker: several machines, see "
+    "docs/distribution.md. The results stay the same.",
+    DISTRIBUTE,
+  )
+  num_devices: int | None = flag(
+    None,
+    int,
+    "For --distribute=mirrored: number of GPUs, or of CPU devices where there is no GPU; all GPUs "
+    "by default.",
+  )
+  logdir: str | None = flag(
+    None, str, "Directory of the run; by default a folder in ./runs that the main flags name."
+  )
+  beta: float | None = _option_flag("beta", float)
+  groups: int | None = _option_flag("groups", int)
+  betas: tuple[float, ...] | None = _option_flag("betas", list)
+  gamma: float | None = _option_flag("gamma", float)
+  a: float | None = _option_flag("a", float)
+  b: float | None = _option_flag("b", float)
+  g: float | None = _option_flag("g", float)
+  d: float | None = _option_flag("d", float)
+
+  def __post_init__(self):
+    checks.check_bound("bound", self.bound)
+    checks.check_choice("task", self.task, TASKS)
+    checks.check_choice("distribute", self.distribute, DISTRIBUTE)
+    for name in ("batch_size", "latent_dim", "max_steps", "summarize_every", "checkpoint_every"):
+      checks.check_int(name, getattr(self, name), at_least=1)
+    checks.check_int("seed", self.seed, at_least=0)
+    if not (_is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
+      raise ConfigError(f"--learning_rate must be a positive number, got {self.learning_rate!r}.")
+    self._check_tracked()
+    self._convert_options()
+    for option in OPTION_FIELDS:
+      self._check_option(option)
+    self._check_adapted_alpha()
+    self._check_num_samples()
+    if self.num_devices is not None:
+      if self.distribute != "mirrored":
+        raise ConfigError(
+          "--num_devices is only valid with --distribute=mirrored, "
+          f"got --distribute={self.distribute}."
+        )
+      checks.check_int("num_devices", self.num_devices, at_least=1)
+    if self.freeze_model and not self.init_from:
+      raise ConfigError("--freeze_model needs --init_from, the run whose model is kept.")
+
+  def _check_tracked(self) -> None:
+    if self.track_variance == "":  # This is how a flag takes back what a flagfile has set.
+      self._set("track_variance", None)
+    if not isinstance(self.track_variance, (str, type(None))):
+      raise ConfigError(f"--track_variance must be names of bounds, got {self.track_variance!r}.")
+    names = self._bounds[1:]
+    for name in names:
+      checks.check_bound("track_variance", name)
+    if len(set(names)) < len(names):
+      raise ConfigError(f"--track_variance names a bound twice, got {self.track_variance}.")
+
+  def _convert_options(self) -> None:
+    """Turns text into the numbers that it stands for; what is none is refused later."""
+    with contextlib.suppress(ValueError):
+      if isinstance(self.alpha, str) and self.alpha != "auto":
+        self._set("alpha", float(self.alpha))
+    if isinstance(self.betas, (list, tuple)):  # A list in flags and in JSON.
+      with contextlib.suppress(TypeError, ValueError):
+        self._set("betas", tuple(map(float, self.betas)))
+
+  def _check_option(self, option: str) -> None:
+    """Checks an option of the bounds, or gives it its default: a run is the same with and without.
+
+    Where bounds have different defaults for it, it stays None, which is the default of each.
+    """
+    name = OPTION_FIELDS[option]
+    value = getattr(self, name)
+    takers = [bound for bound in self._bounds if option in catalogue.BOUNDS[bound].options]
+    options = [catalogue.BOUNDS[bound].options[option] for bound in takers]
+    if value is None:
+      if len({each.default for each in options}) == 1:
+        self._set(name, options[0].default)
+    elif not takers:
+      raise ConfigError(
+        f"--{name} is only valid with --bound={_any_of(_bounds_with(option))}, "
+        f"got --bound={self.bound}."
+      )
+    elif not (name == "alpha" and self.adapt_alpha) and not options[0].is_valid(value):
+      also = ", or auto" if name == "alpha" else ""
+      raise ConfigError(f"--{name} must be {options[0].allowed}{also}, got {value!r}.")
+
+  def _check_adapted_alpha(self) -> None:
+    if self.adapt_alpha:
+      if self.bound != "dreg_alpha":
+        raise ConfigError(
+          f"--alpha=auto is only valid with --bound=dreg_alpha, got --bound={self.bound}."
+        )
+      if self.initial_alpha is None:
+        self._set("initial_alpha", DEFAULT_INITIAL_ALPHA)
+    if self.initial_alpha is not None:
+      if not self.adapt_alpha:
+        raise ConfigError(
+          f"--initial_alpha is only valid with --alpha=auto, got --alpha={self.alpha}."
+        )
+      if not (_is_number(self.initial_alpha) and 0 <= self.initial_alpha <= 1):
+        raise ConfigError(f"--initial_alpha must be in [0, 1], got {self.initial_alpha!r}.")
+
+  def _check_num_samples(self) -> None:
+    for i, bound in enumerate(self._bounds):
+      row, options = catalogue.BOUNDS[bound], self.options_of(bound)
+      note = f" for --{'track_variance' if i else 'bound'}={bound}"
+      checks.check_int("num_samples", self.num_samples, row.min_samples(**options), note)
+      groups = row.groups(**options)
+      if self.num_samples % groups:
+        raise ConfigError(
+          f"--num_samples must be a multiple of --groups={groups}{note}, got {self.num_samples}."
+        )
+    if self.num_backward_samples is None:
+      return
+    for name, given in (("track_variance", self.track_variance), ("alpha=auto", self.adapt_alpha)):
+      if given:
+        raise ConfigError(
+          f"--{name} takes all samples: it cannot be combined with "
+          f"--num_backward_samples={self.num_backward_samples}."
+        )
+    checks.check_int("num_backward_samples", self.num_backward_samples, at_least=1)
+    if self.num_backward_samples > self.num_samples:
+      raise ConfigError(
+        f"--num_backward_samples must be at most --num_samples={self.num_samples}, "
+        f"got {self.num_backward_samples}."
+      )
+
+  def _set(self, name: str, value) -> None:
+    object.__setattr__(self, name, value)
+
+  def without_paths(self) -> dict:
+    """Returns its fields except those that name directories."""
+    fields = dataclasses.asdict(self)
+    return {name: value for name, value in fields.items() if name not in _PATHS}
+
+  @property
+  def adapt_alpha(self) -> bool:
+    """Whether training adapts alpha."""
+    return isinstance(self.alpha, str) and self.alpha == "auto"
+
+  @property
+  def bound_options(self) -> dict:
+    """The options of `bounds.get` for the bound to train with."""
+    return self.options_of(self.bound)
+
+  @property
+  def tracked_bounds(self) -> dict[str, dict]:
+    """The options of `bounds.get` for each bound that --track_variance names."""
+    return {name: self.options_of(name) for name in self._bounds[1:]}
+
+  @property
+  def _bounds(self) -> list[str]:
+    """The bound to train with, then the tracked ones."""
+    return [self.bound, *(self.track_variance.split(",") if self.track_variance else ())]
+
+  def options_of(self, bound: str) -> dict:
+    """Returns the options of `bounds.get` for a bound in this run: the flags', or the defaults."""
+    options = {}
+    for name, option in catalogue.BOUNDS[bound].options.items():
+      value = getattr(self, OPTION_FIELDS[name])
+      if name == "alpha" and self.adapt_alpha:
+        value = self.initial_alpha if bound == "dreg_alpha" else None
+      options[name] = option.default if value is None else value
+    return options
+
+  @property
+  def directory(self) -> pathlib.Path:
+    """The run's directory: --logdir, or one that its main flags name."""
+    if self.logdir:
+      return pathlib.Path(self.logdir)
+    options = "".join(f"_{name}{_short(value, '-')}" for name, value in self.bound_options.items())
+    if self.adapt_alpha:
+      options = options.replace("_alpha", "_alpha-auto")
+    data = pathlib.Path(self.dataset).stem
+    samples = f"K{self.num_samples}"
+    if self.num_backward_samples:
+      samples += f"-{self.num_backward_samples}"
+    if self.freeze_model:
+      samples += "_frozen"
+    name = f"{data}_{self.task}_{self.bound}{options}_{samples}_seed{self.seed}"
+    return pathlib.Path("runs") / name
+
+  def check_resumes(self, saved: "TrainConfig", step: int = 0) -> None:
+    """Raises unless this configuration can resume, from a step, the run that `saved` began."""
+    differ = [
+      f"--{field.name} was {getattr(saved, field.name)}, now {getattr(self, field.name)}"
+      for field in dataclasses.fields(self)
+      if field.name not in _MAY_CHANGE and getattr(saved, field.name) != getattr(self, field.name)
+    ]
+    if differ:
+      raise ConfigError(
+        f"--logdir={self.directory} holds another run: {'; '.join(differ)}. "
+        "Give the same flags to resume it, or another --logdir."
+      )
+    if self.max_steps < step:
+      raise ConfigError(
+        f"--max_steps must be at least {step}, the last step of the run in "
+        f"--logdir={self.directory}, got {self.max_steps}."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Flags of `bin/eval.py`."""
+
+  logdir: str = flag("", str, "The directory of a training run.")
+  num_samples: int = flag(5000, int, "Samples of each example.")
+  split: str = flag("test", str, "Images to evaluate on.", SPLITS)
+  batch_size: int = flag(100, int, "Images at a time.")
+  data_dir: str | None = flag(
+    None, str, "Folder of prepared TensorFlow Datasets; the run's by default."
+  )
+  seed: int = flag(0, int, "Seed of the samples.")
+
+  def __post_init__(self):
+    if not self.logdir:
+      raise ConfigError("--logdir must name the directory of a training run.")
+    checks.check_choice("split", self.split, SPLITS)
+    checks.check_int("num_samples", self.num_samples, at_least=1)
+    checks.check_int("batch_size", self.batch_size, at_least=1)
+    checks.check_int("seed", self.seed, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+  """Flags of `bin/compare_estimators.py`; lists may hold strings."""
+
+  logdir: str = flag("", str, "The directory of a training run.")
+  bounds: tuple[str, ...] = flag(catalogue.COMPARED, list, f"Any of {', '.join(BOUNDS)}.")
+  num_samples: tuple[int, ...] = flag(
+    (1, 8, 64), list, "The K's, samples of each image. A bound is left out where K is too small."
+  )
+  num_measurements: int = flag(200, int, "Measurements of the gradients at each K.")
+  batch_size: int = flag(32, int, "Number of images, the first ones of the split.")
+  split: str = flag("test", str, "Images to take.", SPLITS)
+  data_dir: str | None = flag(
+    None, str, "Folder of prepared TensorFlow Datasets; the run's by default."
+  )
+  jit_compile: bool | None = flag(None, bool, "Compile with XLA; as in the run by default.")
+  measure_cost: bool = flag(True, bool, "Time a training step's gradient of each bound as well.")
+  seed: int = flag(0, int, "Seed of the samples.")
+  output_dir: str | None = flag(
+    None, str, "Directory for comparison.csv and comparison.png; the run's by default."
+  )
+
+  def __post_init__(self):
+    if not self.logdir:
+      raise ConfigError("--logdir must name the directory of a training run.")
+    checks.check_lists(self)
+    checks.check_int("num_measurements", self.num_measurements, at_least=catalogue.MIN_MEASUREMENTS)
+    checks.check_int("batch_size", self.batch_size, at_least=1)
+    checks.check_choice("split", self.split, SPLITS)
+    checks.check_int("seed", self.seed, at_least=0)
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""The paper's experiments: their runs, tables and figures. They need the checkout."""
