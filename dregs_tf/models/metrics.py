@@ -23,9 +23,10 @@ class Mean(keras.metrics.Mean):
 
 
 class ReportingModel(keras.Model):
-  """A Keras model that reports means over examples: bound, effective sample size and losses.
+  """A Keras model that reports means over examples: loss, bound, effective sample size.
 
-  The losses of layers are reported once there are any, as `regularization`.
+  The loss is what training minimizes: the negative bound, and the losses of layers, which are
+  reported once there are any, as `regularization`.
   """
 
   _has_losses = False
@@ -33,6 +34,7 @@ class ReportingModel(keras.Model):
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
     # Made here and not by `compile`: a model that was built takes no further metrics.
+    self._loss_metric = Mean(name="loss")  # Keras' own is not saved.
     self._bound_metric = Mean(name="bound")
     self._sample_size_metric = Mean(name="effective_sample_size")
     self._regularization_metric = Mean(name="regularization")
@@ -59,23 +61,43 @@ class ReportingModel(keras.Model):
 
   def _update_metrics(self, batch: batches.Batch, values: steps.Values) -> dict[str, tf.Tensor]:
     """Takes in what a step reports, and returns the means."""
+    self._check_overrides()
+    bound, sample_size, losses = values
     size, weights = batches.size(batch.x), batch.sample_weight
     self._num_seen.update_state(size)
-    for metric, value in (
-      (self._bound_metric, values.objective),
-      (self._sample_size_metric, values.sample_size),
-    ):
-      if weights is not None:
-        value = tf.where(weights == 0, tf.zeros_like(value), value)  # It may be infinite.
-      metric.update_state(value, sample_weight=weights)
-    if values.losses is not None:
+    if weights is not None:
+      # An example without weight may have an infinite bound.
+      bound, sample_size = (
+        tf.where(weights == 0, tf.zeros_like(value), value) for value in (bound, sample_size)
+      )
+    self._bound_metric.update_state(bound, sample_weight=weights)
+    self._sample_size_metric.update_state(sample_size, sample_weight=weights)
+    loss = -bound if weights is None else -bound * tf.cast(weights, bound.dtype)
+    if losses is not None:
       self._has_losses = True
-      self._regularization_metric.update_state(values.losses, sample_weight=size)
-    return {metric.name: metric.result() for metric in self.metrics}
+      self._regularization_metric.update_state(losses, sample_weight=size)
+      loss += tf.cast(losses, loss.dtype)
+    self._loss_metric.update_state(loss)
+    return self.get_metrics_result()
+
+  def _check_overrides(self) -> None:
+    """Raises if a subclass overrides a method of Keras that a step here does not call."""
+    for method in ("compute_loss", "compute_metrics"):
+      if getattr(type(self), method) is not getattr(keras.Model, method):
+        raise TypeError(
+          f"{type(self).__name__}.{method} is not called: the loss is the negative bound. Add "
+          "terms to it with self.add_loss, or define train_step and test_step."
+        )
 
   def _get_metrics_result_or_logs(self, logs) -> dict:
-    """Keras' hook: what an epoch reports. The metrics' own values, which are of all replicas."""
-    return {**(logs or {}), **self.get_metrics_result()}
+    """Keras' hook: what an epoch reports. The metrics' own values, which are of all replicas.
+
+    Logs that lack one of the metrics are those of a subclass' own step, which says it all.
+    """
+    values = self.get_metrics_result()
+    if isinstance(logs, dict) and values.keys() <= logs.keys():
+      return logs | values
+    return logs
 
 
 def as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -215,10 +215,14 @@ class Progress(StepCallback):
 
 
 def by_split(logs: dict) -> dict[str, float]:
-  """Returns Keras' logs with `train_`, `valid_` or `test_` before each metric, in this order."""
+  """Returns Keras' logs with `train_`, `valid_` or `test_` before each metric, in this order.
+
+  The loss, which is the negative bound, is left out.
+  """
   values = {}
   for prefix, split in (("", "train"), ("val_", "valid"), ("test_", "test")):
     for name, value in logs.items():
-      if name.startswith(prefix) and (prefix or not name.startswith(("val_", "test_"))):
-        values[f"{split}_{name.removeprefix(prefix)}"] = float(value)
+      metric = name.removeprefix(prefix)
+      if name.startswith(prefix) and metric != "loss" and not metric.startswith(("val_", "test_")):
+        values[f"{split}_{metric}"] = float(value)
   return values

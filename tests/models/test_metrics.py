@@ -36,7 +36,7 @@ def test_metrics_are_running_means_that_start_anew():
   model.optimizer.iterations.assign(1)
   alone = model.train_step(tf.constant(X[4:]))["bound"].numpy()
   np.testing.assert_allclose(second, 0.4 * first + 0.6 * alone, rtol=1e-5)
-  assert [metric.name for metric in model.metrics] == ["bound", "effective_sample_size"]
+  assert [metric.name for metric in model.metrics] == ["loss", "bound", "effective_sample_size"]
 
 
 @pytest.mark.parametrize("bound", ["iwae_dreg", "jvi"])
@@ -51,10 +51,10 @@ def test_effective_sample_size_of_one_extreme_weight(bound):
 def test_logs_of_fit_and_evaluate():
   model = helpers.compiled(helpers.vae(), run_eagerly=True)
   history = model.fit(X, epochs=2, validation_data=X, verbose=0).history
-  names = {"bound", "effective_sample_size"}
+  names = {"loss", "bound", "effective_sample_size"}
   assert set(history) == names | {f"val_{name}" for name in names}
   assert set(model.evaluate(X, verbose=0, return_dict=True)) == names
-  assert model.metrics_names == ["bound", "effective_sample_size"]
+  assert model.metrics_names == ["loss", "bound", "effective_sample_size"]
 
 
 def test_early_stopping_can_watch_the_bound():
@@ -200,7 +200,7 @@ def test_gradient_statistics_are_off_unless_asked_for():
   model = helpers.compiled(helpers.vae(), run_eagerly=True)
   variables = len(model.variables)
   history = model.fit(X, verbose=0).history
-  assert set(history) == {"bound", "effective_sample_size"}
+  assert set(history) == {"loss", "bound", "effective_sample_size"}
   assert len(model.variables) == variables == 12
 
 
@@ -209,5 +209,5 @@ def test_gradient_statistics_can_be_switched_off_again():
   model.fit(X, verbose=0)
   assert len(model.variables) == 12 and model.followers.variables
   helpers.compiled(model, run_eagerly=True)
-  assert set(model.fit(X, verbose=0).history) == {"bound", "effective_sample_size"}
+  assert set(model.fit(X, verbose=0).history) == {"loss", "bound", "effective_sample_size"}
   assert not model.followers.variables

@@ -101,5 +101,5 @@ def test_a_model_that_was_called_is_compiled():
   helpers.compiled(model, run_eagerly=True, **FOLLOWING)
   helpers.compiled(model, run_eagerly=True, **FOLLOWING)
   names = [metric.name for metric in model.metrics]
-  assert names == ["bound", "effective_sample_size"]
+  assert names == ["loss", "bound", "effective_sample_size"]
   model.train_step(tf.constant(X))
