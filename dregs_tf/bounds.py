@@ -65,7 +65,7 @@ tfd = tfp.distributions
 
 
 # fmt: off
-_GRADIENTS = {
+_GRADIENTS: dict[str, Any] = {
   # b is           v  u-v   c: times u
   "total":     Mix(1, 1,    -1),  # Eq. 11: the plain reparameterization
   "dreg":      Mix(1, 0,     0),  # Eqs. 7, 12: the second reparameterization
@@ -160,11 +160,11 @@ class Bound:
     log_weights = at_least_float32(tf.stop_gradient(tf.convert_to_tensor(log_weights)))
     if log_weights.shape[0] is not None:
       check_num_samples(log_weights.shape[0], self, "axis 0 of log_weights")
-    value, *weights = self.objective(log_weights)
+    value, *derivatives = self.objective(log_weights)
     # A sample of weight 0 has no say, also where the weights are 1/K.
     no_weight = log_weights == -math.inf
-    weights = (tf.where(no_weight, tf.zeros_like(weight), weight) for weight in weights)
-    terms = Terms(value, *weights)
+    derivatives = [tf.where(no_weight, tf.zeros_like(d), d) for d in derivatives]
+    terms = Terms(value, *derivatives)
     coefficients = self.gradient.coefficients(terms, log_weights, proposal_weight)
     return tf.stop_gradient(value), Coefficients(*map(tf.stop_gradient, coefficients))
 
@@ -391,7 +391,7 @@ def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_sampl
 def check_weight(proposal_weight, bound: Bound, num_samples: int) -> None:
   """Raises unless it is 1, or a number of 0 or more, or a scalar Tensor, that `bound` takes."""
   if isinstance(proposal_weight, numbers.Real) and not isinstance(proposal_weight, bool):
-    is_valid = 0 <= proposal_weight < math.inf
+    is_valid = 0 <= float(proposal_weight) < math.inf
   else:
     is_valid = hasattr(proposal_weight, "dtype") and len(proposal_weight.shape) == 0
   if not is_valid:

@@ -1,16 +1,10 @@
 """How gradients are estimated: a, b, c of the surrogate as functions of the log-weights.
 
 Every estimator is the gradient of sum_i a_i log p~ + b_i log w^_i + c_i log q~ (see
-`dregs_tf/bounds.py`). The kinds below differ in what b and c are made of. All have
-
-  requirement                  what the estimator asks of a proposal
-  has_score                    whether c is used besides a path
-  is_unbiased(is_linear)       whether it is for any proposal, of a value that is linear in the
-                               log-weights or not
-  takes_weight(is_linear)      whether there is such an estimator for log p - weight log q
-  coefficients(terms, log_weights, weight)      a, b, c, each [num_samples, batch_size]
+`dregs_tf/bounds.py`). The kinds of `Gradient` below differ in what b and c are made of.
 """
 
+import dataclasses
 import math
 import numbers
 from typing import Any, NamedTuple
@@ -32,7 +26,46 @@ class Coefficients(NamedTuple):
   score: tf.Tensor
 
 
-class Mix(NamedTuple):
+class Gradient:
+  """A kind of gradient.
+
+  is_normalized: whether b is divided by its sum over the samples.
+  """
+
+  is_normalized: bool = False
+
+  @property
+  def requirement(self) -> Requirement:
+    """What the estimator asks of a proposal."""
+    return Requirement.FIXED_SUPPORT
+
+  @property
+  def has_score(self) -> bool:
+    """Whether c is used besides a path."""
+    return False
+
+  @property
+  def is_total(self) -> bool:
+    """Whether a = b = -c: the surrogate is sum_i a_i log w_i, the value's total derivative."""
+    return False
+
+  def is_unbiased(self, is_linear: bool) -> bool:
+    """Returns whether it is, for any proposal, given whether the value is linear in the weights."""
+    raise NotImplementedError
+
+  def takes_weight(self, is_linear: bool) -> bool:
+    """Returns whether there is such an unbiased estimator for log p - weight log q."""
+    raise NotImplementedError
+
+  def coefficients(
+    self, terms: Terms, log_weights: tf.Tensor, weight: float | tf.Tensor = 1
+  ) -> Coefficients:
+    """Returns a, b, c, each [num_samples, batch_size]."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix(Gradient):
   """Mixes u, v and u - v: a = u, b = v v + d (u - v), c = s u.
 
   v, difference, score: the factors v, d, s; numbers, or scalar Tensors. So the proposal's gradient
@@ -45,12 +78,15 @@ class Mix(NamedTuple):
   score: float
   is_normalized: bool = False
 
-  has_score = False
+  @property
+  def factors(self) -> tuple[Any, Any, float]:
+    """v, d, s."""
+    return self.v, self.difference, self.score
 
   @property
   def _numbers(self) -> tuple[float | None, ...]:
-    """Returns the factors, without those that are Tensors: their values may not be known."""
-    return tuple(factor if isinstance(factor, numbers.Real) else None for factor in self[:3])
+    """The factors, without those that are Tensors: their values may not be known."""
+    return tuple(float(x) if isinstance(x, numbers.Real) else None for x in self.factors)
 
   @property
   def requirement(self) -> Requirement:
@@ -61,7 +97,7 @@ class Mix(NamedTuple):
 
   @property
   def is_total(self) -> bool:
-    """Whether a = b = -c: the surrogate is sum_i a_i log w_i, the value's total derivative."""
+    """Whether the factors are those of a total derivative."""
     return self._numbers == (1, 1, -1)
 
   def is_unbiased(self, is_linear: bool) -> bool:
@@ -75,7 +111,9 @@ class Mix(NamedTuple):
 
   takes_weight = is_unbiased
 
-  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+  def coefficients(
+    self, terms: Terms, log_weights: tf.Tensor, weight: float | tf.Tensor = 1
+  ) -> Coefficients:
     """Returns a, b, c.
 
     With log-weights log p - weight log q the score is weighed by `weight`, so twice reparameterized
@@ -85,14 +123,15 @@ class Mix(NamedTuple):
     if self._numbers[:2] == (1, 1):
       b = terms.u
     else:
-      v, difference = (as_scalar(factor, terms.u.dtype) for factor in self[:2])
+      v, difference = (as_scalar(factor, terms.u.dtype) for factor in self.factors[:2])
       b = v * terms.v + (difference + 1 - as_scalar(weight, terms.u.dtype)) * terms.difference
     if self.is_normalized:
       b = tf.math.divide_no_nan(b, tf.reduce_sum(b, axis=0))  # 0 where every term is 0
     return Coefficients(terms.u, b, self.score * as_scalar(weight, terms.u.dtype) * terms.u)
 
 
-class LeaveOneOut(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOut(Gradient):
   """The score, weighed by what a sample adds to L_K (Mnih and Rezende 2016): no path at all.
 
     a = u,  b = 0,  c = s + f u + g log(1 - 1/K),  s_i = -log(1 - wbar_i)
@@ -104,9 +143,6 @@ class LeaveOneOut(NamedTuple):
   u: Any
   constant: Any
 
-  requirement = Requirement.FIXED_SUPPORT
-  has_score = is_total = is_normalized = False
-
   def is_unbiased(self, is_linear: bool) -> bool:
     """Returns whether f = -1; of one sample there are no others."""
     del is_linear
@@ -116,9 +152,11 @@ class LeaveOneOut(NamedTuple):
     """Returns that the score's own derivative may be weighed, in an unbiased estimator."""
     return self.is_unbiased(is_linear)
 
-  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+  def coefficients(
+    self, terms: Terms, log_weights: tf.Tensor, weight: float | tf.Tensor = 1
+  ) -> Coefficients:
     """Returns a, b, c."""
-    u, constant, weight = (as_scalar(x, terms.u.dtype) for x in (*self, weight))
+    u, constant, weight = (as_scalar(x, terms.u.dtype) for x in (self.u, self.constant, weight))
     kappa = math.log1p(-1 / log_weights.shape[0])
     signal = _added_to_bound(terms.value, log_weights) + constant * kappa
     c = tf.where(terms.value == -math.inf, tf.zeros_like(signal), signal)
@@ -135,15 +173,13 @@ def _added_to_bound(value: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
   return tf.where(others == -math.inf, value + tf.zeros_like(others), -others)
 
 
-class ElboLeaveOneOut(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ElboLeaveOneOut(Gradient):
   """The score of the mean ELBO, less the mean of the other samples' (VarGrad, RLOO).
 
   a = 1/K, b = 0, c_i = (l_i - mean_{j != i} l_j) / K (Kool et al. 2019; Richter et al. 2020,
   https://arxiv.org/abs/2010.10436).
   """
-
-  requirement = Requirement.FIXED_SUPPORT
-  has_score = is_total = is_normalized = False
 
   def is_unbiased(self, is_linear: bool) -> bool:
     """Returns True: the direct derivative of log q has the mean 0."""
@@ -152,7 +188,9 @@ class ElboLeaveOneOut(NamedTuple):
 
   takes_weight = is_unbiased
 
-  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+  def coefficients(
+    self, terms: Terms, log_weights: tf.Tensor, weight: float | tf.Tensor = 1
+  ) -> Coefficients:
     """Returns a, b, c; whatever the weight, it is in the log-weights."""
     del weight
     num_samples = log_weights.shape[0]
@@ -161,7 +199,8 @@ class ElboLeaveOneOut(NamedTuple):
     return Coefficients(terms.u, tf.zeros_like(c), c)
 
 
-class Partial(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Partial(Gradient):
   """L_K for the model, MIWAE for the proposal: PIWAE (Rainforth et al. 2018).
 
   groups: the number of groups. mix: the kind of MIWAE's gradient. https://arxiv.org/abs/1802.04537
@@ -169,8 +208,6 @@ class Partial(NamedTuple):
 
   groups: int
   mix: Mix
-
-  is_total = is_normalized = False
 
   @property
   def requirement(self) -> Requirement:
@@ -190,14 +227,17 @@ class Partial(NamedTuple):
     """Returns whether MIWAE's gradient does."""
     return self.mix.takes_weight(is_linear)
 
-  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+  def coefficients(
+    self, terms: Terms, log_weights: tf.Tensor, weight: float | tf.Tensor = 1
+  ) -> Coefficients:
     """Returns a of L_K, b and c of MIWAE."""
     miwae = objectives.miwae(log_weights, self.groups)
     _, b, c = self.mix.coefficients(miwae, log_weights, weight)
     return Coefficients(terms.u, b, c)
 
 
-class ControlVariates(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ControlVariates(Gradient):
   """A path and a score with four learned control variates (the authors' dreg-cv).
 
     b = (1 - A) wbar + B (wbar^2 - wbar)
@@ -213,7 +253,6 @@ class ControlVariates(NamedTuple):
 
   requirement = Requirement.PATH | Requirement.FIXED_SUPPORT
   has_score = True
-  is_total = is_normalized = False
 
   def is_unbiased(self, is_linear: bool) -> bool:
     """Returns True."""
@@ -225,16 +264,15 @@ class ControlVariates(NamedTuple):
     del is_linear
     return False
 
-  def coefficients(self, terms: Terms, log_weights: tf.Tensor, weight=1) -> Coefficients:
+  def coefficients(
+    self, terms: Terms, log_weights: tf.Tensor, weight: float | tf.Tensor = 1
+  ) -> Coefficients:
     """Returns a, b, c."""
     del weight
-    a, b, g, d = (as_scalar(x, terms.u.dtype) for x in self)
+    a, b, g, d = (as_scalar(x, terms.u.dtype) for x in (self.a, self.b, self.g, self.d))
     num_samples = log_weights.shape[0]
     others = iw.leave_one_out_log_sum(log_weights) - math.log(num_samples - 1)
     others = tf.where(others == -math.inf, tf.zeros_like(others), others)
     c = a * (terms.value - (1 - g) * others) + (1 - b) * ((1 - d) / num_samples - terms.u)
     c = tf.where(terms.value == -math.inf, tf.zeros_like(c), c)
     return Coefficients(terms.u, (1 - a) * terms.u - b * terms.difference, c)
-
-
-Gradient = Mix | LeaveOneOut | ElboLeaveOneOut | Partial | ControlVariates

@@ -29,7 +29,7 @@ class Part(NamedTuple):
   seen: tf.Tensor | None = None
 
 
-_noise_of = contextvars.ContextVar("noise_of", default=None)
+_noise_of: contextvars.ContextVar[Part | None] = contextvars.ContextVar("noise_of", default=None)
 
 
 def words(seed: int) -> list[int]:

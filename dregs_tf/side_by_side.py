@@ -166,8 +166,8 @@ def basis(bounds: Sequence[Bound]) -> tuple[list[Bound], np.ndarray]:
   for value, places in groups.items():
     needed = np.ones(len(_PARTS), bool)
     if isinstance(value, Bound):
-      factors = np.array([bounds[place].gradient[:3] for place in places], np.float64)
-      needed = factors.any(axis=0)
+      factors = np.array([bounds[place].gradient.factors for place in places], np.float64)
+      needed = np.any(factors != 0, axis=0)
     if needed.sum() >= len(places):
       measured += [bounds[place] for place in places]
       factors = np.eye(len(places))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from dregs_tf import output
 
@@ -95,6 +96,11 @@ def _add_legend(fig, styles: dict) -> None:
     Line2D([], [], color=color, linestyle=dashes, marker="o", markersize=6, label=name)
     for name, (color, dashes) in styles.items()
   ]
-  limit = {"color": "gray", "linestyle": "none", "marker": "v", "markerfacecolor": "white"}
+  limit: dict[str, Any] = {
+    "color": "gray",
+    "linestyle": "none",
+    "marker": "v",
+    "markerfacecolor": "white",
+  }
   handles.append(Line2D([], [], markersize=6, label="no bias found, 95 % limit", **limit))
   fig.legend(handles=handles, loc="outside lower center", ncols=_COLUMNS_OF_LEGEND)

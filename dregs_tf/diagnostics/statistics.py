@@ -167,10 +167,10 @@ def bias_test(*halves: np.ndarray) -> tuple[float, float]:
       ratio = mean / deviation
       skewness = n * np.sum(((values - mean) / deviation) ** 3) / ((n - 1) * (n - 2))
       cubic = ratio + skewness * ratio**2 / 3 + skewness**2 * ratio**3 / 27
-      t = math.sqrt(n) * (cubic + skewness / (6 * n))
+      t = float(math.sqrt(n) * (cubic + skewness / (6 * n)))
     else:
       t = math.copysign(math.inf, mean) if mean else 0.0
-    tests.append((float(t), float(stats.t.sf(t, n - 1))))
+    tests.append((t, float(stats.t.sf(t, n - 1))))
   return max(tests, key=lambda test: test[1])
 
 

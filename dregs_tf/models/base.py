@@ -233,7 +233,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     jit_compile_replica = distributed and kwargs.get("jit_compile") is True
     keras_arguments = kwargs | {"jit_compile": False} if jit_compile_replica else kwargs
     super().compile(optimizer=optimizer, **keras_arguments)
-    vars(self).pop("_log_likelihood", None)  # compiled for an earlier `jit_compile`
+    self.__dict__.pop("_log_likelihood", None)  # compiled for an earlier `jit_compile`
     compiled = functools.partial(tf.function, jit_compile=True, reduce_retracing=True)
     wrap = compiled if jit_compile_replica else (lambda function: function)
     self._replica_gradients = wrap(functools.partial(steps.gradients_of, self))

@@ -39,7 +39,7 @@ class Step:
   seen = None
 
 
-_step = contextvars.ContextVar("step", default=None)
+_step: contextvars.ContextVar["Step | None"] = contextvars.ContextVar("step", default=None)
 
 
 @contextlib.contextmanager

@@ -46,8 +46,8 @@ class Followers:
       raise ValueError(f"adapt_alpha needs the bound dreg_alpha with a number alpha, got {bound}.")
     self.tracked = {each.name: each for each in track_variance}
     if len(self.tracked) < len(track_variance):
-      names = ", ".join(each.name for each in track_variance)
-      raise ValueError(f"track_variance names a bound twice, got {names}.")
+      tracked = ", ".join(each.name for each in track_variance)
+      raise ValueError(f"track_variance names a bound twice, got {tracked}.")
     self.gradient_statistics = gradient_statistics
     names = [_TRAINED] * gradient_statistics + list(self.tracked)
     self.moments = GradientMoments(names) if names else None
