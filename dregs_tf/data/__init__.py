@@ -1,4 +1,4 @@
-"""Data sets by name or file -> train, valid and test arrays -> batches with dynamic binarisation.
+"""Data sets by name or file -> train, valid and test arrays -> batches with dynamic binarization.
 
 Naming and loading work without TensorFlow; what needs it is imported on first use.
 """

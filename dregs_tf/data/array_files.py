@@ -6,14 +6,10 @@ import zipfile
 
 import numpy as np
 
-from dregs_tf.data import mat_file
 from dregs_tf.data.images import DataError, Images, first_line
 
 _SPLITS = ("train", "valid", "test")
 _NPZ_SPLIT_SEED = 20181004
-
-# Deflate, which is what numpy writes, cannot shrink data by more than this factor.
-_MAX_COMPRESSION = 1032
 
 _MAT_NAMES = ("data", "testdata")
 
@@ -49,7 +45,7 @@ def read_npz(path: pathlib.Path) -> Images:
   splits = {}
   for split in _SPLITS:
     if split in arrays:
-      splits[split], image_shape = _flat_grey(
+      splits[split], image_shape = _flat_gray(
         arrays.pop(split), image_shape, f"array {split!r} of {path}"
       )
   missing = [split for split in ("valid", "test") if split not in splits]
@@ -68,13 +64,12 @@ def read_npz(path: pathlib.Path) -> Images:
 def read_mat(path: pathlib.Path) -> Images:
   """Reads a MATLAB file that holds the matrices `data` and `testdata`, one image per column.
 
-  That is Omniglot's `chardata.mat`: `data` is [784, 24345], `testdata` is [784, 8070], grey values
+  That is Omniglot's `chardata.mat`: `data` is [784, 24345], `testdata` is [784, 8070], gray values
   in [0, 1]. Images are square and stored column by column, so each is transposed. As in the code
   that the file comes with, `data` is permuted with seed 123 and its last 1,345 images
   are held out for validation; of a file with fewer than 13,450 columns, the last tenth.
 
-  A file is read in a process of its own, so that one that crashes scipy's reader is refused like
-  any other that is damaged. That is no sandbox: read .mat files from sources you trust.
+  A damaged file may crash scipy's reader, so read .mat files from sources you trust.
 
   Args:
     path: The file, of MATLAB's version 4 to 7.2.
@@ -85,67 +80,63 @@ def read_mat(path: pathlib.Path) -> Images:
   Raises:
     DataError: if the file cannot be read or does not hold such matrices.
   """
-  matrices = mat_file.read(path, _MAT_NAMES)
-  grey, image_shapes = {}, {}
+  matrices = _read_matrices(path)
+  gray, image_shapes = {}, {}
   for key in _MAT_NAMES:
-    if key not in matrices:
-      raise DataError(f"{path} has no matrix {key!r}; needed are data and testdata")
-    grey[key], image_shapes[key] = _columns_to_images(matrices[key], f"matrix {key!r} of {path}")
+    gray[key], image_shapes[key] = _columns_to_images(matrices[key], f"matrix {key!r} of {path}")
   if image_shapes["data"] != image_shapes["testdata"]:
     raise DataError(
       f"{path}: images of 'data' are {_times(image_shapes['data'])}, "
       f"those of 'testdata' {_times(image_shapes['testdata'])}; they must have one size"
     )
-  num_images = len(grey["data"])
+  num_images = len(gray["data"])
   if num_images < 2:
     raise DataError(f"{path}: 'data' holds 1 image; a train and a valid split need at least 2")
   num_valid = min(_MAT_NUM_VALID, max(1, num_images // 10))
-  train = grey["data"][np.random.RandomState(_MAT_SPLIT_SEED).permutation(num_images)]
+  train = gray["data"][np.random.RandomState(_MAT_SPLIT_SEED).permutation(num_images)]
   return Images(
     name=path.stem,
     description=f"images of {path.name}, the last {num_valid} of 'data' (permuted) for validation",
     train=train[:-num_valid],
     valid=train[-num_valid:],
-    test=grey["testdata"],
+    test=gray["testdata"],
     image_shape=image_shapes["data"],
   )
 
 
 def _read_npz_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads those arrays of the file that are of use, without unpickling anything."""
+  """Reads the arrays of the file that are of use, without unpickling anything."""
   try:
-    size = path.stat().st_size
     if not zipfile.is_zipfile(path):  # np.load would read a bare .npy array of any size.
-      raise DataError(f"{path} is not a whole .npz file: it is no zip archive, or was cut short")
+      raise DataError(f"{path} is not a whole .npz file: it is no zip archive, or is truncated")
     with np.load(path, allow_pickle=False) as archive:
       members = archive.zip.namelist()
-      arrays = {}
-      for key in (*_SPLITS, "image_shape"):
-        if f"{key}.npy" in members:
-          _check_header(archive, key, size, path)
-          arrays[key] = archive[key]
-      return arrays
+      names = [name for name in (*_SPLITS, "image_shape") if f"{name}.npy" in members]
+      return {name: archive[name] for name in names}
   except DataError:
     raise
   except Exception as error:  # Damaged bytes make zipfile, zlib and numpy raise nearly anything.
     raise DataError(f"{path} cannot be read as an .npz file: {first_line(error)}") from error
 
 
-def _check_header(archive, key: str, file_size: int, path: pathlib.Path) -> None:
-  """Refuses an array before memory is set aside for it, by what its header declares."""
-  with archive.zip.open(f"{key}.npy") as member:
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-      shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-    else:
-      shape, _, dtype = np.lib.format.read_array_header_2_0(member)
-  if dtype.hasobject:
-    raise DataError(f"array {key!r} of {path} holds Python objects; it must hold numbers")
-  if math.prod(shape) * dtype.itemsize > _MAX_COMPRESSION * file_size:
-    raise DataError(
-      f"array {key!r} of {path} declares the shape {shape}, more than the file can hold; "
-      "the file is damaged"
-    )
+def _read_matrices(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the matrices of a .mat file that are of use, each an array of numbers or characters."""
+  import scipy.io
+  import scipy.sparse
+
+  try:
+    # mat_dtype: MATLAB stores whole numbers of a double matrix as small integers.
+    matrices = scipy.io.loadmat(path, mat_dtype=True, variable_names=_MAT_NAMES)
+  except Exception as error:  # Damaged bytes make scipy and zlib raise nearly anything.
+    raise DataError(f"{path} cannot be read as a .mat file: {first_line(error)}") from error
+  for name in _MAT_NAMES:
+    if name not in matrices:
+      raise DataError(f"{path} has no matrix {name!r}; needed are data and testdata")
+    if scipy.sparse.issparse(matrices[name]):
+      raise DataError(f"matrix {name!r} of {path} is sparse; store it as a full one")
+    if matrices[name].dtype.hasobject:
+      raise DataError(f"matrix {name!r} of {path} is no matrix of numbers")
+  return {name: matrices[name] for name in _MAT_NAMES}
 
 
 def _declared_image_shape(array: np.ndarray | None, path: pathlib.Path) -> tuple[int, int] | None:
@@ -158,7 +149,7 @@ def _declared_image_shape(array: np.ndarray | None, path: pathlib.Path) -> tuple
   return int(array[0]), int(array[1])
 
 
-def _flat_grey(
+def _flat_gray(
   array: np.ndarray, image_shape: tuple[int, int] | None, where: str
 ) -> tuple[np.ndarray, tuple[int, int]]:
   """Checks an array of images and flattens it.
@@ -191,10 +182,10 @@ def _flat_grey(
   if math.prod(found) != num_pixels or (image_shape is not None and found != image_shape):
     got = _times(found) if array.ndim > 2 else f"{num_pixels} pixels"
     raise DataError(f"{where} has images of {got} where {_times(image_shape)} were expected")
-  return _to_grey(array, where).reshape(-1, num_pixels), found
+  return _to_gray(array, where).reshape(-1, num_pixels), found
 
 
-def _to_grey(array: np.ndarray, where: str) -> np.ndarray:
+def _to_gray(array: np.ndarray, where: str) -> np.ndarray:
   """Returns the array as float32 in [0, 1]."""
   if array.dtype == np.uint8:
     if array.max() == 1:
@@ -225,7 +216,7 @@ def _columns_to_images(matrix: np.ndarray, where: str) -> tuple[np.ndarray, tupl
   image_shape = _square(matrix.shape[0])
   if image_shape is None:
     raise DataError(f"{where} has {matrix.shape[0]} rows; a square image per column is expected")
-  columns_first = _to_grey(matrix, where).T.reshape(-1, *image_shape)
+  columns_first = _to_gray(matrix, where).T.reshape(-1, *image_shape)
   return columns_first.transpose(0, 2, 1).reshape(-1, matrix.shape[0]), image_shape
 
 

@@ -1,4 +1,4 @@
-"""What every reader returns: a data set of grey images in three splits."""
+"""The result of every reader: a data set of gray images in three splits."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-  """Grey images, flattened row by row, split into train, valid and test.
+  """Gray images, flattened row by row, split into train, valid and test.
 
   Attributes:
     name: A short name, fit for a file name or a plot legend.
@@ -32,7 +32,7 @@ class Images:
 
   @functools.cached_property
   def mean(self) -> np.ndarray:
-    """The grey training mean: a float32 array of shape [height * width]."""
+    """The gray training mean: a float32 array of shape [height * width]."""
     # Summed in float64: float32 loses digits over tens of thousands of images.
     return self.train.mean(axis=0, dtype=np.float64).astype(np.float32)
 

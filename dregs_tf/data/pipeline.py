@@ -1,4 +1,4 @@
-"""Turns arrays of grey images into batches, with dynamic binarisation and an exact restart."""
+"""Turns arrays of gray images into batches, with dynamic binarization and an exact restart."""
 
 import numbers
 
@@ -13,13 +13,13 @@ TASKS = ("generative", "structured")
 # Fixed, so that every run evaluates on the same binary images.
 EVAL_SEED = 1810
 
-# Keeps these draws apart from whatever else a program draws from the same seed.
+# Separates these draws from others of a program with the same seed.
 _DATA_STREAM = 0xDA7A
 
-# The generator is named, as the default one depends on the device.
+# The generator is named because the default one depends on the device.
 _ALGORITHM = "philox"
 
-# Evaluation images are binarised this many at a time; part of what fixes their pixels.
+# Evaluation images are binarized this many at a time; their pixels depend on it.
 _EVAL_CHUNK_SIZE = 256
 
 _NUM_PREFETCHED = 4
@@ -50,23 +50,23 @@ def top_and_bottom(flat_images, image_shape: tuple[int, int]):
   return flat_images[..., :cut], flat_images[..., cut:]
 
 
-def binarize(grey, seed) -> tf.Tensor:
-  """Draws binary images whose pixels are 1 with the probability that is the grey value.
+def binarize(gray, seed) -> tf.Tensor:
+  """Draws binary images whose pixels are 1 with the probability that is the gray value.
 
   Args:
-    grey: An array or a Tensor of any shape, with values in [0, 1].
+    gray: An array or a Tensor of any shape, with values in [0, 1].
     seed: An integer, or a stateless seed of shape [2]. The same seed gives the same pixels.
 
   Returns:
-    A float32 Tensor of 0 and 1 with the shape of `grey`. Where `grey` is exactly 0 or 1, so is it.
+    A float32 Tensor of 0 and 1 with the shape of `gray`. It is exact where `gray` is 0 or 1.
 
   Raises:
     ValueError: if the seed is neither.
   """
-  grey = tf.convert_to_tensor(grey, tf.float32)
+  gray = tf.convert_to_tensor(gray, tf.float32)
   # Uniform on [0, 1): never below 0, always below 1.
-  uniform = tf.random.stateless_uniform(tf.shape(grey), _stateless(seed), alg=_ALGORITHM)
-  return tf.cast(uniform < grey, tf.float32)
+  uniform = tf.random.stateless_uniform(tf.shape(gray), _stateless(seed), alg=_ALGORITHM)
+  return tf.cast(uniform < gray, tf.float32)
 
 
 def train_batches(
@@ -82,20 +82,20 @@ def train_batches(
 ) -> tf.data.Dataset:
   """Makes the batches to train on; the batch of a step depends on the seed and the step only.
 
-  So a run that is interrupted and goes on with `start_step` sees the batches it would have seen.
+  A run that is interrupted and resumed at `start_step` thus sees the same batches as otherwise.
   Each epoch goes through the images in its own random order, drawn from the seed and the
-  number of the epoch, and leaves out the remainder that fills no batch. Each step binarises
+  number of the epoch, and leaves out the remainder that fills no batch. Each step binarizes
   its images anew.
 
   Args:
-    images: Grey images, an array of shape [N, H * W] with values in [0, 1].
+    images: Gray images, an array of shape [N, H * W] with values in [0, 1].
     batch_size: The number of images in each batch, at most N.
     seed: An integer, or a stateless seed of shape [2].
     image_shape: The pair (H, W).
     task: "generative" for batches of whole images, "structured" for pairs of halves.
     start_step: The step, counted from 0, whose batch comes first.
     num_steps: The number of batches; endless if None.
-    dynamic_binarization: Whether to binarise; otherwise the images stay grey.
+    dynamic_binarization: Whether to binarize; otherwise the images stay gray.
 
   Returns:
     A Dataset of float32 Tensors of shape [batch_size, H * W], or, for the structured task, of pairs
@@ -103,7 +103,8 @@ def train_batches(
     halves, of shape [batch_size, (H - H // 2) * W].
 
   Raises:
-    DataError: if an argument is none of what it should be; ValueError if the seed is not.
+    DataError: if an argument is not as described.
+    ValueError: if the seed is not.
   """
   images = _checked_images(images, image_shape, task)
   batch_size = _checked_int("batch_size", batch_size, at_least=1)
@@ -161,19 +162,20 @@ def eval_batches(
   in the array, but not on the batch size or the number of images.
 
   Args:
-    images: Grey images, an array of shape [N, H * W] with values in [0, 1].
+    images: Gray images, an array of shape [N, H * W] with values in [0, 1].
     batch_size: The number of images in each batch; the last batch may have fewer.
     image_shape: The pair (H, W).
     task: "generative" for batches of whole images, "structured" for pairs of halves.
-    dynamic_binarization: Whether to binarise; otherwise the images stay grey.
-    seed: An integer, or a stateless seed of shape [2]. To be left alone, except to measure how
-      much an estimate varies with the binarisation.
+    dynamic_binarization: Whether to binarize; otherwise the images stay gray.
+    seed: An integer, or a stateless seed of shape [2]. Change it only to
+      measure how much an estimate varies with the binarization.
 
   Returns:
     A Dataset of float32 Tensors, or pairs of them, shaped as those of `train_batches`.
 
   Raises:
-    DataError: if an argument is none of what it should be; ValueError if the seed is not.
+    DataError: if an argument is not as described.
+    ValueError: if the seed is not.
   """
   images = _checked_images(images, image_shape, task)
   batch_size = _checked_int("batch_size", batch_size, at_least=1)
@@ -189,13 +191,13 @@ def eval_batches(
   return _in_order(batches.prefetch(_NUM_PREFETCHED))
 
 
-def _binarize_in_chunks(grey: np.ndarray, seed) -> np.ndarray:
-  """Binarises images as uint8, a quarter of the memory of the grey ones."""
+def _binarize_in_chunks(gray: np.ndarray, seed) -> np.ndarray:
+  """Binarizes images as uint8, a quarter of the memory of the gray ones."""
   stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)
-  binary = np.empty(grey.shape, np.uint8)
-  for start in range(0, len(grey), _EVAL_CHUNK_SIZE):
-    chunk = grey[start : start + _EVAL_CHUNK_SIZE]
-    # A last chunk is filled up: the draws of a shape say nothing of those of a shorter one.
+  binary = np.empty(gray.shape, np.uint8)
+  for start in range(0, len(gray), _EVAL_CHUNK_SIZE):
+    chunk = gray[start : start + _EVAL_CHUNK_SIZE]
+    # A last chunk is padded: draws of one shape are unrelated to those of a shorter one.
     padding = ((0, _EVAL_CHUNK_SIZE - len(chunk)), (0, 0))
     pixels = binarize(np.pad(chunk, padding), seeds.fold_in(stream, start // _EVAL_CHUNK_SIZE))
     binary[start : start + len(chunk)] = pixels.numpy()[: len(chunk)]

@@ -1,8 +1,7 @@
-"""Loads a data set of grey images by its name or from a file; needs no TensorFlow to import."""
+"""Loads a data set of gray images by its name or from a file; needs no TensorFlow to import."""
 
 import os
 import pathlib
-import stat
 from collections.abc import Callable
 
 import numpy as np
@@ -20,15 +19,15 @@ def _digits(data_dir: str | os.PathLike | None) -> Images:
   del data_dir  # Bundled with the package: there is no folder to choose.
   from sklearn import datasets
 
-  grey = (datasets.load_digits().data / 16.0).astype(np.float32)
-  grey = grey[np.random.RandomState(_DIGITS_SPLIT_SEED).permutation(len(grey))]
-  num_train = len(grey) - _DIGITS_NUM_VALID - _DIGITS_NUM_TEST
+  gray = (datasets.load_digits().data / 16.0).astype(np.float32)
+  gray = gray[np.random.RandomState(_DIGITS_SPLIT_SEED).permutation(len(gray))]
+  num_train = len(gray) - _DIGITS_NUM_VALID - _DIGITS_NUM_TEST
   return Images(
     name="digits",
     description="scikit-learn's bundled 8x8 handwritten digits, fixed random split",
-    train=grey[:num_train],
-    valid=grey[num_train : num_train + _DIGITS_NUM_VALID],
-    test=grey[num_train + _DIGITS_NUM_VALID :],
+    train=gray[:num_train],
+    valid=gray[num_train : num_train + _DIGITS_NUM_VALID],
+    test=gray[num_train + _DIGITS_NUM_VALID :],
     image_shape=(8, 8),
   )
 
@@ -90,21 +89,8 @@ def load(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> 
       f"unknown dataset {os.fspath(name)!r}: it must be one of {', '.join(_NAMED)}, "
       f"or a path to a file ending in {' or '.join(_FILES)}"
     )
-  _check_is_filled_file(path)
-  return read_file(path)
-
-
-def _check_is_filled_file(path: pathlib.Path) -> None:
-  try:
-    status = path.stat()
-  except (FileNotFoundError, NotADirectoryError) as error:
-    raise DataError(f"dataset {path}: there is no such file") from error
-  except (OSError, ValueError) as error:  # ValueError: a NUL character in the path.
-    reason = getattr(error, "strerror", None) or error
-    raise DataError(f"dataset {str(path)!r} cannot be opened: {reason}") from error
-  if stat.S_ISDIR(status.st_mode):
+  if path.is_dir():
     raise DataError(f"dataset {path} is a directory, not a file")
-  if not stat.S_ISREG(status.st_mode):  # A pipe would be waited for, without end.
-    raise DataError(f"dataset {path} is not a regular file")
-  if status.st_size == 0:
-    raise DataError(f"dataset {path} is an empty file")
+  if not path.is_file():
+    raise DataError(f"dataset {path}: there is no such file")
+  return read_file(path)

@@ -46,10 +46,10 @@ def read_mnist(data_dir: str | os.PathLike | None = None) -> Images:
     DataError: if the data are not there and cannot be downloaded, or are damaged.
   """
 
-  def to_grey(pixels):
+  def to_gray(pixels):
     return tf.cast(pixels, tf.float32) / 255.0
 
-  splits = _read("mnist", data_dir, _MNIST_SIZES, to_grey)
+  splits = _read("mnist", data_dir, _MNIST_SIZES, to_gray)
   return Images(
     name="mnist",
     description="MNIST from TFDS, the last 10,000 of TFDS' train split for validation",
@@ -76,22 +76,22 @@ def read_omniglot(data_dir: str | os.PathLike | None = None) -> Images:
     DataError: if the data are not there and cannot be downloaded, or are damaged.
   """
 
-  def to_grey(pixels):
+  def to_gray(pixels):
     ink = 1.0 - tf.cast(pixels, tf.float32) / 255.0
     return tf.clip_by_value(tf.image.resize(ink, _IMAGE_SHAPE, method="area"), 0.0, 1.0)
 
-  splits = _read("omniglot", data_dir, _OMNIGLOT_SIZES, to_grey)
-  grey = np.concatenate([splits["train"], splits["test"]])
-  grey = grey[np.random.RandomState(_OMNIGLOT_SPLIT_SEED).permutation(len(grey))]
-  num_train = len(grey) - _OMNIGLOT_NUM_VALID - _OMNIGLOT_NUM_TEST
+  splits = _read("omniglot", data_dir, _OMNIGLOT_SIZES, to_gray)
+  gray = np.concatenate([splits["train"], splits["test"]])
+  gray = gray[np.random.RandomState(_OMNIGLOT_SPLIT_SEED).permutation(len(gray))]
+  num_train = len(gray) - _OMNIGLOT_NUM_VALID - _OMNIGLOT_NUM_TEST
   return Images(
     name="omniglot",
     description=(
       "Omniglot from TFDS shrunk to 28x28, fixed random split; not the paper's chardata.mat"
     ),
-    train=grey[:num_train],
-    valid=grey[num_train : num_train + _OMNIGLOT_NUM_VALID],
-    test=grey[num_train + _OMNIGLOT_NUM_VALID :],
+    train=gray[:num_train],
+    valid=gray[num_train : num_train + _OMNIGLOT_NUM_VALID],
+    test=gray[num_train + _OMNIGLOT_NUM_VALID :],
     image_shape=_IMAGE_SHAPE,
   )
 
@@ -100,7 +100,7 @@ def _read(
   name: str,
   data_dir: str | os.PathLike | None,
   sizes: dict[str, int],
-  to_grey: Callable[[tf.Tensor], tf.Tensor],
+  to_gray: Callable[[tf.Tensor], tf.Tensor],
 ) -> dict[str, np.ndarray]:
   """Reads the splits of a TFDS data set, downloading it if need be.
 
@@ -108,7 +108,7 @@ def _read(
     name: The name TFDS has for the data set.
     data_dir: As for `read_mnist`.
     sizes: The number of images of each split to read.
-    to_grey: Maps uint8 images [N, height, width, 1] to grey ones [N, 28, 28, 1] in [0, 1].
+    to_gray: Maps uint8 images [N, height, width, 1] to gray ones [N, 28, 28, 1] in [0, 1].
 
   Returns:
     A float32 array [sizes[split], 784] for each split.
@@ -118,7 +118,7 @@ def _read(
   try:
     with _quiet():
       builder = tfds.builder_from_directory(version_dir)
-      return {split: _read_split(builder, split, sizes[split], to_grey) for split in sizes}
+      return {split: _read_split(builder, split, sizes[split], to_gray) for split in sizes}
   except Exception as error:  # Damaged folders make TFDS raise nearly anything.
     raise DataError(
       f"the prepared {name} data in {version_dir} are damaged: {first_line(error)}"
@@ -129,7 +129,7 @@ def _read_split(
   builder: tfds.core.DatasetBuilder,
   split: str,
   size: int,
-  to_grey: Callable[[tf.Tensor], tf.Tensor],
+  to_gray: Callable[[tf.Tensor], tf.Tensor],
 ) -> np.ndarray:
   """Reads one split in TFDS' own fixed order, a bounded number of images at a time."""
   declared = builder.info.splits[split].num_examples
@@ -151,17 +151,17 @@ def _read_split(
       deterministic=True,
     )
     .batch(_READ_BATCH_SIZE)
-    .map(to_grey, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    .map(to_gray, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     .prefetch(1)
   )
-  grey = np.empty((size, _IMAGE_SHAPE[0] * _IMAGE_SHAPE[1]), np.float32)
+  gray = np.empty((size, _IMAGE_SHAPE[0] * _IMAGE_SHAPE[1]), np.float32)
   num_read = 0
   for batch in batches.as_numpy_iterator():
-    grey[num_read : num_read + len(batch)] = batch.reshape(len(batch), -1)
+    gray[num_read : num_read + len(batch)] = batch.reshape(len(batch), -1)
     num_read += len(batch)
   if num_read != size:
     raise DataError(f"split {split!r} holds {num_read} images where {size} were expected")
-  return grey
+  return gray
 
 
 def _data_root(data_dir: str | os.PathLike | None) -> tuple[str, str]:
