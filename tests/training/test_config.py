@@ -5,9 +5,11 @@ import json
 import math
 import pathlib
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
-from dregs_tf import catalogue
+from dregs_tf import bounds, catalogue
 from dregs_tf.training import config
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
@@ -191,3 +193,34 @@ def test_default_directories_tell_runs_apart():
     config.TrainConfig(num_samples=8, num_backward_samples=4),
   ]
   assert len({run.directory for run in runs}) == len(runs)
+
+
+_anything = st.one_of(
+  st.none(),
+  st.booleans(),
+  st.integers(-3, 70),
+  st.integers(),
+  st.floats(allow_nan=True),
+  st.text(max_size=5),
+  st.sampled_from([*config.BOUNDS, *config.TASKS]),
+  st.lists(st.integers(), max_size=2),
+)
+
+
+@hypothesis.settings(max_examples=500, derandomize=True, deadline=None, database=None)
+@hypothesis.given(kind=st.sampled_from([config.TrainConfig, config.EvalConfig]), data=st.data())
+def test_any_configuration_is_valid_or_refused_in_one_line(kind, data):
+  names = st.sampled_from(sorted(kind.__dataclass_fields__))
+  values = data.draw(st.dictionaries(names, _anything, max_size=4))
+  try:
+    settings = kind(**values)
+  except ConfigError as error:
+    assert "\n" not in str(error)
+    assert any(f"--{name}" in str(error) for name in [*values, "num_samples", "logdir"])
+  else:
+    assert settings == kind(**values)
+    assert settings.num_samples >= 1
+    if kind is config.TrainConfig:
+      bounds.check_num_samples(
+        settings.num_samples, bounds.get(settings.bound, **settings.bound_options)
+      )
