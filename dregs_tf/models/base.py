@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import bounds, seeds
+from dregs_tf import bounds, evaluation, seeds
 from dregs_tf.models import (
   batches,
   calls,
@@ -114,7 +114,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     inputs.note_likelihood(self, likelihood, x)
     prior = calls.call(self.prior, context)
     name = type(self).__name__
-    contracts.check_same_dtype(name, prior, z)
+    contracts.check_latents(name, prior, z)
     log_likelihood = likelihood.log_prob(batches.cast_for(likelihood, x))
     return contracts.sum_of_log_probs(name, log_likelihood, prior.log_prob(z), kl_weight)
 
@@ -208,6 +208,8 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       ValueError: if a bound is unknown or not defined for so few samples, or if options do not go
         together.
     """
+    if seed is not None:
+      seeds.stateless(seed)  # Raises if it is none.
     bound, *tracked = (bounds.as_bound(b) for b in (bound, *track_variance))
     for each in (bound, *tracked):
       bounds.check_num_samples(num_samples, each)
@@ -507,6 +509,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       seed: as `bounds.estimate` takes it.
       mean: whether to return the likelihood's mean at each sampled z rather than a draw from it.
     """
+    n = evaluation.check_int("n", n, at_least=1)
     context = self._as_tensors(context)
     seed = seeds.stateless(seed)
     with calls.mode(self, training=False):

@@ -43,7 +43,7 @@ def check_distribution(method: Callable, result) -> None:
 
   Raises:
     TypeError: if it is no distribution.
-    ValueError: if its samples are narrower than float32.
+    ValueError: if its samples are narrower than float32, or a proposal has no batch shape.
   """
   if not hasattr(result, "log_prob"):
     is_tensor = tf.is_tensor(result)
@@ -56,13 +56,30 @@ def check_distribution(method: Callable, result) -> None:
   if not isinstance(result, tfd.JointDistribution):
     for dtype in tf.nest.flatten(result.dtype):
       _check_dtype(_full_name(method), "its samples are", tf.as_dtype(dtype))
+    # With as many samples as examples, samples would take the place of examples.
+    if getattr(method, "__name__", None) == "proposal" and result.batch_shape.rank == 0:
+      raise ValueError(
+        f"{_full_name(method)} must return a distribution of batch shape [batch_size], one for "
+        f"each observation, got batch shape {result.batch_shape}."
+      )
 
 
-def check_same_dtype(name: str, prior, z) -> None:
-  """Raises a ValueError if z has another dtype than the prior, which cannot evaluate it then."""
+def check_latents(name: str, prior, z) -> None:
+  """Raises a ValueError if samples z [num_samples, batch_size, ...] do not fit the prior.
+
+  A prior cannot evaluate another dtype than its own, and another event shape may broadcast.
+  """
   if isinstance(prior, tfd.JointDistribution):
     return
-  dtypes, leaves = tf.nest.flatten(prior.dtype), tf.nest.flatten(z)
+  events = tf.nest.flatten(prior.event_shape)
+  leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(z)]
+  for event, leaf in zip(events, leaves, strict=False):
+    if event.rank and not leaf.shape[2:].is_compatible_with(event):
+      raise ValueError(
+        f"{name}: prior(context) has the event shape {event}, and z, which proposal draws, has the "
+        f"event shape {leaf.shape[2:]}; they must be the same."
+      )
+  dtypes = tf.nest.flatten(prior.dtype)
   for dtype, leaf in zip(dtypes, leaves, strict=False):
     if leaf.dtype.is_floating and tf.as_dtype(dtype) != leaf.dtype:
       raise ValueError(
