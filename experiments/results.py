@@ -245,7 +245,6 @@ def bound_label(settings: config.TrainConfig) -> str:
 _LATE_BOUNDS = {"test bound, late": "test_bound", "train bound, late": "train_bound"}
 _STATISTICS = {
   "proposal gradient variance": "train_proposal_gradient_variance",
-  "its SNR": "train_proposal_gradient_snr",
   "model gradient variance": "train_model_gradient_variance",
 }
 _TRACKED = re.compile(r"train_(?!proposal_|model_)(\w+)_gradient_variance")
@@ -296,10 +295,6 @@ def _table(groups: Sequence[Group]) -> str:
   notes = ["± is the standard deviation over the seeds."]
   if any(title in columns for title in (*_LATE_BOUNDS, *_STATISTICS)):
     notes.append(f"Late, and of gradients: the mean over the last {LAST_PART:.0%} of the steps.")
-  if "its SNR" in columns:
-    notes.append(
-      "SNR: 0.07 is what independent noise has, the mean gradient being a moving average."
-    )
   bounds = {group.settings.bound for group in groups}
   if bounds & {"jvi", "jvi_dreg"}:
     notes.append("JVI's objective is not a bound.")

@@ -3,6 +3,7 @@
 from dregs_tf.models.base import LatentVariableModel
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
 from dregs_tf.models.discrete import DiscreteVAE
+from dregs_tf.models.gradient_snr import GradientSNR
 from dregs_tf.models.structured import StructuredVAE
 from dregs_tf.models.vae import VAE
 
@@ -11,6 +12,7 @@ __all__ = [
   "ConditionalBernoulli",
   "ConditionalNormal",
   "DiscreteVAE",
+  "GradientSNR",
   "LatentVariableModel",
   "StructuredVAE",
 ]

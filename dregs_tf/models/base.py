@@ -191,8 +191,9 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
         seed, as Keras layers do: `keras.utils.set_random_seed` fixes it.
       num_backward_samples: M of at most K; None for all. The bound takes all K samples, its
         gradient a random M of them, heavy ones for certain: cheaper, still unbiased.
-      gradient_statistics: whether to follow variance and signal-to-noise ratio of the gradients of
-        the proposal's and of the model's parameters while training (moving averages, decay 0.99).
+      gradient_statistics: whether to follow the variance of the gradients of the proposal's and of
+        the model's parameters while training (moving averages, decay 0.99), and, with the callback
+        `GradientSNR`, their signal-to-noise ratio.
       track_variance: bounds whose estimators of the proposal's gradient are followed in the same
         way, on the same samples, without training on them.
       adapt_alpha: for dreg_alpha, whether alpha moves while training, from the bound's own value on
@@ -412,16 +413,13 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     batch = batches.split(data, self.float_dtype)
     context, x, _ = batch
     self._build_for(x, context)
-    # With gradient accumulation `iterations` stands still between updates, `_iterations` does not;
-    # of an optimizer that scales the loss, only that of the one inside moves.
-    optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-    step = tf.cast(getattr(optimizer, "_iterations", optimizer.iterations), tf.int32)
+    noise = (steps.TRAIN, steps.number(self))
     part = replicas.part_of_batch(x)
     if not self._calls_checked:
       calls.check(self, x, context)
       self._calls_checked = True
     with calls.averaged_statistics(self, part, batches.size(x)):
-      result = self._replica_gradients(batch, step, part)
+      result = self._replica_gradients(batch, noise, part)
     logs = self._update_metrics(batch, result.values)
     variables = self.trainable_variables
     self.followers.build(variables)
@@ -435,6 +433,26 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       logs["kl_weight"] = tf.convert_to_tensor(steps.kl_weight(self))
     self.optimizer.apply(result.total(), variables)
     return metrics.as_logs(logs)
+
+  def gradient_step(self, data, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
+    """One step of `GradientSNR`: the gradients that are followed, flat, without any update.
+
+    Args:
+      data: a batch; on a replica, its part.
+      numbers: int32 numbers that the noise is drawn for, a vector.
+
+    Returns:
+      Gradients of the bounds' means over the whole batch by name, each a vector.
+    """
+    batch = batches.split(data, self.float_dtype)
+    noise = (steps.MEASURE, *tf.unstack(numbers))
+    result = self._replica_gradients(batch, noise, replicas.part_of_batch(batch.x))
+    return self.followers.vectors(
+      result.bound,
+      result.others,
+      groups=steps.variable_groups(self, batch.x, batch.context),
+      scale=-self.optimizer.scale_loss(tf.ones([])),
+    )
 
   def test_step(self, data) -> dict[str, tf.Tensor]:
     """One step of Keras' `evaluate`: the bound, averaged over examples."""

@@ -1,6 +1,6 @@
 """Follows gradients beside the one that is trained on: tracked bounds, their moments, alpha."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import tensorflow as tf
@@ -101,7 +101,7 @@ class Followers:
       scale: the factor of the gradients, over that of ascent on the mean bound.
 
     Returns:
-      Logs: alpha, and variance and SNR of each gradient that is followed.
+      Logs: alpha, and the variance of each gradient that is followed.
     """
     logs, others = {}, dict(others)
     if self.adaptive_alpha is not None:
@@ -111,21 +111,39 @@ class Followers:
       logs |= self._update_moments({_TRAINED: gradients} | others, groups(), scale)
     return logs
 
+  def vectors(self, gradients, others: dict[str, list], groups, scale: tf.Tensor) -> dict:
+    """Returns the gradients that are followed by their names in logs, each a float32 vector.
+
+    Args:
+      gradients: as `update` takes them, as are the others.
+      others: the gradients of the other bounds.
+      groups: the places of the variables of "proposal" and of "model".
+      scale: the factor of the gradients.
+    """
+    by_name, vectors = {_TRAINED: gradients} | others, {}
+    for report, (name, places) in self.reports(groups).items():
+      parts = [tf.convert_to_tensor(g) for i in places if (g := by_name[name][i]) is not None]
+      vectors[report] = tf.concat([tf.reshape(tf.cast(g, tf.float32), [-1]) for g in parts], axis=0)
+    return dict(zip(vectors, _unscaled(vectors.values(), scale), strict=True))
+
+  def reports(self, groups: dict) -> dict[str, tuple]:
+    """Returns what logs tell: by name, a gradient's own name and the places of its variables."""
+    reports = {name: (name, groups.get("proposal")) for name in self.tracked}
+    if self.gradient_statistics:
+      reports |= {group: (_TRAINED, places) for group, places in groups.items()}
+    return reports
+
   def _update_moments(self, by_name, groups, scale) -> dict[str, tf.Tensor]:
     everywhere = {place for places in groups.values() for place in places}
-    reports = {f"{name}_": (name, groups["proposal"]) for name in self.tracked}
-    if self.gradient_statistics:
-      reports |= {f"{group}_": (_TRAINED, places) for group, places in groups.items()}
     kept = {
       name: [g if i in everywhere else None for i, g in enumerate(by_name[name])]
       for name in self.moments.names
     }
     self.moments.update({name: _unscaled(each, scale) for name, each in kept.items()})
-    logs = {}
-    for prefix, (name, places) in reports.items():
-      variance, snr = self.moments.variance_and_snr(name, places)
-      logs |= {f"{prefix}gradient_variance": variance, f"{prefix}gradient_snr": snr}
-    return logs
+    return {
+      f"{report}_gradient_variance": self.moments.variance(name, places)
+      for report, (name, places) in self.reports(groups).items()
+    }
 
   def _trained(self) -> bounds.Bound:
     if self.adaptive_alpha is None:
@@ -141,8 +159,9 @@ class Followers:
     return tracked | {name: bounds.get(end) for name, end in _ENDS.items()}
 
 
-def _unscaled(gradients: Sequence, scale: tf.Tensor) -> list:
+def _unscaled(gradients: Iterable, scale: tf.Tensor) -> list:
   """Gradients of the mean bound, summed over the replicas, given scaled ones of this replica."""
+  gradients = list(gradients)
   present = [tf.convert_to_tensor(g) for g in gradients if g is not None]
   present = [g / tf.cast(scale, g.dtype) for g in present]
   replica = tf.distribute.get_replica_context()

@@ -1,4 +1,4 @@
-"""Moving averages of gradients and their squares: the variance and SNR that the authors report."""
+"""Moving averages of gradients and their squares: the variance that the authors report."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,13 @@ _DECAY = 0.99
 class GradientMoments(Averages):
   """Exponential moving averages of g and |g|^2 for the gradients of several estimators, debiased.
 
-  Over the coordinates of some variables, variance = mean(m2 - m1^2) and SNR^2 = mean(m1^2) /
-  variance, with averages m1 of g and m2 of g^2 of decay 0.99 (the authors' released code, there
-  without the debiasing). The square of m1 is too large by variance / 199 on average, so that
-  gradients without any signal have an SNR of 0.07. Of m2 the mean alone is needed, so each variable
-  has one number for it.
+  Over the coordinates of some variables, variance = mean(m2 - m1^2), with averages m1 of g and m2
+  of g^2 of decay 0.99 (the authors' released code, there without the debiasing). The square of m1
+  holds about variance / 199 of noise. Of m2 the mean alone is needed, so each variable has one
+  number for it.
+
+  The authors also report mean(m1^2) / variance as a squared signal-to-noise ratio. It is not one:
+  see `GradientSNR`.
 
   Args:
     names: of the estimators.
@@ -49,11 +51,9 @@ class GradientMoments(Averages):
       second = self._second[name]
       second.assign(_DECAY * second + (1 - _DECAY) * tf.stack(squares))
 
-  def variance_and_snr(self, name: str, places: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Variance and SNR, scalars, of one estimator over the variables at these places."""
+  def variance(self, name: str, places: Sequence[int]) -> tf.Tensor:
+    """Returns the variance, a scalar, of one estimator over the variables at these places."""
     size = sum(self._first[name][i].shape.num_elements() for i in places)
     first = sum(tf.reduce_sum((self._first[name][i] / self._mass) ** 2) for i in places) / size
     second = sum(self._second[name][i] for i in places) / (self._mass * size)
-    # Rounding can take a variance below 0.
-    variance = tf.nn.relu(second - first)
-    return variance, tf.sqrt(tf.math.divide_no_nan(first, variance))
+    return tf.nn.relu(second - first)  # Rounding can take a variance below 0.

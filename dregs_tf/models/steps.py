@@ -10,8 +10,8 @@ from dregs_tf.models import batches, calls
 from dregs_tf.models import kl_weight as kl
 from dregs_tf.models.conditional import draws_for_whole_batch
 
-# What a seed is drawn for: training and evaluation never share noise.
-TRAIN, EVALUATE, LOG_LIKELIHOOD = range(3)
+# What a seed is drawn for: these never share noise.
+TRAIN, EVALUATE, LOG_LIKELIHOOD, MEASURE = range(4)
 
 
 class Values(NamedTuple):
@@ -47,17 +47,25 @@ class Gradients(NamedTuple):
     return self.bound if self.losses is None else side_by_side.add(self.bound, self.losses)
 
 
-def gradients_of(model, batch: batches.Batch, step, part) -> Gradients:
+def number(model) -> tf.Tensor:
+  """Returns how many steps a compiled model has taken, an int32 scalar."""
+  # With gradient accumulation `iterations` stands still between updates, `_iterations` does not;
+  # of an optimizer that scales the loss, only that of the one inside moves.
+  optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+  return tf.cast(getattr(optimizer, "_iterations", optimizer.iterations), tf.int32)
+
+
+def gradients_of(model, batch: batches.Batch, noise, part) -> Gradients:
   """Computes the gradients of a training step of a compiled `LatentVariableModel`.
 
   Args:
     model: the model.
     batch: the batch, or the replica's part of it.
-    step: the step's number, an int32 scalar.
+    noise: what to draw noise for: TRAIN and the step's number, or MEASURE and numbers.
     part: the replica's part of the batch, or None.
   """
   # In here, as `fold_in` too draws other numbers with XLA than without.
-  seed = _seed_for(model, TRAIN, step)
+  seed = _seed_for(model, *noise)
   total = batches.size(batch.x) if part is None else part.total
   if model.followers.side_by_side_argument:
     return _gradients_side_by_side(model, batch, seed, part, total)
@@ -172,9 +180,9 @@ def _estimate(model, batch: batches.Batch, seed, part, **options):
   return model.estimate(batch.x, batch.context, **options)
 
 
-def _seed_for(model, purpose: int, step: tf.Tensor) -> tf.Tensor:
+def _seed_for(model, purpose: int, *numbers: tf.Tensor) -> tf.Tensor:
   """Returns a seed for the noise of a step."""
-  return seeds.fold_in(seeds.stateless(model.seed), purpose, step)
+  return seeds.fold_in(seeds.stateless(model.seed), purpose, *numbers)
 
 
 def _scaled(model, losses: tf.Tensor | None) -> tf.Tensor | None:

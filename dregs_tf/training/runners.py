@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dregs_tf import bounds, data, diagnostics, models, output
+from dregs_tf import bounds, data, diagnostics, models, output, seeds
 from dregs_tf.training import callbacks, checks, config, pictures
 from dregs_tf.training.devices import start as start_devices
 from dregs_tf.training.errors import ConfigError
@@ -19,6 +19,9 @@ from dregs_tf.training.run_directory import Run
 
 # Libraries whose versions config.json records; all of them are loaded.
 _VERSIONS = ("dregs_tf", "tensorflow", "keras", "tensorflow_probability")
+
+# How many batches measure the gradients' signal-to-noise ratio, and what their seed is drawn for.
+_NUM_MEASURED, _MEASURED = 50, 1
 
 # Log-weights (samples times images) in a batch when the bound is evaluated.
 _EVAL_ROWS = 12800
@@ -133,11 +136,14 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
   stop = callbacks.StopRequest()
   checkpointing = callbacks.Checkpoints(start_step, settings, stop, devices)
   observers = [callbacks.StopOnNonFinite(start_step, run), checkpointing]
+  if settings.gradient_statistics or settings.track_variance:
+    random_batches = _random_batches(settings, images, devices)
+    observers.insert(1, models.GradientSNR(random_batches, _NUM_MEASURED))
   progress = callbacks.Progress(start_step, settings.max_steps, enabled=devices.is_chief)
   if devices.is_chief:
     example = _example(valid)
     summaries = callbacks.Summaries(start_step, run, example, images.image_shape)
-    observers[1:] = [summaries, checkpointing, progress]
+    observers[-1:] = [summaries, checkpointing, progress]
   if settings.follow_test:
     test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
     batches = devices.distribute(test, _eval_batch_size(settings))
@@ -164,6 +170,25 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
         )
   finally:
     progress.close()
+
+
+def _random_batches(settings, images, devices):
+  """Returns the function of the step that draws batches independently, for measurements at it."""
+
+  def batches(step: int):
+    indices = np.random.default_rng([settings.seed, step]).integers(
+      len(images.train), size=_NUM_MEASURED * settings.batch_size
+    )
+    drawn = data.eval_batches(
+      images.train[indices],
+      settings.batch_size,
+      image_shape=images.image_shape,
+      task=settings.task,
+      seed=seeds.fold_in(seeds.stateless(settings.seed), _MEASURED, step),
+    )
+    return devices.distribute(drawn, settings.batch_size)
+
+  return batches
 
 
 def segments(start: int, end: int, every: int) -> list[tuple[int, int, int]]:

@@ -130,8 +130,6 @@ def _check_statistics(model, steps, groups):
     second = np.average(gradients**2, axis=0, weights=weights)
     variance = np.mean(second - first**2)
     np.testing.assert_allclose(logs[f"{name}_gradient_variance"], variance, rtol=2e-3, atol=1e-9)
-    snr = np.sqrt(np.mean(first**2) / variance)
-    np.testing.assert_allclose(logs[f"{name}_gradient_snr"], snr, rtol=2e-3)
 
 
 @pytest.mark.parametrize(("make", "data", "of_proposal", "of_model"), list(_cases()))
@@ -193,7 +191,6 @@ def test_gradient_statistics_of_a_single_step(seed):
   for name in ("proposal", "model"):
     # The variance of one gradient is 0, also where rounding says otherwise.
     assert 0 <= logs[f"{name}_gradient_variance"] < 1e-6
-    assert not np.isnan(logs[f"{name}_gradient_snr"])
 
 
 def test_gradient_statistics_are_off_unless_asked_for():

@@ -92,7 +92,6 @@ def test_traced_training_goes_on_as_if_not_saved(tmp_path):
   logs = _steps(model, (X,), 3)
   assert _steps(loaded, (X,), 3) == logs
   assert all(logs[-1][f"{name}_gradient_variance"] > 0 for name in ("proposal", "model"))
-  assert all(logs[-1][f"{name}_gradient_snr"] > 0 for name in ("proposal", "model"))
   for actual, expected in zip(loaded.variables, model.variables, strict=True):
     np.testing.assert_array_equal(actual, expected)
 

@@ -73,7 +73,10 @@ for name, options in {
   batches = tf.data.Dataset.from_tensor_slices(x).batch(12)
   # XLA compiles for each size of a batch.
   validation = batches.take(1) if name == "jit" else batches
-  history = model.fit(batches, validation_data=validation, verbose=0, epochs=2).history
+  snr = models.GradientSNR(batches, 2)
+  callbacks = [snr] if "gradient_statistics" in options else []
+  fit = {"validation_data": validation, "callbacks": callbacks, "verbose": 0, "epochs": 2}
+  history = model.fit(batches, **fit).history
   numbers |= {f"{name}/{key}": np.array(values) for key, values in history.items()}
   numbers |= {f"{name}/{i}": value for i, value in enumerate(model.get_weights())}
 np.savez(path, **numbers)
