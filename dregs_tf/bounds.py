@@ -388,18 +388,20 @@ def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_sampl
     )
 
 
-def check_weight(proposal_weight, bound: Bound, num_samples: int) -> None:
+def check_weight(
+  proposal_weight: Any, bound: Bound, num_samples: int, argument: str = "proposal_weight"
+) -> None:
   """Raises unless it is 1, or a number of 0 or more, or a scalar Tensor, that `bound` takes."""
   if isinstance(proposal_weight, numbers.Real) and not isinstance(proposal_weight, bool):
     is_valid = 0 <= float(proposal_weight) < math.inf
   else:
     is_valid = hasattr(proposal_weight, "dtype") and len(proposal_weight.shape) == 0
   if not is_valid:
-    raise ValueError(f"proposal_weight must be 0 or more, got {proposal_weight!r}.")
+    raise ValueError(f"{argument} must be 0 or more, got {proposal_weight!r}.")
   is_one = isinstance(proposal_weight, numbers.Real) and proposal_weight == 1
   if not (is_one or bound.takes_weight(num_samples)):
     raise ValueError(
-      f"proposal_weight must be 1 for {bound.name}, got {proposal_weight!r}: no unbiased gradient "
+      f"{argument} must be 1 for {bound.name}, got {proposal_weight!r}: no unbiased gradient "
       f"of the weighted bound has this form. Use {bound.total.name}."
     )
 

@@ -158,6 +158,11 @@ def without_path(name: str) -> str | None:
   return _WITHOUT_PATH.get(BOUNDS[name].objective)
 
 
+def needs_path(name: str) -> bool:
+  """Returns whether the bound needs reparameterized latents."""
+  return BOUNDS[name].gradient not in ("wake", "vimco", "vimco_star", "ovis", "elbo_loo")
+
+
 def linear_up_to(name: str) -> float:
   """Returns up to how many samples the value is linear in the log-weights: the ELBO's always is."""
   return math.inf if BOUNDS[name].objective == "elbo" else 1

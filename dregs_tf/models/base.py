@@ -218,7 +218,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     kl_weight = kl.KLWeight(kl_weight)
     if not kl_weight.is_one:
       for each in (bound, *tracked):
-        bounds.check_weight(kl_weight.at(tf.constant(0)), each, num_samples)
+        bounds.check_weight(kl_weight.at(tf.constant(0)), each, num_samples, "kl_weight")
     optimizer = keras.optimizers.get(optimizer)
     followers = Followers(
       bound,

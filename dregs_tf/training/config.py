@@ -15,6 +15,7 @@ from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.flags import flag
 
 TASKS = ("generative", "structured")
+MODELS = ("vae", "discrete")
 DISTRIBUTE = ("none", "mirrored", "multi_worker")
 SPLITS = ("train", "valid", "test")
 BOUNDS = tuple(catalogue.BOUNDS)
@@ -137,14 +138,25 @@ class TrainConfig:
   b: float | None = _option_flag("b", float)
   g: float | None = _option_flag("g", float)
   d: float | None = _option_flag("d", float)
+  model: str = flag(
+    "vae", str, "The paper's model with Normal latents, or one with Bernoulli latents.", MODELS
+  )
+  kl_weight: float = flag(1.0, float, "Weight of the KL divergence in training.")
+  kl_warmup_steps: int = flag(
+    0, int, "Steps in which the KL divergence's weight rises from 0 to --kl_weight, linearly."
+  )
 
   def __post_init__(self):
     checks.check_bound("bound", self.bound)
     checks.check_choice("task", self.task, TASKS)
+    checks.check_choice("model", self.model, MODELS)
     checks.check_choice("distribute", self.distribute, DISTRIBUTE)
     for name in ("batch_size", "latent_dim", "max_steps", "summarize_every", "checkpoint_every"):
       checks.check_int(name, getattr(self, name), at_least=1)
     checks.check_int("seed", self.seed, at_least=0)
+    checks.check_int("kl_warmup_steps", self.kl_warmup_steps, at_least=0)
+    if not (_is_number(self.kl_weight) and 0 <= self.kl_weight < math.inf):
+      raise ConfigError(f"--kl_weight must be a number of 0 or more, got {self.kl_weight!r}.")
     if not (_is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
       raise ConfigError(f"--learning_rate must be a positive number, got {self.learning_rate!r}.")
     self._check_tracked()
@@ -153,6 +165,7 @@ class TrainConfig:
       self._check_option(option)
     self._check_adapted_alpha()
     self._check_num_samples()
+    self._check_model()
     if self.num_devices is not None:
       if self.distribute != "mirrored":
         raise ConfigError(
@@ -162,6 +175,20 @@ class TrainConfig:
       checks.check_int("num_devices", self.num_devices, at_least=1)
     if self.freeze_model and not self.init_from:
       raise ConfigError("--freeze_model needs --init_from, the run whose model is kept.")
+
+  def _check_model(self) -> None:
+    if self.model == "vae":
+      return
+    if self.task != "generative":
+      raise ConfigError(f"--model={self.model} needs --task=generative, got --task={self.task}.")
+    for i, bound in enumerate(self._bounds):
+      if catalogue.needs_path(bound):
+        name = "track_variance" if i else "bound"
+        allowed = ", ".join(each for each in BOUNDS if not catalogue.needs_path(each))
+        raise ConfigError(
+          f"--{name} must be one of {allowed} for --model={self.model}, got {bound!r}: its latents "
+          "have no path."
+        )
 
   def _check_tracked(self) -> None:
     if self.track_variance == "":  # This is how a flag takes back what a flagfile has set.
@@ -297,7 +324,10 @@ class TrainConfig:
       samples += f"-{self.num_backward_samples}"
     if self.freeze_model:
       samples += "_frozen"
-    name = f"{data}_{self.task}_{self.bound}{options}_{samples}_seed{self.seed}"
+    kind = self.task if self.model == "vae" else self.model
+    if (self.kl_weight, self.kl_warmup_steps) != (1, 0):
+      samples += f"_kl{self.kl_weight:g}-{self.kl_warmup_steps}"
+    name = f"{data}_{kind}_{self.bound}{options}_{samples}_seed{self.seed}"
     return pathlib.Path("runs") / name
 
   def check_resumes(self, saved: "TrainConfig", step: int = 0) -> None:

@@ -112,7 +112,13 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
     means = data.top_and_bottom(images.mean, images.image_shape)
     model = models.StructuredVAE(*means, latent_dim=settings.latent_dim)
   else:
-    model = models.VAE(images.mean, latent_dim=settings.latent_dim)
+    kind = {"vae": models.VAE, "discrete": models.DiscreteVAE}[settings.model]
+    model = kind(images.mean, latent_dim=settings.latent_dim)
+  kl_weight = settings.kl_weight
+  if settings.kl_warmup_steps:
+    kl_weight = keras.optimizers.schedules.PolynomialDecay(
+      0.0, settings.kl_warmup_steps, end_learning_rate=kl_weight
+    )
   model.compile(
     optimizer=keras.optimizers.Adam(settings.learning_rate, epsilon=1e-8),
     bound=bounds.get(settings.bound, **settings.bound_options),
@@ -123,6 +129,7 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
     track_variance=[bounds.get(name, **o) for name, o in settings.tracked_bounds.items()],
     adapt_alpha=settings.adapt_alpha,
     freeze_model=settings.freeze_model,
+    kl_weight=kl_weight,
     jit_compile=settings.jit_compile,
   )
   return model

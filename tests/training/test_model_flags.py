@@ -1,0 +1,84 @@
+"""Tests of --model, --kl_weight and --kl_warmup_steps, and of bounds' options as flags."""
+
+import json
+
+import pytest
+
+from dregs_tf import bounds, catalogue
+from dregs_tf.proposals import Requirement
+from dregs_tf.training import config
+from dregs_tf.training.errors import ConfigError
+from tests import binaries
+
+SMALL = ["--max_steps=4", "--summarize_every=2", "--checkpoint_every=2", "--num_samples=6"]
+SMALL += ["--latent_dim=3", "--jit_compile=false"]
+
+
+def test_which_bounds_need_a_path():
+  for name in bounds.names():
+    needs = Requirement.PATH in bounds.get(name).gradient.requirement
+    assert catalogue.needs_path(name) == needs, name
+
+
+@pytest.mark.parametrize(
+  "fields,words",
+  [
+    ({"model": "flow"}, ["--model", "'flow'", "discrete"]),
+    ({"model": "discrete"}, ["--bound", "'iwae_dreg'", "vimco_star", "--model=discrete"]),
+    (
+      {"model": "discrete", "bound": "rws", "track_variance": "vimco,stl"},
+      ["--track_variance", "'stl'"],
+    ),
+    (
+      {"model": "discrete", "bound": "rws", "task": "structured"},
+      ["--model=discrete", "--task=structured"],
+    ),
+    ({"kl_weight": -1.0}, ["--kl_weight", "-1.0"]),
+    ({"kl_weight": float("nan")}, ["--kl_weight", "nan"]),
+    ({"kl_warmup_steps": -1}, ["--kl_warmup_steps", "-1"]),
+  ],
+)
+def test_bad_values_are_refused(fields, words):
+  with pytest.raises(ConfigError) as error:
+    config.TrainConfig(**fields)
+  assert all(word in str(error.value) for word in words)
+
+
+def test_directories_tell_models_and_weights_apart():
+  names = {
+    config.TrainConfig(**fields).directory.name
+    for fields in (
+      {},
+      {"kl_weight": 0.5},
+      {"kl_warmup_steps": 10},
+      {"bound": "rws"},
+      {"bound": "rws", "model": "discrete"},
+    )
+  }
+  assert len(names) == 5
+  assert "digits_generative_iwae_dreg_K64_seed0" in names
+
+
+@pytest.mark.parametrize(
+  "flags",
+  [
+    ["--model=discrete", "--bound=vimco_star", "--track_variance=vimco"],
+    ["--kl_weight=0.5", "--kl_warmup_steps=3"],
+    ["--bound=vr_iwae_dreg", "--alpha=0.3"],
+    ["--bound=tvo_dreg", "--betas=0,0.2,1"],
+  ],
+  ids=lambda flags: flags[0],
+)
+def test_they_train_resume_and_evaluate(flags, tmp_path):
+  arguments = [*SMALL, *flags, f"--logdir={tmp_path}"]
+  assert binaries.run("train.py", *arguments, "--max_steps=2") == 0
+  assert binaries.run("train.py", *arguments) == 0
+  assert json.loads((tmp_path / "result.json").read_text())["step"] == 4
+  assert binaries.run("eval.py", f"--logdir={tmp_path}", "--num_samples=20") == 0
+
+
+def test_a_weight_that_a_bound_does_not_take(tmp_path, capsys):
+  arguments = [*SMALL, "--bound=rws", "--kl_weight=0.5", f"--logdir={tmp_path}"]
+  assert binaries.run("train.py", *arguments) == 1
+  error = capsys.readouterr().err
+  assert "kl_weight must be 1 for rws, got 0.5" in error
