@@ -104,9 +104,10 @@ def discrete_parts(proposal: tfd.Distribution, bound_name: str) -> tuple[bool, .
       raise ValueError(f"proposal: {name} has parts of its own, some reparameterized and some not.")
     is_discrete.append(own == {False})
     paths = [n for (n, _), discrete in zip(graph, is_discrete, strict=False) if not discrete]
-    if own == {False} and (dependent := [parent for parent in parents if parent in paths]):
+    moved = [parent for parent in parents if parent in paths]
+    if own == {False} and moved:
       raise ValueError(
-        f"proposal: {name} is not reparameterized and depends on {dependent[0]}, which is: its "
+        f"proposal: {name} is not reparameterized and depends on {moved[0]}, which is: its "
         f"score would carry a path, which {bound_name} does not have. Draw {name} first."
       )
   return tuple(is_discrete)
