@@ -40,6 +40,15 @@ _TEST_REQUIRES = [
 ]
 
 
+# What builds the site of docs/.
+_DOCS_REQUIRES = [
+  "latex2mathml>=3.81.1,<4",
+  "mkdocs>=1.6.1,<2",
+  "mkdocstrings[python]>=1.0.8,<2",
+  "pymdown-extensions>=13.1,<14",
+]
+
+
 # What `python -m benchmarks.train_step` compares with, where it is there.
 _BENCHMARKS_REQUIRES = ["jax>=0.10.2,<0.11", "torch>=2.13.0,<2.14"]
 
@@ -72,7 +81,11 @@ setuptools.setup(
   packages=setuptools.find_packages(include=["dregs_tf", "dregs_tf.*"]),
   python_requires=">=3.11",
   install_requires=_INSTALL_REQUIRES,
-  extras_require={"benchmarks": _BENCHMARKS_REQUIRES, "test": _TEST_REQUIRES},
+  extras_require={
+    "benchmarks": _BENCHMARKS_REQUIRES,
+    "docs": _DOCS_REQUIRES,
+    "test": _TEST_REQUIRES,
+  },
   classifiers=[
     "Intended Audience :: Science/Research",
     "Operating System :: POSIX",

@@ -198,8 +198,7 @@ class ConditionalNormal(_Conditional):
   Args:
     event_size: the Normal's number of coordinates.
     hidden_units: the sizes of the hidden layers.
-    activation: of the hidden layers.
-    **kwargs: of a Keras layer.
+    **kwargs: `activation` of the hidden layers ("tanh"), and those of a Keras layer.
   """
 
   def __init__(self, event_size: int, hidden_units: Sequence[int] = (200, 200), **kwargs):
@@ -220,8 +219,7 @@ class ConditionalBernoulli(_Conditional):
       top of the trainable bias that starts at 0. None adds nothing.
     event_size: the number of Bernoullis; needed where there is no mean.
     hidden_units: the sizes of the hidden layers.
-    activation: of the hidden layers.
-    **kwargs: of a Keras layer.
+    **kwargs: `activation` of the hidden layers ("tanh"), and those of a Keras layer.
   """
 
   def __init__(

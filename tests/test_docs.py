@@ -1,0 +1,112 @@
+"""Tests that the README and the documentation show what runs, and list what there is."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from dregs_tf import bounds, config
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+TUTORIALS = sorted(path.name for path in (ROOT / "docs" / "tutorials").glob("*.ipynb"))
+
+# What makes an example take long, and what it is replaced by.
+REDUCED = {
+  r"\bepochs=\d+": "epochs=1",
+  r"\bnum_samples=\d{3,}": "num_samples=40",
+  r"\bnum_samples=\[2, 8, 64\]": "num_samples=[2, 8]",
+  r"\brange\(100\)": "range(3)",
+}
+
+
+def read(name: str) -> str:
+  return (ROOT / name).read_text("utf-8")
+
+
+def python_blocks(name: str) -> list[str]:
+  return re.findall(r"^```python\n(.*?)^```", read(name), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+  """Gives a folder to write into and 340 of the digits; XLA, which compiles slowly, is off."""
+  monkeypatch.chdir(tmp_path)
+  load = datasets.load_digits
+
+  def load_digits(return_X_y=False):  # noqa: N803
+    images, labels = load(return_X_y=True)
+    if return_X_y:
+      return images[:340], labels[:340]
+    digits = load()
+    digits.data = images[:340]
+    return digits
+
+  monkeypatch.setattr(datasets, "load_digits", load_digits)
+  monkeypatch.setattr("keras.src.trainers.trainer.model_supports_jit", lambda model: False)
+
+
+def run(blocks: list[str], name: str) -> dict:
+  """Runs code blocks one after another, with small settings; returns their names."""
+  names = {"__name__": name}
+  for number, block in enumerate(blocks, start=1):
+    for pattern, replacement in REDUCED.items():
+      block = re.sub(pattern, replacement, block)
+    exec(compile(block, f"{name}, block {number}", "exec"), names)
+  return names
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
+def test_the_code_of_a_page_runs(page, small):
+  run(python_blocks(page), page)
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_runs(name, small):
+  notebook = json.loads(read(f"docs/tutorials/{name}"))
+  cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+  assert all(cell["execution_count"] for cell in cells)  # Its outputs are kept.
+  run(["".join(cell["source"]) for cell in cells], name)
+
+
+def test_the_model_of_the_readme_learns(small):
+  model = run(python_blocks("README.md")[:1], "README.md")["MyVAE"]()
+  model.compile("adam")
+  x = np.random.default_rng(0).integers(0, 2, (40, 64)).astype("float32")
+  history = model.fit(x, batch_size=10, epochs=3, verbose=0).history["bound"]
+  assert history[-1] > history[0]
+
+
+def test_the_readme_names_every_bound():
+  table = re.search(r"^\| objective \|.*?\n\n", read("README.md"), flags=re.DOTALL | re.MULTILINE)
+  assert sorted(re.findall(r"`([a-z_]+)`", table[0])) == sorted(bounds.names())
+
+
+def test_the_table_of_bounds():
+  rows = re.findall(r"^\| `(\w+)`.*\| (yes|no) \|", read("docs/which_objective.md"), re.MULTILINE)
+  is_unbiased = {name: bounds.get(name).is_unbiased(num_samples=8) for name in bounds.names()}
+  assert {name: answer == "yes" for name, answer in rows} == is_unbiased
+  assert [name for name, _ in rows] == list(bounds.names())
+
+
+def test_every_flag_is_listed():
+  listed = re.findall(r"^\| `--(\w+)`", read("docs/flags.md"), flags=re.MULTILINE)
+  assert set(listed) == set(config.TrainConfig.__dataclass_fields__) | {"debug"}
+
+
+def test_the_map_of_the_code_names_files_that_exist():
+  paths = re.findall(r"`((?:dregs_tf|experiments|bin|docs|tests)/[\w./]*)`", read("README.md"))
+  assert paths
+  assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_pages_and_pictures_exist(page):
+  links = re.findall(r"\]\((?!https?:)([^)#]+)", read(page))
+  folder = (ROOT / page).parent
+  notebooks = {link: link.removesuffix(".md") + ".ipynb" for link in links if "tutorials/" in link}
+  missing = [link for link in links if not (folder / notebooks.get(link, link)).exists()]
+  assert missing == []
