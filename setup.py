@@ -31,6 +31,8 @@ _TEST_REQUIRES = [
   "h5py>=3.11.0,<4",
   "hypothesis>=6.100.8,<7",
   "mpmath>=1.3.0,<1.5",
+  # Not imported: the type checker. A new version may find more.
+  "mypy>=2.4.1,<2.5",
   "packaging>=24.0,<27",
   "pytest>=8.2.2,<10",
   # Not imported: `pytest -n`.
@@ -79,6 +81,7 @@ setuptools.setup(
   license="Apache-2.0",
   license_files=["LICENSE"],
   packages=setuptools.find_packages(include=["dregs_tf", "dregs_tf.*"]),
+  package_data={"dregs_tf": ["py.typed"]},
   python_requires=">=3.11",
   install_requires=_INSTALL_REQUIRES,
   extras_require={

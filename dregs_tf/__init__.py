@@ -1,6 +1,38 @@
-"""Doubly reparameterised gradient estimators for Monte Carlo objectives, in TensorFlow."""
+"""Doubly reparameterized gradient estimators for Monte Carlo objectives, in TensorFlow.
+
+The second reparameterization of Tucker, Lawson, Gu and Maddison (ICLR 2019,
+https://arxiv.org/abs/1810.04152) for any multi-sample bound, in one evaluation of the model.
+
+Estimators, for a model of your own:
+  bounds              the bounds by name, and `estimate`, which turns one into a gradient
+  importance_weights  functions of log-weights: log-mean, normalization, effective sample size
+  gradients           stopped parameters and gated samples, from which the estimators are made
+  stop_parameters     a distribution with its parameters stopped
+  PathOnly            the same for a distribution whose parameters are out of reach
+
+Around them:
+  models              Keras models that train on a bound with `compile` and `fit`
+  diagnostics         compares estimators of one gradient: variance, signal-to-noise ratio, bias
+  data                data sets and batches
+  training            training runs and their evaluation, as the commands start them
+
+Everything is loaded when it is first used.
+"""
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from dregs_tf import (
+    bounds,
+    data,
+    diagnostics,
+    gradients,
+    importance_weights,
+    models,
+    training,
+  )
+  from dregs_tf.gradients import PathOnly, stop_parameters
 
 __version__ = "0.1.0"
 
@@ -16,15 +48,18 @@ __all__ = [
   "training",
 ]
 
+# Where the names are that are no modules.
+_HOMES = {"PathOnly": "gradients", "stop_parameters": "gradients"}
 
-# Loaded at first use: `bin/train.py --help` must not wait for TensorFlow.
-def __getattr__(name: str):
-  if name in ("PathOnly", "stop_parameters"):
-    return getattr(importlib.import_module("dregs_tf.gradients"), name)
+
+# `dregs-train --help` must not wait for TensorFlow.
+def __getattr__(name: str) -> Any:
+  if name in _HOMES:
+    return getattr(importlib.import_module(f"dregs_tf.{_HOMES[name]}"), name)
   if name in __all__:
     return importlib.import_module(f"dregs_tf.{name}")
   raise AttributeError(f"module 'dregs_tf' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
   return sorted([*globals(), *__all__])

@@ -149,7 +149,7 @@ class Bound:
 
   @tf.autograph.experimental.do_not_convert
   def value_and_coefficients(
-    self, log_weights: tf.Tensor, proposal_weight=1
+    self, log_weights: tf.Tensor, proposal_weight: float | tf.Tensor = 1
   ) -> tuple[tf.Tensor, Coefficients]:
     """Returns `value` and `coefficients` at the cost of one; both are stopped.
 
@@ -169,7 +169,7 @@ class Bound:
     return tf.stop_gradient(value), Coefficients(*map(tf.stop_gradient, coefficients))
 
   def value_and_factors(
-    self, drawn: evaluation.Draw, log_weights: tf.Tensor, proposal_weight=1
+    self, drawn: evaluation.Draw, log_weights: tf.Tensor, proposal_weight: float | tf.Tensor = 1
   ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
     """Returns the value, and a, b and c, and where only some latents have a path, c of the others.
 
@@ -190,7 +190,7 @@ def names() -> tuple[str, ...]:
   return tuple(catalogue.BOUNDS)
 
 
-def get(name: str, **options) -> Bound:
+def get(name: str, **options: Any) -> Bound:
   """Returns the published bound called `name`.
 
   Args:
@@ -297,10 +297,10 @@ def estimate(
   target_log_prob_fn: Callable[[Any], tf.Tensor],
   proposal: tfd.Distribution,
   num_samples: int,
-  seed=None,
-  stopped_proposal=None,
+  seed: seeds.Seed = None,
+  stopped_proposal: tfd.Distribution | None = None,
   num_backward_samples: int | None = None,
-  proposal_weight=1.0,
+  proposal_weight: float | tf.Tensor = 1.0,
 ) -> Estimate:
   """Estimates a bound and its gradient for each example with one evaluation of the model.
 
@@ -395,7 +395,7 @@ def check_weight(
   if isinstance(proposal_weight, numbers.Real) and not isinstance(proposal_weight, bool):
     is_valid = 0 <= float(proposal_weight) < math.inf
   else:
-    is_valid = hasattr(proposal_weight, "dtype") and len(proposal_weight.shape) == 0
+    is_valid = getattr(proposal_weight, "shape", None) == ()
   if not is_valid:
     raise ValueError(f"{argument} must be 0 or more, got {proposal_weight!r}.")
   is_one = isinstance(proposal_weight, numbers.Real) and proposal_weight == 1

@@ -47,7 +47,7 @@ class Draw(NamedTuple):
     """Whether some parts are reparameterized, and some are not."""
     return bool(self.is_discrete)
 
-  def with_discrete_stopped(self, samples):
+  def with_discrete_stopped(self, samples: Any):
     """Returns the samples with no gradient through the parts that are not reparameterized."""
     if not self.is_mixed:
       return samples
@@ -58,7 +58,7 @@ class Draw(NamedTuple):
     ]
     return self.proposal._model_unflatten(stopped)
 
-  def log_probs_by_kind(self, samples) -> list[tf.Tensor]:
+  def log_probs_by_kind(self, samples: Any) -> list[tf.Tensor]:
     """Returns log q of the reparameterized parts, and of the others, given their parents."""
     parts = self._parts(self.proposal.log_prob_parts(samples))
     return [
@@ -73,7 +73,7 @@ class Draw(NamedTuple):
 
 
 def draw(
-  proposal,
+  proposal: tfd.Distribution,
   num_samples: int,
   seed: tf.Tensor,
   *,
@@ -152,7 +152,7 @@ def same_shape(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tuple[tf
 
 
 def stopped_log_weights(
-  log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int, weight=1
+  log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int, weight: float | tf.Tensor = 1
 ) -> tf.Tensor:
   """Returns log p - weight log q, [num_samples, batch_size], stopped, with axis 0 of known size.
 
@@ -172,7 +172,11 @@ def at_least_float32(log_prob: tf.Tensor) -> tf.Tensor:
 
 
 def log_weights_without_recording(
-  target_log_prob_fn: Callable[[Any], tf.Tensor], proposal, samples, num_samples: int, weight=1
+  target_log_prob_fn: Callable[[Any], tf.Tensor],
+  proposal: tfd.Distribution,
+  samples: Any,
+  num_samples: int,
+  weight: float | tf.Tensor = 1,
 ) -> tf.Tensor:
   """Computes the log-weights alone, [num_samples, batch_size]; at most 256 samples at a time."""
   samples = tf.nest.map_structure(tf.stop_gradient, samples)
@@ -206,7 +210,10 @@ def log_weights_without_recording(
 
 
 def log_likelihood(
-  target_log_prob_fn: Callable[[Any], tf.Tensor], proposal, num_samples: int, seed=None
+  target_log_prob_fn: Callable[[Any], tf.Tensor],
+  proposal: tfd.Distribution,
+  num_samples: int,
+  seed: seeds.Seed = None,
 ) -> tf.Tensor:
   """Estimates log p(x) in nats by the bound L_K with K = num_samples, streamed over samples.
 
@@ -278,7 +285,7 @@ def _not_recorded():
   return tf.init_scope() if tf.executing_eagerly() else contextlib.nullcontext()
 
 
-def check_int(name: str, value, at_least: int) -> int:
+def check_int(name: str, value: Any, at_least: int) -> int:
   """Returns `value` as an int; raises unless it is one of at least `at_least`; `name` names it."""
   if isinstance(value, bool) or not hasattr(value, "__index__"):
     raise TypeError(f"{name} must be an int, got {value!r}.")

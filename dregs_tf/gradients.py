@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,7 @@ tfb = tfp.bijectors
 tfd = tfp.distributions
 
 
-def gate(samples) -> tuple[object, Callable[[tf.Tensor], None]]:
+def gate(samples: Any) -> tuple[object, Callable[[tf.Tensor], None]]:
   """The samples, with a gradient that a ratio chosen later scales sample by sample.
 
   This is how one evaluation of log p(x, z) serves both marks of the paper's Eqs. 11-17: weighed by
@@ -108,7 +109,7 @@ class PathOnly:
   def __init__(self, distribution: tfd.Distribution):
     self._distribution = distribution
 
-  def log_prob(self, samples) -> tf.Tensor:
+  def log_prob(self, samples: Any) -> tf.Tensor:
     """log q(samples); its gradient flows into `samples`, never into the parameters."""
     leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(samples)]
 
@@ -225,13 +226,13 @@ def _describe(value) -> str:
   return f"{kind} {getattr(value, '__qualname__', None) or repr(value)}"
 
 
-def watch(tape: tf.GradientTape, samples) -> None:
+def watch(tape: tf.GradientTape, samples: Any) -> None:
   """Has the tape record what becomes of samples, as far as they are differentiable."""
   tape.watch([leaf for leaf in tf.nest.flatten(samples) if leaf.dtype.is_floating])
 
 
 def of_loss(
-  tape: tf.GradientTape, loss: tf.Tensor | None, variables: Sequence, seen, samples
+  tape: tf.GradientTape, loss: tf.Tensor | None, variables: Sequence, seen: Any, samples: Any
 ) -> list[tf.Tensor | None] | None:
   """Computes the gradient of a loss that was added while log p(x, z) was evaluated.
 

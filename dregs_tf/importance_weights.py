@@ -5,11 +5,12 @@ weight 0. NaN and +inf are not hidden: they make the result NaN (or +inf).
 """
 
 import numbers
+from typing import Any
 
 import tensorflow as tf
 
 
-def as_scalar(value, dtype: tf.DType):
+def as_scalar(value: Any, dtype: tf.DType):
   """Returns a number as it is, with all its digits, a scalar Tensor or Variable cast to `dtype`."""
   return value if isinstance(value, numbers.Real) else tf.cast(value, dtype)
 

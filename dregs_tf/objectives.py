@@ -56,7 +56,7 @@ def _largest(log_weights: tf.Tensor) -> tf.Tensor:
   return tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
 
 
-def vr_iwae(log_weights: tf.Tensor, alpha) -> Terms:
+def vr_iwae(log_weights: tf.Tensor, alpha: float | tf.Tensor) -> Terms:
   """Computes the VR-IWAE bound 1/(1-alpha) log (1/K) sum_i w_i^(1-alpha).
 
   L_K at alpha = 0, the mean ELBO at 1 (Daudel et al. 2023, https://arxiv.org/abs/2210.06226).
@@ -76,7 +76,7 @@ def vr_iwae(log_weights: tf.Tensor, alpha) -> Terms:
   return Terms(largest + value, weights, (1 - s) * weights + s * weights**2, s * difference)
 
 
-def ciwae(log_weights: tf.Tensor, beta) -> Terms:
+def ciwae(log_weights: tf.Tensor, beta: float | tf.Tensor) -> Terms:
   """Computes beta times the mean ELBO plus 1 - beta times L_K (Rainforth et al. 2018).
 
   Args:

@@ -66,7 +66,7 @@ class Progress:
 
 
 def write_csv(
-  path,
+  path: str | os.PathLike,
   rows: Sequence[Mapping],
   columns: Sequence[str] | None = None,
   *,

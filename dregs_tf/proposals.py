@@ -10,6 +10,7 @@ import enum
 import numbers
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -52,7 +53,7 @@ _ONTO_INTERVAL = (tfb.NormalCDF, tfb.Sigmoid, tfb.SoftClip, tfb.SoftmaxCentered,
 _WRONG_SAMPLE_GRADIENTS = (tfd.InverseGaussian, tfd.TruncatedNormal)
 
 
-def unwrap(proposal) -> tfd.Distribution:
+def unwrap(proposal: Any) -> tfd.Distribution:
   """Returns the distribution inside wrappers of TFP that put off making it, or the proposal itself.
 
   `tfp.experimental.vi.build_*_surrogate_posterior`, `make_trainable` and layers of `tfp.layers`

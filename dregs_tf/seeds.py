@@ -9,12 +9,15 @@ Noise is cheap next to the model, and no communication is needed.
 import contextlib
 import contextvars
 import operator
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import tensorflow as tf
 
 _INT32 = 2**32
+
+# What `stateless` takes.
+Seed: TypeAlias = int | Sequence[int] | tf.Tensor | None
 
 
 class Part(NamedTuple):
@@ -38,7 +41,7 @@ def words(seed: int) -> list[int]:
   return [word - _INT32 if word >= _INT32 // 2 else word for word in unsigned]
 
 
-def stateless(seed) -> tf.Tensor:
+def stateless(seed: Seed) -> tf.Tensor:
   """An int, a stateless seed or None as an int32 Tensor of shape [2].
 
   Args:
@@ -52,24 +55,25 @@ def stateless(seed) -> tf.Tensor:
   if seed is None:
     return tf.random.uniform([2], minval=tf.int32.min, maxval=tf.int32.max, dtype=tf.int32)
   try:
-    value = operator.index(seed)
+    value = operator.index(seed)  # type: ignore[arg-type]
   except TypeError:
     pass
   else:
     return tf.constant(words(value), tf.int32)
   allowed = "an int, an integer Tensor of shape [2], or None"
   try:
-    seed = tf.convert_to_tensor(seed)
+    tensor = tf.convert_to_tensor(seed)
   except (TypeError, ValueError) as error:
     raise ValueError(f"seed must be {allowed}, got {seed!r}.") from error
-  if seed.dtype.is_integer and seed.shape.rank == 0:
-    return tf.bitcast(tf.cast(seed, tf.int64), tf.int32)  # the low word first, as `words` has it
-  if not seed.dtype.is_integer or not seed.shape.is_compatible_with([2]):
-    raise ValueError(f"seed must be {allowed}, got dtype {seed.dtype.name}, shape {seed.shape}.")
-  return tf.cast(seed, tf.int32)
+  if tensor.dtype.is_integer and tensor.shape.rank == 0:
+    return tf.bitcast(tf.cast(tensor, tf.int64), tf.int32)  # the low word first, as `words` has it
+  if not tensor.dtype.is_integer or not tensor.shape.is_compatible_with([2]):
+    dtype, shape = tensor.dtype.name, tensor.shape
+    raise ValueError(f"seed must be {allowed}, got dtype {dtype}, shape {shape}.")
+  return tf.cast(tensor, tf.int32)
 
 
-def fold_in(seed: tf.Tensor, *data) -> tf.Tensor:
+def fold_in(seed: tf.Tensor, *data: int | tf.Tensor) -> tf.Tensor:
   """A new stateless seed, of shape [2], for each combination of `seed` and the integers `data`."""
   for value in data:
     seed = tf.random.experimental.stateless_fold_in(seed, value)
@@ -77,7 +81,7 @@ def fold_in(seed: tf.Tensor, *data) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def noise_of(part: Part | None, seed, *, shared: bool):
+def noise_of(part: Part | None, seed: Seed, *, shared: bool):
   """Makes the noise drawn inside the replica's own; yields the seed to draw it with.
 
   Args:

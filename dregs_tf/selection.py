@@ -25,7 +25,7 @@ import tensorflow as tf
 from dregs_tf import seeds
 
 
-def select(coefficients, num_chosen: int, seed: tf.Tensor):
+def select(coefficients: tuple[tf.Tensor, ...], num_chosen: int, seed: tf.Tensor):
   """Which samples to record, and their coefficients divided by their probabilities.
 
   Args:

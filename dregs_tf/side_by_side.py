@@ -62,7 +62,7 @@ def differentiate(
   scale: float | tf.Tensor = 1.0,
   with_model: bool = True,
   added_loss: Callable[[], tf.Tensor | None] | None = None,
-  proposal_weight=1,
+  proposal_weight: float | tf.Tensor = 1,
 ) -> Gradients:
   """Computes gradients of sum_b scale * bound_b over the batch, for several bounds at once.
 

@@ -6,7 +6,7 @@ parameters receive a and the path receives b, shared parameters included.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -35,7 +35,12 @@ class Densities(NamedTuple):
 
 
 def evaluate(
-  gradient: Gradient, target_log_prob_fn, drawn, stopped_proposal, samples, num_samples
+  gradient: Gradient,
+  target_log_prob_fn: Callable[[Any], tf.Tensor],
+  drawn: evaluation.Draw,
+  stopped_proposal: tfd.Distribution | None,
+  samples: Any,
+  num_samples: int,
 ) -> Densities:
   """Evaluates the model once."""
   proposal = drawn.proposal
@@ -63,7 +68,9 @@ def _alike(log_p, log_q, scores, num_samples, set_ratio=None) -> Densities:
   return Densities(log_p, log_q, [tf.cast(score, log_p.dtype) for score in scores], set_ratio)
 
 
-def terms(densities: Densities, coefficients, weight) -> tf.Tensor:
+def terms(
+  densities: Densities, coefficients: Sequence[tf.Tensor], weight: float | tf.Tensor
+) -> tf.Tensor:
   """Returns a log p - weight b log q^ + c log q~, [num_samples, batch_size]."""
   a, b, *c = coefficients
   log_p, log_q, scores, set_ratio = densities

@@ -28,7 +28,7 @@ IMPORTED_BY_OTHERS = {
   "importlib-resources": "TensorFlow Datasets, when it downloads",
   "tensorboard": "tf.summary",
 }
-COMMANDS = {"pytest-xdist": "pytest -n", "ruff": "the linter"}
+COMMANDS = {"mypy": "the type checker", "pytest-xdist": "pytest -n", "ruff": "the linter"}
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ _EVAL_CHUNK_SIZE = 256
 _NUM_PREFETCHED = 4
 
 
-def top_and_bottom(flat_images, image_shape: tuple[int, int]):
+def top_and_bottom(flat_images: np.ndarray | tf.Tensor, image_shape: tuple[int, int]):
   """Splits images in halves: structured prediction predicts the bottom from the top.
 
   Args:
@@ -50,7 +50,7 @@ def top_and_bottom(flat_images, image_shape: tuple[int, int]):
   return flat_images[..., :cut], flat_images[..., cut:]
 
 
-def binarize(gray, seed) -> tf.Tensor:
+def binarize(gray: tf.Tensor, seed: seeds.Seed) -> tf.Tensor:
   """Draws binary images whose pixels are 1 with the probability that is the gray value.
 
   Args:
@@ -72,7 +72,7 @@ def binarize(gray, seed) -> tf.Tensor:
 def train_batches(
   images: np.ndarray,
   batch_size: int,
-  seed,
+  seed: seeds.Seed,
   *,
   image_shape: tuple[int, int],
   task: str = "generative",
@@ -154,7 +154,7 @@ def eval_batches(
   image_shape: tuple[int, int],
   task: str = "generative",
   dynamic_binarization: bool = True,
-  seed=EVAL_SEED,
+  seed: seeds.Seed = EVAL_SEED,
 ) -> tf.data.Dataset:
   """Makes the batches to evaluate on: every image once, in order, always as the same pixels.
 

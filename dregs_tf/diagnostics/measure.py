@@ -3,7 +3,7 @@
 import numbers
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,12 +24,12 @@ _TIMED_STEPS = 7
 
 def compare(
   model: LatentVariableModel,
-  batch,
+  batch: Any,
   bounds: Sequence[Bound | str] = catalogue.COMPARED,
   num_samples: int | Sequence[int] = 64,
   num_measurements: int = 200,
   *,
-  seed=0,
+  seed: seeds.Seed = 0,
   jit_compile: bool | None = None,
   measure_cost: bool = True,
 ) -> Comparison:

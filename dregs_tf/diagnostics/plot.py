@@ -1,6 +1,7 @@
 """Draws the figure of a comparison of estimators: SNR, variance and bias."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ _PANELS = {
 }
 
 
-def figure(path, title: str, rows: Sequence) -> None:
+def figure(path: str | os.PathLike, title: str, rows: Sequence) -> None:
   """Writes a PNG of three panels on log scales: against K, or by bound if there is one K.
 
   An open triangle is the upper limit of a bias that was not found. Values that are not above 0 are

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import math
+import os
 from collections.abc import Sequence
 
 from dregs_tf import output
@@ -133,12 +134,12 @@ class Comparison:
     caption = f"<caption>{html.escape(self._about())}</caption>"
     return f"<table>{caption}{''.join(rows)}</table><p>{sentences}</p>"
 
-  def to_csv(self, path) -> None:
+  def to_csv(self, path: str | os.PathLike) -> None:
     """Writes the rows, a column for each field of `Row`."""
     columns = [field.name for field in dataclasses.fields(Row)]
     output.write_csv(path, [dataclasses.asdict(row) for row in self.rows], columns, digits=6)
 
-  def plot(self, path) -> None:
+  def plot(self, path: str | os.PathLike) -> None:
     """Writes a PNG: SNR, variance and bias of each estimator, against K if there are several."""
     plot.figure(path, self._about(), self.rows)
 

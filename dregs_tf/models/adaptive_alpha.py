@@ -35,6 +35,7 @@ scale irrelevant, and is kept in [0, 1].
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -61,7 +62,7 @@ class AdaptiveAlpha(Averages):
     ValueError: if the optimizer's steps are not those of Adam.
   """
 
-  def __init__(self, initial_alpha: float, optimizer: keras.optimizers.Optimizer, **kwargs):
+  def __init__(self, initial_alpha: float, optimizer: keras.optimizers.Optimizer, **kwargs: Any):
     super().__init__(**kwargs)
     adam = _as_adam(optimizer)
     self._beta_1, self._beta_2 = float(adam.beta_1), float(adam.beta_2)

@@ -1,6 +1,7 @@
 """The Keras layer that moving averages of gradients are kept in: files may have or lack them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -12,11 +13,11 @@ class Averages(keras.layers.Layer):
   it in another shape, as one does that was written without following the same gradients.
   """
 
-  def __init__(self, **kwargs):
+  def __init__(self, **kwargs: Any):
     super().__init__(**kwargs)
     self._keys = []  # Parallel to the variables: names of variables may not hold every character.
 
-  def add_average(self, name: str, shape: Sequence[int] = (), initializer="zeros"):
+  def add_average(self, name: str, shape: Sequence[int] = (), initializer: Any = "zeros"):
     """Returns a new float32 variable that is not trained."""
     self._keys.append(name.replace("/", "_"))
     options = {"initializer": initializer, "trainable": False, "dtype": "float32"}
@@ -31,12 +32,12 @@ class Averages(keras.layers.Layer):
     """The variables by name."""
     return dict(zip(self._keys, self.variables, strict=True))
 
-  def save_own_variables(self, store) -> None:
+  def save_own_variables(self, store: Any) -> None:
     """Writes every variable under its name."""
     for name, variable in self.by_name.items():
       store[name] = variable.numpy()
 
-  def load_own_variables(self, store) -> None:
+  def load_own_variables(self, store: Any) -> None:
     """Reads what `save_own_variables` wrote, if the store holds all of it."""
     values = {name: store[name] for name in self.by_name if name in store}
     shapes = {name: value.shape for name, value in values.items()}

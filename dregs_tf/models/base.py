@@ -1,8 +1,10 @@
 """The Keras model that every latent-variable model derives from: three distributions."""
 
 import functools
+import os
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -69,7 +71,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
   _calls_checked = False
   _specs: dict | None = None  # What its layers are built for.
 
-  def __init__(self, *args, **kwargs):
+  def __init__(self, *args: Any, **kwargs: Any):
     super().__init__(*args, **kwargs)
     self.autocast = False  # A call rounds no more than `fit` does: layers cast for themselves.
     self._thaw = freezing.freeze([])
@@ -84,15 +86,15 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     """The layers that p(x, z | context) is made of, for `compile(freeze_model=True)`."""
     raise TypeError(f"{type(self).__name__} must define model_layers to be frozen.")
 
-  def prior(self, context) -> tfd.Distribution:
+  def prior(self, context: Any) -> tfd.Distribution:
     """p(z | context)."""
     raise TypeError(f"{type(self).__name__} must define prior(context).")
 
-  def proposal(self, x, context) -> tfd.Distribution:
+  def proposal(self, x: Any, context: Any) -> tfd.Distribution:
     """q(z | x, context)."""
     raise TypeError(f"{type(self).__name__} must define proposal(x, context).")
 
-  def likelihood(self, z, context) -> tfd.Distribution:
+  def likelihood(self, z: Any, context: Any) -> tfd.Distribution:
     """p(x | z, context)."""
     raise TypeError(f"{type(self).__name__} must define likelihood(z, context).")
 
@@ -104,7 +106,9 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     """
     del proposal
 
-  def target_log_prob(self, x, z, context=None, kl_weight=1) -> tf.Tensor:
+  def target_log_prob(
+    self, x: Any, z: Any, context: Any = None, kl_weight: float | tf.Tensor = 1
+  ) -> tf.Tensor:
     """Computes log p(x | z, context) + kl_weight log p(z | context), [num_samples, batch_size].
 
     In nats: log p(x, z | context), unless the KL divergence has another weight than 1.
@@ -120,16 +124,16 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
 
   def estimate(
     self,
-    x,
-    context=None,
+    x: Any,
+    context: Any = None,
     *,
     bound: bounds.Bound | str,
     num_samples: int,
-    seed=None,
+    seed: seeds.Seed = None,
     part: seeds.Part | None = None,
     training: bool | None = None,
-    kl_weight=1,
-    **options,
+    kl_weight: float | tf.Tensor = 1,
+    **options: Any,
   ) -> bounds.Estimate:
     """`bounds.estimate` of observations x [batch_size, ...]: the bound of each and its gradient.
 
@@ -168,7 +172,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
 
   def compile(
     self,
-    optimizer="adam",
+    optimizer: keras.optimizers.Optimizer | str = "adam",
     bound: bounds.Bound | str = "iwae_dreg",
     num_samples: int = 64,
     seed: int | None = None,
@@ -177,8 +181,8 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     track_variance: Sequence[bounds.Bound | str] = (),
     adapt_alpha: bool = False,
     freeze_model: bool = False,
-    kl_weight=1.0,
-    **kwargs,
+    kl_weight: Any = 1.0,
+    **kwargs: Any,
   ) -> None:
     """Says how the model is trained, as Keras' `compile` does.
 
@@ -307,7 +311,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     if tf.as_dtype(self.compute_dtype) == tf.float16:
       raise ValueError(f"{argument} needs more range than float16 has: use mixed_bfloat16.")
 
-  def call(self, inputs):
+  def call(self, inputs: Any):
     """The expected observation at a sampled z, as `reconstruct`; how Keras builds the model."""
     context, x, _ = batches.split(inputs, self.float_dtype)
     return self.reconstruct(x, context)
@@ -324,7 +328,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       with self.distribute_strategy.scope():
         self.optimizer.build(self.trainable_variables)
 
-  def build(self, input_shape) -> None:
+  def build(self, input_shape: Any) -> None:
     """Makes the variables of every layer, for `load_weights` or `summary` before any data.
 
     Args:
@@ -341,7 +345,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     self.built = True
     self._build_followers()
 
-  def __call__(self, inputs, *args, **kwargs):
+  def __call__(self, inputs: Any, *args: Any, **kwargs: Any):
     """Calls the model on a batch, which builds its layers, for the dtypes of the batch."""
     if not self.built:
       context, x, _ = batches.split(inputs, self.float_dtype)
@@ -350,7 +354,14 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     with keras_privates.without_autocast():
       return super().__call__(inputs, *args, **kwargs)
 
-  def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+  def export(
+    self,
+    filepath: str | os.PathLike,
+    format: str = "tf_saved_model",
+    verbose: bool | None = None,
+    input_signature: Any = None,
+    **kwargs: Any,
+  ):
     """Exports the forward call, `reconstruct`, as Keras does: `serve` of the artifact.
 
     Args:
@@ -408,7 +419,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       with self.distribute_strategy.scope():
         self.followers.build(self.trainable_variables)
 
-  def train_step(self, data) -> dict[str, tf.Tensor]:
+  def train_step(self, data: Any) -> dict[str, tf.Tensor]:
     """One step of Keras' `fit`: a gradient of the bound's mean over the batch, and an update."""
     batch = batches.split(data, self.float_dtype)
     context, x, _ = batch
@@ -434,7 +445,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     self.optimizer.apply(result.total(), variables)
     return metrics.as_logs(logs)
 
-  def gradient_step(self, data, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
+  def gradient_step(self, data: Any, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
     """One step of `GradientSNR`: the gradients that are followed, flat, without any update.
 
     Args:
@@ -454,7 +465,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       scale=-self.optimizer.scale_loss(tf.ones([])),
     )
 
-  def test_step(self, data) -> dict[str, tf.Tensor]:
+  def test_step(self, data: Any) -> dict[str, tf.Tensor]:
     """One step of Keras' `evaluate`: the bound, averaged over examples."""
     batch = batches.split(data, self.float_dtype)
     self._build_for(batch.x, batch.context)
@@ -467,7 +478,9 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
   def _as_tensors(self, structure):
     return batches.as_tensors(structure, self.float_dtype)
 
-  def log_likelihood(self, x, num_samples: int = 5000, context=None, seed=0) -> tf.Tensor:
+  def log_likelihood(
+    self, x: Any, num_samples: int = 5000, context: Any = None, seed: seeds.Seed = 0
+  ) -> tf.Tensor:
     """Estimates log p(x | context) of each example in nats by the bound L_K with K = num_samples.
 
     Samples are drawn and evaluated a few at a time, so that memory does not grow with num_samples,
@@ -518,7 +531,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
 
     return log_likelihood
 
-  def sample(self, n: int, context=None, seed=None, mean: bool = False):
+  def sample(self, n: int, context: Any = None, seed: seeds.Seed = None, mean: bool = False):
     """Draws n observations from the model: [n, ...], or [n, batch_size, ...] given contexts.
 
     Args:
@@ -541,7 +554,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       x = likelihood.mean() if mean else likelihood.sample(seed=seeds.fold_in(seed, 1))
     return x if context is not None else tf.nest.map_structure(lambda part: part[:, 0], x)
 
-  def reconstruct(self, x, context=None, seed=None):
+  def reconstruct(self, x: Any, context: Any = None, seed: seeds.Seed = None):
     """Returns the likelihood's mean at one sample of the proposal, for x [batch_size, ...]."""
     x, context = self._as_tensors(x), self._as_tensors(context)
     with calls.mode(self, training=None):

@@ -4,6 +4,9 @@ import numbers
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
 
 
 class Batch(NamedTuple):
@@ -19,7 +22,7 @@ class Batch(NamedTuple):
   sample_weight: tf.Tensor | None
 
 
-def split(data, dtype: tf.DType | str = tf.float32) -> Batch:
+def split(data: Any, dtype: tf.DType | str = tf.float32) -> Batch:
   """Takes a batch apart, as `parts` does, and converts the parts.
 
   Args:
@@ -34,7 +37,7 @@ def split(data, dtype: tf.DType | str = tf.float32) -> Batch:
   return Batch(context, x, _as_weights(sample_weight, x, dtype))
 
 
-def parts(data) -> tuple:
+def parts(data: Any) -> tuple:
   """Returns (context, x, sample_weight) of a batch, or of whole arrays; None for what is not there.
 
   A tuple or list is (x,), (context, x) or (context, x, sample_weight); anything else is x. Keras
@@ -67,7 +70,7 @@ def parts(data) -> tuple:
   return context, x, inner_weight if sample_weight is None else sample_weight
 
 
-def as_tensors(structure, dtype: tf.DType | str = tf.float32):
+def as_tensors(structure: Any, dtype: tf.DType | str = tf.float32):
   """Converts arrays to Tensors: floats are cast to `dtype`, integers and booleans stay.
 
   Args:
@@ -105,12 +108,12 @@ def _as_weights(sample_weight, x, dtype: tf.DType | str) -> tf.Tensor | None:
   return weights
 
 
-def as_floats(tensor, dtype: tf.DType | str = tf.float32) -> tf.Tensor | None:
+def as_floats(tensor: tf.Tensor, dtype: tf.DType | str = tf.float32) -> tf.Tensor | None:
   """Converts an array to a Tensor of `dtype`, integers and booleans too; None stays."""
   return None if tensor is None else tf.cast(tf.convert_to_tensor(tensor), dtype)
 
 
-def cast_for(distribution, x):
+def cast_for(distribution: tfd.Distribution, x: Any):
   """Casts x to the dtype of the distribution whose log_prob is to take it.
 
   Floats stay where that dtype is an integer one: a Bernoulli takes grey values in [0, 1].
@@ -128,17 +131,17 @@ def cast_for(distribution, x):
   return tf.nest.pack_sequence_as(x, cast_leaves)
 
 
-def size(structure) -> tf.Tensor:
+def size(structure: Any) -> tf.Tensor:
   """Returns the number of examples in a structure of Tensors [batch_size, ...]: a scalar."""
   return tf.shape(tf.nest.flatten(structure)[0])[0]
 
 
-def static_size(structure) -> int | None:
+def static_size(structure: Any) -> int | None:
   """Returns the number of examples in a structure of Tensors, None where a graph lacks it."""
   return tf.nest.flatten(structure)[0].shape[0]
 
 
-def take(structure, part: slice):
+def take(structure: Any, part: slice):
   """Returns some of the examples of a structure of Tensors; None stays."""
   return tf.nest.map_structure(lambda leaf: None if leaf is None else leaf[part], structure)
 

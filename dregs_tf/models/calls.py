@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import inspect
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -146,7 +147,7 @@ def averaged_statistics(
     variable.assign(old + change)
 
 
-def note_samples(z) -> None:
+def note_samples(z: Any) -> None:
   """Notes what log p is evaluated at, for the gradient of losses that are added meanwhile."""
   current = _step.get()
   if current is not None and current.tape is not None:
@@ -154,7 +155,7 @@ def note_samples(z) -> None:
     gradients.watch(current.tape, z)
 
 
-def call(method: Callable, *args):
+def call(method: Callable, *args: Any):
   """Calls a model's prior, proposal or likelihood, with `training` if it takes that argument.
 
   Raises:
@@ -175,7 +176,7 @@ def call(method: Callable, *args):
   return result
 
 
-def check(model, x, context) -> None:
+def check(model: keras.Model, x: Any, context: Any) -> None:
   """Raises if a step would train wrongly without a word; looks at the densities of one sample.
 
   Layers must see the same noise and statistics wherever they are called. A distribution may call

@@ -1,6 +1,7 @@
 """Distributions whose parameters a network computes from its inputs, as in the authors' code."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -111,7 +112,11 @@ class MLP(keras.layers.Layer):
   """
 
   def __init__(
-    self, output_size: int, hidden_units: Sequence[int] = (200, 200), activation="tanh", **kwargs
+    self,
+    output_size: int,
+    hidden_units: Sequence[int] = (200, 200),
+    activation: str | Callable = "tanh",
+    **kwargs: Any,
   ):
     super().__init__(**kwargs)
     self.output_size = output_size
@@ -122,7 +127,7 @@ class MLP(keras.layers.Layer):
       keras.layers.Dense(units, activation=activation, **options) for units in self.hidden_units
     ] + [keras.layers.Dense(output_size, **options)]
 
-  def build(self, input_shape):
+  def build(self, input_shape: Any):
     shapes = _as_list_of_shapes(input_shape)
     size = sum(shape[-1] for shape in shapes)
     for layer in self._layers_in_order:
@@ -130,11 +135,11 @@ class MLP(keras.layers.Layer):
       size = layer.units
     self.built = True
 
-  def compute_output_shape(self, input_shape):
+  def compute_output_shape(self, input_shape: Any):
     shapes = _as_list_of_shapes(input_shape)
     return (*max(shapes, key=len)[:-1], self.output_size)
 
-  def call(self, inputs):
+  def call(self, inputs: tf.Tensor):
     first, *others = self._layers_in_order
     if isinstance(inputs, (list, tuple)):
       outputs = self._first_layer(first, inputs)
@@ -201,10 +206,10 @@ class ConditionalNormal(_Conditional):
     **kwargs: `activation` of the hidden layers ("tanh"), and those of a Keras layer.
   """
 
-  def __init__(self, event_size: int, hidden_units: Sequence[int] = (200, 200), **kwargs):
+  def __init__(self, event_size: int, hidden_units: Sequence[int] = (200, 200), **kwargs: Any):
     super().__init__(event_size, 2, hidden_units=hidden_units, **kwargs)
 
-  def distribution(self, inputs) -> tfd.Distribution:
+  def distribution(self, inputs: tf.Tensor) -> tfd.Distribution:
     """The Normal given inputs [..., size]: batch shape [...], event shape [event_size]."""
     loc, raw = tf.split(self.parameters(inputs), 2, axis=-1)
     return tfd.Independent(Normal(loc, tf.math.softplus(raw + _SCALE_OFFSET)), 1)
@@ -224,10 +229,10 @@ class ConditionalBernoulli(_Conditional):
 
   def __init__(
     self,
-    mean=None,
+    mean: np.ndarray | tf.Tensor = None,
     event_size: int | None = None,
     hidden_units: Sequence[int] = (200, 200),
-    **kwargs,
+    **kwargs: Any,
   ):
     if mean is None and event_size is None:
       raise ValueError("ConditionalBernoulli needs mean or event_size, got neither.")
@@ -239,7 +244,7 @@ class ConditionalBernoulli(_Conditional):
     clipped = np.clip(0.5 if mean is None else self._mean, 1e-3, 1 - 1e-3)
     self._offset = np.log(clipped) - np.log1p(-clipped)
 
-  def distribution(self, inputs) -> tfd.Distribution:
+  def distribution(self, inputs: tf.Tensor) -> tfd.Distribution:
     """The Bernoullis given inputs [..., size]: batch shape [...], event shape [event_size]."""
     logits = self.parameters(inputs)
     return IndependentBernoulli(logits + tf.constant(self._offset, logits.dtype))

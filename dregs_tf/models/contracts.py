@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -38,7 +39,7 @@ def check_signature(method: Callable, args: tuple, kwargs: dict) -> None:
     ) from None
 
 
-def check_distribution(method: Callable, result) -> None:
+def check_distribution(method: Callable, result: Any) -> None:
   """Raises unless a model's method returned a distribution of float32 or better.
 
   Raises:
@@ -64,7 +65,7 @@ def check_distribution(method: Callable, result) -> None:
       )
 
 
-def check_latents(name: str, prior, z) -> None:
+def check_latents(name: str, prior: tfd.Distribution, z: Any) -> None:
   """Raises a ValueError if samples z [num_samples, batch_size, ...] do not fit the prior.
 
   A prior cannot evaluate another dtype than its own, and another event shape may broadcast.
@@ -89,7 +90,7 @@ def check_latents(name: str, prior, z) -> None:
 
 
 def sum_of_log_probs(
-  name: str, log_likelihood: tf.Tensor, log_prior: tf.Tensor, kl_weight=1
+  name: str, log_likelihood: tf.Tensor, log_prior: tf.Tensor, kl_weight: float | tf.Tensor = 1
 ) -> tf.Tensor:
   """Adds up log p(x | z) and kl_weight log p(z), of the model called `name`.
 

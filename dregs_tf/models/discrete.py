@@ -1,5 +1,7 @@
 """A generative model of binary data with binary latents: a sigmoid belief net of one layer."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -22,7 +24,7 @@ class DiscreteVAE(VAE):
   def _make_encoder(event_size: int, **options) -> keras.layers.Layer:
     return ConditionalBernoulli(event_size=event_size, **options)
 
-  def prior(self, context=None) -> tfd.Distribution:
+  def prior(self, context: Any = None) -> tfd.Distribution:
     """Returns p(z) = Bernoulli(1/2): batch shape [], event shape [latent_dim]."""
     refuse_context(self, context)
     return IndependentBernoulli(tf.zeros([self.latent_dim], self.float_dtype))

@@ -1,6 +1,6 @@
 """Follows gradients beside the one that is trained on: tracked bounds, their moments, alpha."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import tensorflow as tf
@@ -90,7 +90,13 @@ class Followers:
       gradients[name] = side_by_side.add_where_both(gradients[name], result.model)
     return gradients
 
-  def update(self, gradients, others: dict[str, list], groups, scale: tf.Tensor) -> dict:
+  def update(
+    self,
+    gradients: side_by_side.Gradients,
+    others: dict[str, list],
+    groups: Callable,
+    scale: tf.Tensor,
+  ) -> dict:
     """Takes in the gradients of a step.
 
     Args:
@@ -111,7 +117,13 @@ class Followers:
       logs |= self._update_moments({_TRAINED: gradients} | others, groups(), scale)
     return logs
 
-  def vectors(self, gradients, others: dict[str, list], groups, scale: tf.Tensor) -> dict:
+  def vectors(
+    self,
+    gradients: side_by_side.Gradients,
+    others: dict[str, list],
+    groups: dict[str, list[int]],
+    scale: tf.Tensor,
+  ) -> dict:
     """Returns the gradients that are followed by their names in logs, each a float32 vector.
 
     Args:

@@ -1,6 +1,7 @@
 """Moving averages of gradients and their squares: the variance that the authors report."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -25,7 +26,7 @@ class GradientMoments(Averages):
     **kwargs: of a Keras layer.
   """
 
-  def __init__(self, names: Sequence[str], **kwargs):
+  def __init__(self, names: Sequence[str], **kwargs: Any):
     super().__init__(**kwargs)
     self.names = tuple(names)
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -60,7 +61,7 @@ class GradientSNR(keras.callbacks.Callback):
     self._num_batches = num_batches
     self._followers = None
 
-  def on_train_begin(self, logs=None):
+  def on_train_begin(self, logs: dict[str, Any] | None = None):
     """Prepares the measurements."""
     followers = self.model.followers
     if followers.moments is None:
@@ -71,7 +72,7 @@ class GradientSNR(keras.callbacks.Callback):
     if followers is not self._followers:
       self._followers, self._gradients = followers, _gradients_function(self.model)
 
-  def on_epoch_end(self, epoch, logs=None):
+  def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
     """Measures, and adds the results to the logs."""
     step = int(steps.number(self.model))
     totals, squares, count = {}, {}, 0

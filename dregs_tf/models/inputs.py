@@ -6,6 +6,7 @@ import inspect
 import re
 import types
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -33,21 +34,21 @@ class CheckedInputs(keras.Model):
   binary_observations: bool | None = None
 
   @functools.wraps(keras.Model.fit)
-  def fit(self, *args, **kwargs):
+  def fit(self, *args: Any, **kwargs: Any):
     return _call(self, super().fit, args, kwargs)
 
   @functools.wraps(keras.Model.evaluate)
-  def evaluate(self, *args, **kwargs):
+  def evaluate(self, *args: Any, **kwargs: Any):
     if kwargs.get("_use_cached_eval_dataset"):  # From `fit`, which has seen to it.
       return super().evaluate(*args, **kwargs)
     return _call(self, super().evaluate, args, kwargs)
 
   @functools.wraps(keras.Model.train_on_batch)
-  def train_on_batch(self, *args, **kwargs):
+  def train_on_batch(self, *args: Any, **kwargs: Any):
     return _call(self, super().train_on_batch, args, kwargs)
 
   @functools.wraps(keras.Model.test_on_batch)
-  def test_on_batch(self, *args, **kwargs):
+  def test_on_batch(self, *args: Any, **kwargs: Any):
     return _call(self, super().test_on_batch, args, kwargs)
 
   def _check_parts(self, context, x) -> None:
@@ -161,7 +162,7 @@ def _explain(error: Exception, x, y) -> None:
 # --- observations of a Bernoulli -----------------------------------------------------------------
 
 
-def note_likelihood(model: CheckedInputs, likelihood: tfd.Distribution, x) -> None:
+def note_likelihood(model: CheckedInputs, likelihood: tfd.Distribution, x: Any) -> None:
   """Finds out from a likelihood whether observations must be in [0, 1]; checks shapes and values.
 
   Raises:
@@ -191,7 +192,7 @@ def _check_event_shape(model: CheckedInputs, likelihood: tfd.Distribution, x) ->
       )
 
 
-def check_values(model: CheckedInputs, x) -> None:
+def check_values(model: CheckedInputs, x: Any) -> None:
   """Raises a ValueError if x must be in [0, 1], has values, and has others than that."""
   if model.binary_observations and tf.executing_eagerly():
     _check_unit_interval(model, x)

@@ -46,7 +46,7 @@ def call_context(training: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def global_seed_generator(generator) -> Iterator[None]:
+def global_seed_generator(generator: keras.random.SeedGenerator) -> Iterator[None]:
   """Has `keras.random` draw from `generator.next(ordered)` where it is given no seed."""
   outer = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
   global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)

@@ -58,7 +58,7 @@ class KLWeight:
     return cls(config)
 
 
-def arguments(weight) -> dict:
+def arguments(weight: float | tf.Tensor) -> dict:
   """Returns the argument of `target_log_prob`; none for 1, as a subclass may define it without."""
   is_one = isinstance(weight, numbers.Real) and weight == 1
   return {} if is_one else {"kl_weight": weight}

@@ -1,7 +1,9 @@
 """log p(x) of many examples under a model, a batch that fits in memory at a time."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from dregs_tf import seeds
@@ -10,7 +12,9 @@ from dregs_tf.models import batches, calls, inputs
 _EXAMPLES_AT_A_TIME = 100
 
 
-def of_dataset(model, dataset: tf.data.Dataset, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+def of_dataset(
+  model: keras.Model, dataset: tf.data.Dataset, num_samples: int, seed: tf.Tensor
+) -> tf.Tensor:
   """Computes log p(x | context) of the examples of a Dataset of batches, concatenated: [N]."""
   parts, start = [], 0
   for batch in dataset:
@@ -20,7 +24,9 @@ def of_dataset(model, dataset: tf.data.Dataset, num_samples: int, seed: tf.Tenso
   return _concat(model, parts)
 
 
-def of_arrays(model, x, context, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+def of_arrays(
+  model: keras.Model, x: Any, context: Any, num_samples: int, seed: tf.Tensor
+) -> tf.Tensor:
   """Computes log p(x | context) of Tensors [batch_size, ...]: [batch_size]."""
   return _concat(model, list(_in_parts(model, x, context, num_samples, seed, start=0)))
 

@@ -1,5 +1,7 @@
 """The running means that training and evaluation report."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -10,12 +12,12 @@ from dregs_tf.models import batches, steps
 class Mean(keras.metrics.Mean):
   """Keras' mean, saved with the model: an interrupted run goes on in the middle of one."""
 
-  def save_own_variables(self, store) -> None:
+  def save_own_variables(self, store: Any) -> None:
     """Writes the total and the count."""
     for i, variable in enumerate(self.variables):
       store[str(i)] = variable.numpy()
 
-  def load_own_variables(self, store) -> None:
+  def load_own_variables(self, store: Any) -> None:
     """Reads what `save_own_variables` wrote, where it did."""
     for i, variable in enumerate(self.variables):
       if str(i) in store:
@@ -31,7 +33,7 @@ class ReportingModel(keras.Model):
 
   _has_losses = False
 
-  def __init__(self, *args, **kwargs):
+  def __init__(self, *args: Any, **kwargs: Any):
     super().__init__(*args, **kwargs)
     # Made here and not by `compile`: a model that was built takes no further metrics.
     self._loss_metric = Mean(name="loss")  # Keras' own is not saved.
@@ -48,7 +50,7 @@ class ReportingModel(keras.Model):
       hidden.append(self._regularization_metric)
     return [metric for metric in super().metrics if all(metric is not other for other in hidden)]
 
-  def compile(self, *args, **kwargs) -> None:
+  def compile(self, *args: Any, **kwargs: Any) -> None:
     """Compiles as Keras does, and starts the means anew."""
     super().compile(*args, **kwargs)
     self.reset_metrics()

@@ -1,11 +1,13 @@
 """Finds the part of a global batch that a replica holds, under a `tf.distribute` strategy."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from dregs_tf import seeds
 
 
-def part_of_batch(batch, seen: tf.Tensor | None = None) -> seeds.Part | None:
+def part_of_batch(batch: Any, seen: tf.Tensor | None = None) -> seeds.Part | None:
   """Returns the part of the global batch that `batch` is; None if there are no other replicas.
 
   Replicas hold consecutive examples, in their order. Where a graph knows the size of `batch`, they

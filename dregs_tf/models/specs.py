@@ -1,10 +1,12 @@
 """The shapes and dtypes that a model's layers are built for, and examples of them."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 
-def of(structure):
+def of(structure: Any):
   """Returns the shape and dtype of each Tensor, of any number of examples; None stays."""
 
   def spec(tensor):
@@ -15,7 +17,7 @@ def of(structure):
   return tf.nest.map_structure(spec, structure)
 
 
-def example(structure):
+def example(structure: Any):
   """Returns a batch of one example, zeros, of each spec; None stays."""
 
   def zeros(spec):
@@ -24,7 +26,7 @@ def example(structure):
   return tf.nest.map_structure(zeros, structure)
 
 
-def signature(structure):
+def signature(structure: Any):
   """Returns each spec as `keras.Model.export` takes it; None stays."""
 
   def input_spec(spec):
@@ -33,7 +35,7 @@ def signature(structure):
   return tf.nest.map_structure(input_spec, structure)
 
 
-def from_shape(input_shape, dtype: tf.DType) -> dict:
+def from_shape(input_shape: Any, dtype: tf.DType) -> dict:
   """Returns the specs of `x` and `context` that a Keras `input_shape` stands for.
 
   Args:

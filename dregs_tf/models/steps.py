@@ -1,7 +1,9 @@
 """A step of training or evaluation on one replica: what it computes before anything is updated."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from dregs_tf import gradients, seeds, side_by_side
@@ -47,7 +49,7 @@ class Gradients(NamedTuple):
     return self.bound if self.losses is None else side_by_side.add(self.bound, self.losses)
 
 
-def number(model) -> tf.Tensor:
+def number(model: keras.Model) -> tf.Tensor:
   """Returns how many steps a compiled model has taken, an int32 scalar."""
   # With gradient accumulation `iterations` stands still between updates, `_iterations` does not;
   # of an optimizer that scales the loss, only that of the one inside moves.
@@ -55,7 +57,9 @@ def number(model) -> tf.Tensor:
   return tf.cast(getattr(optimizer, "_iterations", optimizer.iterations), tf.int32)
 
 
-def gradients_of(model, batch: batches.Batch, noise, part) -> Gradients:
+def gradients_of(
+  model: keras.Model, batch: batches.Batch, noise: Sequence, part: seeds.Part | None
+) -> Gradients:
   """Computes the gradients of a training step of a compiled `LatentVariableModel`.
 
   Args:
@@ -124,13 +128,15 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
   )
 
 
-def kl_weight(model):
+def kl_weight(model: keras.Model) -> float | tf.Tensor:
   """Returns the weight of the KL divergence in the next update: a number, or a scalar Tensor."""
   optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
   return model.kl_weight.at(tf.convert_to_tensor(optimizer.iterations))
 
 
-def evaluate(model, batch: batches.Batch, seen, part) -> Values:
+def evaluate(
+  model: keras.Model, batch: batches.Batch, seen: tf.Tensor, part: seeds.Part | None
+) -> Values:
   """Computes what an evaluation step reports.
 
   Args:
@@ -146,7 +152,7 @@ def evaluate(model, batch: batches.Batch, seen, part) -> Values:
   return Values(estimate.objective, iw.effective_sample_size(estimate.log_weights), losses)
 
 
-def variable_groups(model, x, context) -> dict[str, list[int]]:
+def variable_groups(model: keras.Model, x: Any, context: Any) -> dict[str, list[int]]:
   """Returns the places among the trainable variables of those that q and that p depend on.
 
   They are read off which gradients exist: in a compiled step, none of it is executed.

@@ -1,8 +1,10 @@
 """The paper's model for structured prediction: prior, proposal and likelihood given a context."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -33,11 +35,11 @@ class StructuredVAE(LatentVariableModel):
 
   def __init__(
     self,
-    context_mean,
-    data_mean,
+    context_mean: np.ndarray | tf.Tensor,
+    data_mean: np.ndarray | tf.Tensor,
     latent_dim: int = 50,
     hidden_units: Sequence[int] = (200, 200),
-    **kwargs,
+    **kwargs: Any,
   ):
     super().__init__(**kwargs)
     self.context_mean = vae.check_mean("context_mean", context_mean)
@@ -67,17 +69,17 @@ class StructuredVAE(LatentVariableModel):
     """The conditional prior and the decoder."""
     return [self.conditional_prior, self.decoder]
 
-  def prior(self, context) -> tfd.Distribution:
+  def prior(self, context: tf.Tensor) -> tfd.Distribution:
     """p(z | c) for contexts [batch_size, C]: batch shape [batch_size], event shape [latent_dim]."""
     return self.conditional_prior.distribution(self._centred(context))
 
-  def proposal(self, x, context) -> tfd.Distribution:
+  def proposal(self, x: tf.Tensor, context: tf.Tensor) -> tfd.Distribution:
     """q(z | x, c) for x [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
     x = vae.as_vectors("x", x, self.data_mean.size, self.float_dtype)
     x = x - tf.constant(self.data_mean, x.dtype)
     return self.encoder.distribution([x, self._centred(context)])
 
-  def likelihood(self, z, context) -> tfd.Distribution:
+  def likelihood(self, z: tf.Tensor, context: tf.Tensor) -> tfd.Distribution:
     """p(x | z, c) for z [..., batch_size, latent_dim]: batch shape [..., batch_size], event [D]."""
     z = batches.as_floats(z, self.float_dtype)
     return self.decoder.distribution([z, tf.cast(self._checked(context), z.dtype)])

@@ -1,6 +1,7 @@
 """The paper's generative model: a fixed Normal prior, a Bernoulli decoder, one layer of latents."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,7 +32,11 @@ class VAE(LatentVariableModel):
   binary_observations = True
 
   def __init__(
-    self, data_mean, latent_dim: int = 50, hidden_units: Sequence[int] = (200, 200), **kwargs
+    self,
+    data_mean: np.ndarray | tf.Tensor,
+    latent_dim: int = 50,
+    hidden_units: Sequence[int] = (200, 200),
+    **kwargs: Any,
   ):
     super().__init__(**kwargs)
     self.data_mean = check_mean("data_mean", data_mean)
@@ -57,19 +62,19 @@ class VAE(LatentVariableModel):
     """The decoder: the prior has no parameters."""
     return [self.decoder]
 
-  def prior(self, context=None) -> tfd.Distribution:
+  def prior(self, context: Any = None) -> tfd.Distribution:
     """p(z) = N(0, I): batch shape [], event shape [latent_dim]."""
     refuse_context(self, context)
     zeros = tf.zeros([self.latent_dim], self.float_dtype)
     return tfd.Independent(Normal(zeros, tf.ones_like(zeros)), 1)
 
-  def proposal(self, x, context=None) -> tfd.Distribution:
+  def proposal(self, x: tf.Tensor, context: Any = None) -> tfd.Distribution:
     """q(z | x) for x [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
     refuse_context(self, context)
     x = as_vectors("x", x, self.data_mean.size, self.float_dtype)
     return self.encoder.distribution(x - tf.constant(self.data_mean, x.dtype))
 
-  def likelihood(self, z, context=None) -> tfd.Distribution:
+  def likelihood(self, z: tf.Tensor, context: Any = None) -> tfd.Distribution:
     """p(x | z) for z of shape [..., latent_dim]: batch shape [...], event shape [D]."""
     refuse_context(self, context)
     return self.decoder.distribution(batches.as_floats(z, self.float_dtype))
@@ -82,7 +87,7 @@ class VAE(LatentVariableModel):
     }
 
 
-def check_mean(name: str, mean) -> np.ndarray:
+def check_mean(name: str, mean: np.ndarray | tf.Tensor) -> np.ndarray:
   """`mean` as a float32 vector; a ValueError names it unless it is one of values in [0, 1]."""
   mean = np.asarray(mean, np.float32)
   if mean.ndim != 1 or not mean.size or not np.all((mean >= 0) & (mean <= 1)):
@@ -93,14 +98,14 @@ def check_mean(name: str, mean) -> np.ndarray:
   return mean
 
 
-def check_positive(name: str, value) -> int:
+def check_positive(name: str, value: Any) -> int:
   """`value` as an int; a ValueError names it unless it is a positive integer."""
   if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
     raise ValueError(f"{name} must be a positive int, got {value!r}.")
   return int(value)
 
 
-def check_sizes(name: str, values) -> tuple[int, ...]:
+def check_sizes(name: str, values: Any) -> tuple[int, ...]:
   """`values` as a tuple; a ValueError names it unless it is a sequence of positive integers."""
   if not isinstance(values, (list, tuple)):
     raise ValueError(
@@ -109,7 +114,7 @@ def check_sizes(name: str, values) -> tuple[int, ...]:
   return tuple(check_positive(name, value) for value in values)
 
 
-def as_vectors(name: str, value, size: int, dtype: tf.DType) -> tf.Tensor:
+def as_vectors(name: str, value: Any, size: int, dtype: tf.DType) -> tf.Tensor:
   """Converts an array to a Tensor of `dtype`; raises unless its shape is [batch_size, size]."""
   if isinstance(value, dict):
     raise ValueError(f"{name} must have shape [batch_size, {size}], got a dict.")
@@ -119,7 +124,7 @@ def as_vectors(name: str, value, size: int, dtype: tf.DType) -> tf.Tensor:
   return value
 
 
-def refuse_context(model: keras.Model, context) -> None:
+def refuse_context(model: keras.Model, context: Any) -> None:
   """Raises if a model that has no use for a context is given one."""
   if context is not None:
     raise ValueError(

@@ -8,6 +8,7 @@ import contextlib
 import math
 import signal
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,7 +32,7 @@ class StepCallback(keras.callbacks.Callback):
     super().__init__()
     self.step = start_step
 
-  def on_train_batch_end(self, batch, logs=None):
+  def on_train_batch_end(self, batch: Any, logs: dict[str, Any] | None = None):
     self.step += 1
     self.on_step_end(self.step, logs or {})
 
@@ -46,7 +47,7 @@ class StopOnNonFinite(StepCallback):
     super().__init__(start_step)
     self._run = run
 
-  def on_step_end(self, step, logs):
+  def on_step_end(self, step: int, logs: dict[str, Any] | None):
     value = float(np.ravel(logs["bound"])[0])
     if math.isnan(value) or value == math.inf:
       raise FloatingPointError(
@@ -67,7 +68,7 @@ class RestoreMetrics(keras.callbacks.Callback):
     super().__init__()
     self._values = [variable.numpy() for metric in metrics for variable in metric.variables]
 
-  def on_epoch_begin(self, epoch, logs=None):
+  def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None):
     variables = [variable for metric in self.model.metrics for variable in metric.variables]
     for variable, value in zip(variables, self._values, strict=False):
       variable.assign(value)
@@ -77,11 +78,11 @@ class RestoreMetrics(keras.callbacks.Callback):
 class FollowTest(keras.callbacks.Callback):
   """Adds the test set's metrics to the logs of each interval."""
 
-  def __init__(self, batches, steps: int):
+  def __init__(self, batches: tf.data.Dataset, steps: int):
     super().__init__()
     self._batches, self._steps = batches, steps
 
-  def on_epoch_end(self, epoch, logs=None):
+  def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
     # Keras hands the same logs to the callbacks that follow.
     values = self.model.evaluate(self._batches, steps=self._steps, verbose=0, return_dict=True)
     logs |= {f"test_{name}": value for name, value in values.items()}
@@ -90,7 +91,7 @@ class FollowTest(keras.callbacks.Callback):
 class Summaries(StepCallback):
   """Writes a row of metrics.csv, TensorBoard scalars and pictures at the end of each interval."""
 
-  def __init__(self, start_step: int, run: Run, example, image_shape: tuple[int, int]):
+  def __init__(self, start_step: int, run: Run, example: Any, image_shape: tuple[int, int]):
     super().__init__(start_step)
     self._run = run
     run.keep_metrics(start_step)
@@ -98,10 +99,10 @@ class Summaries(StepCallback):
     self._example = example
     self._image_shape = image_shape
 
-  def on_epoch_begin(self, epoch, logs=None):
+  def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None):
     self._begun_at, self._begun_step = time.monotonic(), self.step
 
-  def on_epoch_end(self, epoch, logs=None):
+  def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
     values = by_split(logs or {})
     self._run.add_metrics({"step": self.step} | values)
     seconds = time.monotonic() - self._begun_at
@@ -125,12 +126,12 @@ class Checkpoints(StepCallback):
     self._stop = stop
     self._devices = devices
 
-  def on_step_end(self, step, logs):
+  def on_step_end(self, step: int, logs: dict[str, Any] | None):
     ends_interval = step % self._settings.summarize_every == 0 or step == self._settings.max_steps
     if not ends_interval:
       self._save_if_due()
 
-  def on_epoch_end(self, epoch, logs=None):
+  def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
     # After the row of this step is written: a checkpoint vouches for the rows up to its step.
     self._save_if_due()
 
@@ -200,10 +201,10 @@ class Progress(StepCallback):
     self._last_step = last_step
     self._progress = output.Progress(last_step, "steps", start_step, enabled)
 
-  def on_step_end(self, step, logs):
+  def on_step_end(self, step: int, logs: dict[str, Any] | None):
     self._progress.update()
 
-  def on_epoch_end(self, epoch, logs=None):
+  def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
     values = by_split(logs or {})
     text = ", ".join(f"{split} {values[f'{split}_bound']:.2f}" for split in ("train", "valid"))
     step = f"{self.step:>{len(str(self._last_step))}}/{self._last_step}"

@@ -1,6 +1,7 @@
 """Checks the values of flags; a message names the flag, what was given and what is allowed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from dregs_tf import catalogue
 from dregs_tf.training.errors import ConfigError
@@ -9,7 +10,7 @@ from dregs_tf.training.errors import ConfigError
 _LARGEST_INT = 2**31 - 1
 
 
-def check_lists(settings, allowed: Sequence[str] = tuple(catalogue.BOUNDS)) -> None:
+def check_lists(settings: Any, allowed: Sequence[str] = tuple(catalogue.BOUNDS)) -> None:
   """Checks --bounds and --num_samples, lists that may hold strings; drops repeats, sorts the K's.
 
   Raises:
@@ -45,7 +46,7 @@ def check_defined(bound: str, options: dict, all_num_samples: Sequence[int]) -> 
     )
 
 
-def check_bound(name: str, value) -> None:
+def check_bound(name: str, value: Any) -> None:
   """Raises unless `value` is the name of a bound; suggests one that is written alike."""
   try:
     catalogue.options_of(value if isinstance(value, str) else repr(value), {})
@@ -53,13 +54,13 @@ def check_bound(name: str, value) -> None:
     raise ConfigError(f"--{name}{str(error).removeprefix('bound')}") from error
 
 
-def check_choice(name: str, value, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
   """Raises unless `value` is one of those that are allowed."""
   if value not in allowed:
     raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
-def check_int(name: str, value, at_least: int, note: str = "") -> None:
+def check_int(name: str, value: Any, at_least: int, note: str = "") -> None:
   """Raises unless `value` is an int of at least `at_least` that TensorFlow can hold."""
   if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
     raise ConfigError(

@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -22,7 +23,7 @@ _EXPECTED = (ValueError, OSError, ArithmeticError)
 _HELP = ("--help", "-help", "--helpshort", "--helpfull", "-h")
 
 # By kind: how absl defines a flag, and what a message says is allowed.
-_KINDS = {
+_KINDS: dict[type, tuple[Callable, str]] = {
   str: (flags.DEFINE_string, "text"),
   int: (flags.DEFINE_integer, "a whole number"),
   float: (flags.DEFINE_float, "a number"),
@@ -31,7 +32,7 @@ _KINDS = {
 }
 
 
-def flag(default, kind: type, help: str, choices: Sequence[str] = ()):
+def flag(default: Any, kind: type, help: str, choices: Sequence[str] = ()):
   """Returns a dataclass field that is a flag.
 
   Args:
@@ -50,7 +51,7 @@ def define(config_class: type) -> flags.FlagValues:
   values = flags.FlagValues()
   for field in dataclasses.fields(config_class):
     kind, help, choices = (field.metadata[key] for key in ("kind", "help", "choices"))
-    default = field.default
+    default: Any = field.default
     if kind is list and default is not None:
       default = [str(value) for value in default]
     help = f"<{'|'.join(choices)}>: {help}" if choices else help
@@ -113,7 +114,7 @@ def run(config_class: type, main: Callable, description: str) -> None:
   except KeyboardInterrupt:
     print(f"{program}: stopped; there was nothing to save.", file=sys.stderr)
     sys.exit(130)
-  except (*_EXPECTED, *_out_of_memory()) as error:
+  except _EXPECTED + _out_of_memory() as error:
     if debug:
       traceback.print_exc()
     else:

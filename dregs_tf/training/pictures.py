@@ -1,5 +1,9 @@
 """Pictures of a model's reconstructions and samples, and the figure of a run."""
 
+import os
+from typing import Any
+
+import keras
 import numpy as np
 
 from dregs_tf import output
@@ -9,7 +13,9 @@ _NUM_SAMPLES = 16
 _SEED = 0
 
 
-def pictures(model, example, image_shape: tuple[int, int]) -> dict[str, np.ndarray]:
+def pictures(
+  model: keras.Model, example: Any, image_shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
   """Returns gray pictures [height, width] of reconstructions and samples of a model.
 
   Args:
@@ -59,7 +65,9 @@ def tile(images: np.ndarray, image_shape: tuple[int, int], columns: int) -> np.n
   return canvas
 
 
-def run_figure(path, title: str, metrics: dict[str, np.ndarray], run_pictures: dict) -> None:
+def run_figure(
+  path: str | os.PathLike, title: str, metrics: dict[str, np.ndarray], run_pictures: dict
+) -> None:
   """Writes a PNG: the bound along training, and the run's pictures.
 
   Args:
@@ -75,8 +83,8 @@ def run_figure(path, title: str, metrics: dict[str, np.ndarray], run_pictures: d
   curve = figure.add_subplot(grid[:, 0])
   marker = "o" if len(metrics["step"]) < 2 else None
   for split, color in (("train", "blue"), ("valid", "vermilion")):
-    style = {"label": split, "marker": marker, "color": output.COLORS[color]}
-    curve.plot(metrics["step"], metrics[f"{split}_bound"], **style)
+    values = metrics[f"{split}_bound"]
+    curve.plot(metrics["step"], values, label=split, marker=marker, color=output.COLORS[color])
   curve.set_xlabel("step")
   curve.set_ylabel("bound (nats)")
   curve.legend(loc="lower right")

@@ -37,7 +37,7 @@ class Run:
   - run.png and tensorboard/.
   """
 
-  def __init__(self, directory, flag: str = "logdir"):
+  def __init__(self, directory: str | os.PathLike, flag: str = "logdir"):
     """Names the directory, which need not exist.
 
     Args:

@@ -109,8 +109,8 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
   """Returns the compiled model of a new run; its initial variables depend on the seed alone."""
   keras.utils.set_random_seed(settings.seed)
   if settings.task == "structured":
-    means = data.top_and_bottom(images.mean, images.image_shape)
-    model = models.StructuredVAE(*means, latent_dim=settings.latent_dim)
+    top, bottom = data.top_and_bottom(images.mean, images.image_shape)
+    model = models.StructuredVAE(top, bottom, latent_dim=settings.latent_dim)
   else:
     kind = {"vae": models.VAE, "discrete": models.DiscreteVAE}[settings.model]
     model = kind(images.mean, latent_dim=settings.latent_dim)
@@ -265,18 +265,18 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
   batches = data.eval_batches(
     gray, settings.batch_size, image_shape=images.image_shape, task=trained.task
   )
-  values = []
+  parts = []
   with output.Progress(len(gray), "images") as progress:
     for i, batch in enumerate(batches):
       context, x = batch if isinstance(batch, tuple) else (None, batch)
       seed = [settings.seed, i]
-      values.append(
+      parts.append(
         model.log_likelihood(x, settings.num_samples, context=context, seed=seed).numpy()
       )
-      progress.update(len(values[-1]))
+      progress.update(len(parts[-1]))
       if (i + 1) % 20 == 0:
         progress.write_without_bar(f"{(i + 1) * settings.batch_size} of {len(gray)} images")
-  values = np.concatenate(values).astype(np.float64)
+  values = np.concatenate(parts).astype(np.float64)
   result = dataclasses.asdict(settings) | {
     "step": step,
     "num_images": len(values),
