@@ -3,16 +3,20 @@
 import csv
 import dataclasses
 import json
+import shlex
 import signal
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_probability as tfp
 
+import dregs_tf
 from dregs_tf.training import callbacks, config, runners
 from dregs_tf.training.errors import ConfigError, Interrupted
 from dregs_tf.training.run_directory import Run
+from tests import binaries
 
 
 def settings(directory, **changes) -> config.TrainConfig:
@@ -64,6 +68,9 @@ def test_a_run_leaves_what_it_should(whole_run):
   assert all(np.isfinite(float(value)) for row in rows(directory) for value in row.values())
   assert json.loads((directory / "result.json").read_text()) == result
   assert result["step"] == 10
+  versions = json.loads((directory / "config.json").read_text())["versions"]
+  expected = {m.__name__: m.__version__ for m in (dregs_tf, tf, keras, tfp)}
+  assert versions == expected
   assert [step for step, _ in Run(directory).checkpoints()] == [6, 9, 10]
   assert (directory / "run.png").read_bytes().startswith(b"\x89PNG")
   tags = {
@@ -116,6 +123,21 @@ def test_a_longer_run_continues_a_finished_one(whole_run, tmp_path):
   runners.train(settings(tmp_path, max_steps=8))
   assert runners.train(settings(tmp_path)) == result
   assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_the_commands_that_a_run_prints_can_be_pasted_elsewhere(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  runners.train(settings("a run", **PLAIN | {"max_steps": 1}))
+  printed = capsys.readouterr().out.splitlines()
+  (command,) = [line.split(":", 1)[1] for line in printed if line.startswith("Evaluate:")]
+  (look,) = [line.split(":", 1)[1] for line in printed if line.startswith("TensorBoard:")]
+  assert f"--logdir={tmp_path / 'a run'}" in shlex.split(look)
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  program, *arguments = shlex.split(command)
+  assert program == "dregs-eval"
+  assert binaries.run("eval.py", *arguments, "--num_samples=2") == 0
+  assert (tmp_path / "a run" / "evaluation_test_2.json").exists()
 
 
 def test_fewer_steps_than_there_are_is_refused(whole_run):
