@@ -80,9 +80,17 @@ class AdaptiveAlpha(Averages):
     self.built = True
 
   def update(self, iwae_dreg: Sequence, rws_dreg: Sequence) -> None:
-    """Moves alpha, given the two gradients of each variable, None where alpha has no say."""
+    """Moves alpha, given the two gradients of each variable, None where alpha has no say.
+
+    What is not finite counts as 0: an optimizer that scales the loss skips such a step.
+    """
+
+    def finite(gradient):
+      gradient = tf.cast(gradient, tf.float32)
+      return tf.where(tf.math.is_finite(gradient), gradient, 0.0)
+
     gradients = [
-      (i, tf.cast(g_i, tf.float32), tf.cast(g_r, tf.float32))
+      (i, finite(g_i), finite(g_r))
       for i, (g_i, g_r) in enumerate(zip(iwae_dreg, rws_dreg, strict=True))
       if g_i is not None
     ]

@@ -201,7 +201,7 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
       track_variance: bounds whose estimators of the proposal's gradient are followed in the same
         way, on the same samples, without training on them.
       adapt_alpha: for dreg_alpha, whether alpha moves while training, from the bound's own value on
-        (see `dregs_tf/models/adaptive_alpha.py`).
+        (see `dregs_tf/models/adaptive_alpha.py`); takes an Adam that does not clip or accumulate.
       freeze_model: whether to train the proposal alone; for a model with `model_layers`.
       kl_weight: beta of log-weights log p(x | z) + beta (log p(z) - log q(z | x)) in training, for
         KL annealing or a beta-VAE: a number, a scalar Variable, or a Keras schedule of the number

@@ -38,23 +38,35 @@ class GradientMoments(Averages):
     self.built = True
 
   def update(self, gradients: dict[str, Sequence[tf.Tensor | None]]) -> None:
-    """Takes in each estimator's gradient of each variable, None where there is none."""
-    self._mass.assign(_DECAY * self._mass + (1 - _DECAY))
+    """Takes in each estimator's gradient of each variable, None where there is none.
+
+    Gradients that are not finite are left out, all of them: an optimizer that scales the loss skips
+    such a step.
+    """
+    gradients = {
+      name: [None if g is None else tf.cast(g, tf.float32) for g in parts]
+      for name, parts in gradients.items()
+    }
+    squares = {
+      name: tf.stack([tf.zeros([]) if g is None else tf.reduce_sum(g**2) for g in parts])
+      for name, parts in gradients.items()
+    }
+    is_finite = tf.reduce_all(tf.math.is_finite(tf.concat(list(squares.values()), axis=0)))
+
+    def follow(average, new):
+      average.assign(tf.where(is_finite, _DECAY * average + (1 - _DECAY) * new, average))
+
+    follow(self._mass, 1.0)
     for name, parts in gradients.items():
-      squares = []
+      follow(self._second[name], squares[name])
       for average, gradient in zip(self._first[name], parts, strict=True):
-        if gradient is None:
-          squares.append(tf.zeros([]))
-          continue
-        gradient = tf.cast(gradient, tf.float32)
-        squares.append(tf.reduce_sum(gradient**2))
-        average.assign(_DECAY * average + (1 - _DECAY) * gradient)
-      second = self._second[name]
-      second.assign(_DECAY * second + (1 - _DECAY) * tf.stack(squares))
+        if gradient is not None:
+          follow(average, gradient)
 
   def variance(self, name: str, places: Sequence[int]) -> tf.Tensor:
     """Returns the variance, a scalar, of one estimator over the variables at these places."""
     size = sum(self._first[name][i].shape.num_elements() for i in places)
-    first = sum(tf.reduce_sum((self._first[name][i] / self._mass) ** 2) for i in places) / size
-    second = sum(self._second[name][i] for i in places) / (self._mass * size)
-    return tf.nn.relu(second - first)  # Rounding can take a variance below 0.
+    first = sum(tf.reduce_sum(self._first[name][i] ** 2) for i in places)
+    second = sum(self._second[name][i] for i in places)
+    variance = tf.math.divide_no_nan(second - first / self._mass, self._mass * size)
+    return tf.nn.relu(variance)  # Rounding can take a variance below 0.

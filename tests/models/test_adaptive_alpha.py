@@ -190,3 +190,11 @@ def test_the_optimizers_own_betas_are_taken():
     layer = model.followers.adaptive_alpha
     moved.append([layer._beta_1, layer._beta_2, layer._epsilon])
   assert moved == [[0.9, 0.999, 1e-7], [0.5, 0.9, 0.1], [0.5, 0.9, 0.1]]
+
+
+def test_a_step_that_overflows_does_not_spoil_alpha():
+  gradients = path_gradients(6)
+  gradients[:, 3] = [[np.inf], [np.nan]]
+  layer = follow(gradients, 0.5)
+  assert 0.49 < float(layer.alpha) < 0.51
+  assert all(np.all(np.isfinite(variable)) for variable in layer.variables)

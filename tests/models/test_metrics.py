@@ -160,6 +160,20 @@ def test_gradient_statistics_when_the_loss_is_scaled():
   _check_statistics(model, [X] * 3, groups)
 
 
+def test_a_step_that_overflows_does_not_spoil_the_statistics():
+  """An optimizer that scales the loss skips it; the averages are those of the other steps."""
+  last = []
+  for scale, steps in ((2.0**26, 14), (2.0**16, 4)):  # Ten steps of the first overflow.
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=scale)
+    model = helpers.vae(dtype="mixed_float16")
+    helpers.compiled(model, run_eagerly=True, gradient_statistics=True, optimizer=optimizer)
+    logs = [model.train_step(tf.constant(X)) for _ in range(steps)]
+    last.append([float(logs[-1][f"{name}_gradient_variance"]) for name in ("proposal", "model")])
+    assert float(logs[0]["model_gradient_variance"]) < 1e-6
+  assert last[0] == pytest.approx(last[1], rel=1e-4)
+  assert min(last[0]) > 0
+
+
 def test_gradient_statistics_of_frozen_model_parameters():
   model = helpers.vae()
   model.decoder.trainable = False
