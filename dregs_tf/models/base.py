@@ -49,7 +49,11 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
   a pair, tuples), each [batch_size, ...]. The methods get floats in the model's dtype (float32
   where its layers compute in less), integers and booleans as they are: indices stay exact. What is
   handed to the likelihood's log_prob is cast to the likelihood's own dtype, unless that would round
-  floats to integers.
+  floats to integers. The distributions must be of float32 or better, under mixed precision too.
+
+  Observations outside [0, 1] are refused before a step learns from them if the likelihood is
+  Bernoulli. A subclass decides for itself with the class attribute `binary_observations`, True or
+  False.
 
   Sample weights weigh the examples: a step's gradient is that of the sum of weight times bound over
   the batch size, and what is reported are weighted means.

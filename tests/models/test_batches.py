@@ -111,3 +111,28 @@ def test_index_as_context_is_exact_from_fit_to_loading(dtype):
   loaded.build_from_config(config)
   assert [v.shape for v in loaded.variables] == [v.shape for v in model.trainable_variables]
   assert loaded.seen == [(tf.int64, 0)]
+
+
+@pytest.mark.parametrize("data_dtype", ["float32", "float64", "uint8", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_bfloat16"])
+def test_numpy_data_of_any_dtype_go_into_models_of_any_dtype(dtype, data_dtype):
+  x, context = helpers.binary(6, 6), helpers.binary(6, 4, seed=1)
+  numbers = []
+  for as_dtype in ("float32", data_dtype):
+    model = helpers.compiled(helpers.structured(dtype=dtype), run_eagerly=True)
+    pair = context.astype(as_dtype), x.astype(as_dtype)
+    model.fit(*pair, batch_size=6, verbose=0)
+    z = model.proposal(pair[1], pair[0]).sample(2, seed=[0, 1])
+    target = model.target_log_prob(pair[1], z.numpy(), pair[0])
+    estimate = model.estimate(pair[1], pair[0], bound="iwae_dreg", num_samples=3, seed=1)
+    assert z.dtype == target.dtype == estimate.objective.dtype == model.float_dtype
+    numbers.append(
+      [
+        model.evaluate(*pair, verbose=0),
+        target.numpy().tolist(),
+        estimate.objective.numpy().tolist(),
+        model.sample(2, pair[0], seed=1, mean=True).numpy().tolist(),
+        model.reconstruct(pair[1], pair[0], seed=1).numpy().tolist(),
+      ]
+    )
+  assert numbers[0] == numbers[1]
