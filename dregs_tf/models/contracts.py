@@ -58,7 +58,8 @@ def check_distribution(method: Callable, result: Any) -> None:
     for dtype in tf.nest.flatten(result.dtype):
       _check_dtype(_full_name(method), "its samples are", tf.as_dtype(dtype))
     # With as many samples as examples, samples would take the place of examples.
-    if getattr(method, "__name__", None) == "proposal" and result.batch_shape.rank == 0:
+    has_batch = any(shape.rank != 0 for shape in tf.nest.flatten(result.batch_shape))
+    if getattr(method, "__name__", None) == "proposal" and not has_batch:
       raise ValueError(
         f"{_full_name(method)} must return a distribution of batch shape [batch_size], one for "
         f"each observation, got batch shape {result.batch_shape}."

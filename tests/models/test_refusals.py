@@ -56,6 +56,23 @@ def test_proposal_without_a_batch_is_refused(batch_size):
     _eager(Shared()).fit(X[:batch_size], batch_size=batch_size, verbose=0)
 
 
+def test_transformed_joint_proposal_is_taken():
+  class Joint(Small):
+    def proposal(self, x, context):
+      normal = super().proposal(x, context)
+      joint = tfd.JointDistributionSequential([normal, normal])
+      return tfp.bijectors.JointMap([tfp.bijectors.Identity(), tfp.bijectors.Exp()])(joint)
+
+    def prior(self, context):
+      normal = super().prior(context)
+      return tfd.JointDistributionSequential([normal, normal])
+
+    def likelihood(self, z, context):
+      return super().likelihood(z[0], context)
+
+  _eager(Joint()).fit(X, verbose=0)
+
+
 @pytest.mark.parametrize("seed", ["1", 1.5, [1, 2, 3]])
 def test_compile_refuses_what_is_no_seed(seed):
   with pytest.raises(ValueError, match="seed must be"):
