@@ -1,4 +1,4 @@
-"""The bounds by name: objective, gradient, options, label and source; needs no TensorFlow.
+"""Lists the bounds by name: objective, gradient, options, label, source. Needs no TensorFlow.
 
 This is the only list of them. `dregs_tf/bounds.py` makes a `Bound` of a row, configurations and
 flags take names and options from here, tables and figures take labels.
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 
 class Option(NamedTuple):
-  """An option of a bound: a keyword of `bounds.get`, and a flag."""
+  """Describes an option of a bound: a keyword of `bounds.get`, and a flag."""
 
   default: Any
   is_valid: Callable[[Any], bool]
@@ -22,7 +22,7 @@ class Option(NamedTuple):
 
 
 class Row(NamedTuple):
-  """A bound: the value, and how its gradient is estimated.
+  """Describes a bound: its value, and how its gradient is estimated.
 
   objective: the name of a function in `dregs_tf/objectives.py`.
   gradient: a name in the table of gradients in `dregs_tf/bounds.py`.
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 def _is_number(value, low: float, high: float) -> bool:
-  """Whether it is a number in [low, high], or a scalar Tensor or Variable, whose value may move."""
+  """Returns whether it is a number in [low, high], or a scalar Tensor or Variable."""
   if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, numbers.Real):
     return len(value.shape) == 0
   is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -55,7 +55,7 @@ def _is_int(value, least: int) -> bool:
 
 
 def _is_ladder(betas) -> bool:
-  """Whether it is a sequence of numbers that rises from 0 to 1."""
+  """Returns whether it is a sequence of numbers that rises from 0 to 1."""
   if not isinstance(betas, (list, tuple)) or len(betas) < 2:
     return False
   if not all(isinstance(b, numbers.Real) and not isinstance(b, bool) for b in betas):

@@ -1,4 +1,4 @@
-"""How gradients are estimated: a, b, c of the surrogate as functions of the log-weights.
+"""Computes a, b, c of the surrogate, by which a gradient is estimated, from log-weights.
 
 Every estimator is the gradient of sum_i a_i log p~ + b_i log w^_i + c_i log q~ (see
 `dregs_tf/bounds.py`). The kinds of `Gradient` below differ in what b and c are made of.
@@ -19,7 +19,7 @@ from dregs_tf.proposals import Requirement
 
 
 class Coefficients(NamedTuple):
-  """a, b, c of the surrogate, Tensors of shape [num_samples, batch_size], stopped."""
+  """Holds a, b, c of the surrogate, stopped Tensors of shape [num_samples, batch_size]."""
 
   model: tf.Tensor
   path: tf.Tensor
@@ -27,7 +27,7 @@ class Coefficients(NamedTuple):
 
 
 class Gradient:
-  """A kind of gradient.
+  """Describes a kind of gradient.
 
   is_normalized: whether b is divided by its sum over the samples.
   """
@@ -36,21 +36,21 @@ class Gradient:
 
   @property
   def requirement(self) -> Requirement:
-    """What the estimator asks of a proposal."""
+    """Returns what the estimator requires of a proposal."""
     return Requirement.FIXED_SUPPORT
 
   @property
   def has_score(self) -> bool:
-    """Whether c is used besides a path."""
+    """Returns whether c is used besides a path."""
     return False
 
   @property
   def is_total(self) -> bool:
-    """Whether a = b = -c: the surrogate is sum_i a_i log w_i, the value's total derivative."""
+    """Returns whether a = b = -c: the surrogate sum_i a_i log w_i has the total derivative."""
     return False
 
   def is_unbiased(self, is_linear: bool) -> bool:
-    """Returns whether it is, for any proposal, given whether the value is linear in the weights."""
+    """Returns whether it is unbiased for any proposal, if the value is linear in log w or not."""
     raise NotImplementedError
 
   def takes_weight(self, is_linear: bool) -> bool:
@@ -80,24 +80,24 @@ class Mix(Gradient):
 
   @property
   def factors(self) -> tuple[Any, Any, float]:
-    """v, d, s."""
+    """Returns v, d, s."""
     return self.v, self.difference, self.score
 
   @property
   def _numbers(self) -> tuple[float | None, ...]:
-    """The factors, without those that are Tensors: their values may not be known."""
+    """Returns the factors, None for a Tensor, whose value may not be known."""
     return tuple(float(x) if isinstance(x, numbers.Real) else None for x in self.factors)
 
   @property
   def requirement(self) -> Requirement:
-    """What it asks of a proposal; a total derivative stops nothing."""
+    """Returns what it requires of a proposal; a total derivative stops nothing."""
     if self._numbers[:2] == (0, 0):
       return Requirement.NOTHING
     return Requirement.PATH if self.is_total else Requirement.PATH | Requirement.FIXED_SUPPORT
 
   @property
   def is_total(self) -> bool:
-    """Whether the factors are those of a total derivative."""
+    """Returns whether the factors are those of a total derivative."""
     return self._numbers == (1, 1, -1)
 
   def is_unbiased(self, is_linear: bool) -> bool:
@@ -211,12 +211,12 @@ class Partial(Gradient):
 
   @property
   def requirement(self) -> Requirement:
-    """That of MIWAE's gradient."""
+    """Returns the requirement of MIWAE's gradient."""
     return self.mix.requirement
 
   @property
   def has_score(self) -> bool:
-    """Whether a score is added: a total derivative of another value than the model's."""
+    """Returns whether a score is added: a total derivative of another value than the model's."""
     return self.mix.is_total
 
   def is_unbiased(self, is_linear: bool) -> bool:

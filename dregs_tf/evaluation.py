@@ -1,7 +1,8 @@
-"""The front that every engine begins with: draws samples, refuses what is wrong, weighs them.
+"""Begins every estimate: draws samples, refuses wrong arguments, computes log-weights.
 
-`bounds.estimate`, `side_by_side.differentiate` and `log_likelihood` differ in which gradients they
-take. What they accept, what they call a log-weight and how they go through many samples is here.
+`bounds.estimate`, `side_by_side.differentiate` and `log_likelihood` differ in the gradients that
+they take. They share the arguments that they accept, the definition of a log-weight and the way to
+go through many samples, all of which are defined here.
 """
 
 import contextlib
@@ -15,27 +16,27 @@ from dregs_tf import importance_weights, proposals, seeds
 
 tfd = tfp.distributions
 
-# How many samples are evaluated at a time where no gradient is recorded: bounds the memory.
+# The number of samples that are evaluated at a time without recording a gradient: it limits memory.
 _SAMPLES_AT_A_TIME = 256
 
-# So many of them are a piece of the graph.
+# The number of them in a piece of the graph.
 _SAMPLES_IN_A_PIECE = 16
 
 # `log_likelihood` evaluates this many rows (samples times examples) at a time, in pieces.
 _ROWS_AT_A_TIME = 5000
 _PIECES = 4
 
-# How many examples a batch of unknown size is taken to have.
+# The assumed number of examples in a batch of unknown size.
 _ASSUMED_BATCH_SIZE = 100
 
 
 class Draw(NamedTuple):
-  """What `draw` returns.
+  """Holds a proposal and samples drawn from it.
 
   proposal: without TFP's wrappers.
   samples: [num_samples, batch_size, ...], or a structure of such Tensors.
-  is_discrete: of each part of a joint distribution, whether it is not reparameterized, if some
-    are and some are not; otherwise empty.
+  is_discrete: for each part of a joint distribution, whether it is not reparameterized; empty
+    unless some parts are reparameterized and others are not.
   """
 
   proposal: tfd.Distribution
@@ -44,7 +45,7 @@ class Draw(NamedTuple):
 
   @property
   def is_mixed(self) -> bool:
-    """Whether some parts are reparameterized, and some are not."""
+    """Returns whether some parts are reparameterized and others are not."""
     return bool(self.is_discrete)
 
   def with_discrete_stopped(self, samples: Any):
@@ -59,7 +60,7 @@ class Draw(NamedTuple):
     return self.proposal._model_unflatten(stopped)
 
   def log_probs_by_kind(self, samples: Any) -> list[tf.Tensor]:
-    """Returns log q of the reparameterized parts, and of the others, given their parents."""
+    """Returns log q of the reparameterized parts and log q of the others, given their parents."""
     parts = self._parts(self.proposal.log_prob_parts(samples))
     return [
       tf.add_n(
@@ -80,7 +81,7 @@ def draw(
   path_for: str | None = None,
   fixed_support_for: str | None = None,
 ) -> Draw:
-  """Draws from a proposal that is what estimators need.
+  """Draws samples from a proposal, and refuses one that estimators cannot use.
 
   Args:
     proposal: q(z | x), of batch shape [batch_size] or [].
@@ -96,7 +97,7 @@ def draw(
   proposal = proposals.unwrap(proposal)
   is_discrete = proposals.discrete_parts(proposal, path_for) if path_for else ()
   if isinstance(proposal, tfd.JointDistribution):
-    # The same samples, with the distributions that its functions returned.
+    # This draws the same samples and also returns the distributions that its functions made.
     distributions, samples = proposal.sample_distributions(num_samples, seed=seed)
     distributions = tf.nest.flatten(distributions)
   else:
@@ -124,8 +125,8 @@ def same_shape(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tuple[tf
   """Returns log p(x, z) and log q(z | x) in one dtype, float32 or better, and of one shape.
 
   Raises:
-    ValueError: if a batch shape is not [batch_size] or [], or the two differ: broadcasting would
-      hide it.
+    ValueError: if a batch shape is not [batch_size] or [], or if the two differ, which broadcasting
+      would hide.
   """
   log_p = at_least_float32(tf.convert_to_tensor(log_p))
   log_q = at_least_float32(tf.convert_to_tensor(log_q))
@@ -156,7 +157,7 @@ def stopped_log_weights(
 ) -> tf.Tensor:
   """Returns log p - weight log q, [num_samples, batch_size], stopped, with axis 0 of known size.
 
-  JVI needs to know K, which a proposal of unknown batch shape may forget.
+  JVI needs a known K, which a proposal of unknown batch shape may lose.
   """
   log_weights = log_p - importance_weights.as_scalar(weight, log_q.dtype) * log_q
   log_weights = tf.stop_gradient(log_weights)
@@ -178,7 +179,7 @@ def log_weights_without_recording(
   num_samples: int,
   weight: float | tf.Tensor = 1,
 ) -> tf.Tensor:
-  """Computes the log-weights alone, [num_samples, batch_size]; at most 256 samples at a time."""
+  """Computes only the log-weights, [num_samples, batch_size], at most 256 samples at a time."""
   samples = tf.nest.map_structure(tf.stop_gradient, samples)
   with _not_recorded():
     log_q = at_least_float32(proposal.log_prob(samples))
@@ -269,8 +270,8 @@ def _batch_size(proposal: tfd.Distribution) -> int:
 def _log_prob_in_pieces(target_log_prob_fn, samples, num_samples: int, piece: int) -> tf.Tensor:
   """Computes log p(x, z) of samples [num_samples, batch_size, ...], in float32 or better.
 
-  On a CPU the products of one piece of the graph overlap with the elementwise work of another,
-  which takes a tenth off.
+  On a CPU, the products of one piece of the graph overlap with the elementwise work of another,
+  which saves a tenth of the time.
   """
   log_p = [
     target_log_prob_fn(tf.nest.map_structure(lambda z, s=start: z[s : s + piece], samples))
@@ -281,7 +282,7 @@ def _log_prob_in_pieces(target_log_prob_fn, samples, num_samples: int, piece: in
 
 
 def _not_recorded():
-  """Keeps the tapes of an eager caller from holding on to what is computed inside."""
+  """Keeps the tapes of an eager caller from recording the computation inside."""
   return tf.init_scope() if tf.executing_eagerly() else contextlib.nullcontext()
 
 

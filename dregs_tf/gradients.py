@@ -1,4 +1,4 @@
-"""The only file that plays with autodiff: gated gradients, distributions that are stopped."""
+"""Changes what autodiff does: gated gradients, stopped distributions. No other file does."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ tfd = tfp.distributions
 
 
 def gate(samples: Any) -> tuple[object, Callable[[tf.Tensor], None]]:
-  """The samples, with a gradient that a ratio chosen later scales sample by sample.
+  """Returns the samples, with a gradient that a ratio chosen later scales sample by sample.
 
   This is how one evaluation of log p(x, z) serves both marks of the paper's Eqs. 11-17: weighed by
   `a`, the model's parameters receive a * dlog p/dtheta, and behind a gate of ratio b / a the path
   receives b * dlog p/dz. The ratio depends on log p, which depends on the gated samples, so it is
-  given afterwards; it has to be there before the gradient is taken.
+  set afterwards, before the gradient is taken.
 
   Args:
     samples: a Tensor of shape [num_samples, ...], or a structure of them.
@@ -41,7 +41,7 @@ def gate(samples: Any) -> tuple[object, Callable[[tf.Tensor], None]]:
           "before the ratio is known, and is not supported."
         )
       ratio = expand_to(tf.cast(ratios[0], upstream.dtype), upstream)
-      # A ratio of 0 closes the gate, whatever comes: 0 * inf is 0 here.
+      # A ratio of 0 closes the gate, whatever the gradient: 0 * inf is 0 here.
       return tf.math.multiply_no_nan(upstream, ratio)
 
     return tf.identity(tensor), backward
@@ -50,7 +50,7 @@ def gate(samples: Any) -> tuple[object, Callable[[tf.Tensor], None]]:
 
 
 def expand_to(ratio: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
-  """`ratio` with trailing axes of size 1, as many as `tensor` has more."""
+  """Returns `ratio` with trailing axes of size 1, so that it has as many axes as `tensor`."""
   missing = tensor.shape.rank - ratio.shape.rank
   return tf.reshape(ratio, tf.concat([tf.shape(ratio), tf.ones([missing], tf.int32)], axis=0))
 
@@ -60,14 +60,14 @@ def value_and_derivatives(
 ) -> Terms:
   """Computes a function F of log-weights with F_i and F_ii, in float64.
 
-  F_i - F_ii would lose all digits in float32 where one weight holds all the mass.
+  F_i - F_ii would lose all digits in float32 if one weight holds all the mass.
 
   Args:
     value_fn: [num_samples, batch_size] -> [batch_size], each example on its own.
     log_weights: [num_samples, batch_size].
 
   Raises:
-    ValueError: if value_fn returns another shape, or what does not depend on its argument.
+    ValueError: if value_fn returns another shape, or does not depend on its argument.
   """
   exact = tf.cast(log_weights, tf.float64)
 
@@ -99,10 +99,10 @@ def value_and_derivatives(
 
 
 class PathOnly:
-  """A distribution's log-density, differentiable in its argument alone: q^ in the paper.
+  """Makes a distribution's log-density differentiable in its argument alone: q^ in the paper.
 
-  It serves any distribution, also one whose parameters `stop_parameters` cannot reach: a joint
-  distribution with dependent parts, a flow whose layers are networks. Pass it as
+  It takes any distribution, also one whose parameters `stop_parameters` cannot reach, such as a
+  joint distribution with dependent parts or a flow whose layers are networks. Pass it as
   `stopped_proposal=dregs_tf.PathOnly(proposal)`.
   """
 
@@ -110,7 +110,7 @@ class PathOnly:
     self._distribution = distribution
 
   def log_prob(self, samples: Any) -> tf.Tensor:
-    """log q(samples); its gradient flows into `samples`, never into the parameters."""
+    """Returns log q(samples); its gradient flows into `samples`, never into the parameters."""
     leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(samples)]
 
     @tf.custom_gradient
@@ -134,15 +134,15 @@ class PathOnly:
 
 
 def stop_parameters(distribution: tfd.Distribution) -> tfd.Distribution:
-  """The distribution with its parameters stopped: gradients flow only through its argument.
+  """Returns the distribution with its parameters stopped: gradients flow only through its argument.
 
   Rebuilds the distribution from `distribution.parameters`, and in turn the distributions,
   bijectors and linear operators found there, with every Tensor and Variable stopped.
 
   Raises:
     TypeError: if it is not a distribution.
-    ValueError: if a parameter is something whose gradients cannot be stopped from outside: a
-      function, a network, or an object that does not say what it was built from.
+    ValueError: if the gradients of a parameter cannot be stopped from outside: a function, a
+      network, or an object that does not say what it was built from.
   """
   if not isinstance(distribution, tfd.Distribution):
     raise TypeError(f"stop_parameters takes a tfp Distribution, got {distribution!r}.")
@@ -158,11 +158,11 @@ def stop_parameters(distribution: tfd.Distribution) -> tfd.Distribution:
 
 
 class _CannotStopError(Exception):
-  """A parameter that `stop_parameters` cannot reach; says which."""
+  """Names a parameter that `stop_parameters` cannot reach."""
 
 
 def _stop(value, where: str):
-  """`value`, a parameter called `where`, with everything that is differentiable in it stopped."""
+  """Returns `value`, a parameter called `where`, with all that is differentiable stopped."""
   if isinstance(value, (tfd.Distribution, tfb.Bijector, tf.linalg.LinearOperator)):
     return _rebuild(value, where)
   if isinstance(value, (list, tuple, dict)):
@@ -179,7 +179,7 @@ def _stop(value, where: str):
 
 
 def _rebuild(value, where: str):
-  """A copy of a distribution, bijector or linear operator, made of stopped parameters."""
+  """Copies a distribution, bijector or linear operator with stopped parameters."""
   kind = type(value)
   defaults = inspect.signature(kind.__init__).parameters
   parameters = {}
@@ -207,7 +207,7 @@ def _rebuild(value, where: str):
 
 
 def _is_same(stored, passed) -> bool:
-  """Whether a rebuilt object stores a parameter as it was passed; names may differ."""
+  """Returns whether a rebuilt object stores a parameter as it was passed; names may differ."""
   stored, passed = tf.nest.flatten(stored), tf.nest.flatten(passed)
   return len(stored) == len(passed) and all(
     a is b or (_is_constant(a) and _is_constant(b) and (isinstance(b, str) or np.array_equal(a, b)))
@@ -216,7 +216,7 @@ def _is_same(stored, passed) -> bool:
 
 
 def _is_constant(value) -> bool:
-  """Whether `value` holds nothing that a gradient could flow into."""
+  """Returns whether `value` holds nothing that a gradient could flow into."""
   constants = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
   return value is None or isinstance(value, (*constants, tf.DType, tf.TensorShape, np.dtype, type))
 
@@ -227,7 +227,7 @@ def _describe(value) -> str:
 
 
 def watch(tape: tf.GradientTape, samples: Any) -> None:
-  """Has the tape record what becomes of samples, as far as they are differentiable."""
+  """Makes the tape record computations with samples, as far as they are differentiable."""
   tape.watch([leaf for leaf in tf.nest.flatten(samples) if leaf.dtype.is_floating])
 
 
@@ -236,8 +236,8 @@ def of_loss(
 ) -> list[tf.Tensor | None] | None:
   """Computes the gradient of a loss that was added while log p(x, z) was evaluated.
 
-  Such a loss may depend on z, which log p sees behind a gate or stopped. What flows back through
-  the gate is scaled for log p, so it is taken out, and the path through the samples put in.
+  Such a loss may depend on z, which log p sees behind a gate or stopped. The gradient through the
+  gate is scaled for log p, so it is subtracted, and the path through the samples is added.
 
   Args:
     tape: a persistent tape that recorded the loss.
@@ -260,7 +260,7 @@ def of_loss(
 
 
 def _combine(total, path, scaled):
-  """total + path - scaled, where None is 0."""
+  """Returns total + path - scaled, where None is 0."""
   if path is not None:
     total = path if total is None else total + path
   return total if scaled is None else total - scaled

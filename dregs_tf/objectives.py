@@ -1,8 +1,8 @@
-"""Values of Monte Carlo objectives and their derivatives, as pure functions of log-weights.
+"""Computes Monte Carlo objectives and their derivatives, as pure functions of log-weights.
 
 Each function takes log-weights l of shape [num_samples, batch_size] in nats, of independent
-samples, and returns the `Terms` that every estimator of its gradient is made of. Nothing here is
-left to autodiff, and nothing cancels where one weight holds all the mass.
+samples, and returns the `Terms` that every estimator of its gradient is made of. Nothing here uses
+autodiff, and nothing cancels if one weight holds all the mass.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from dregs_tf import importance_weights as iw
 
 
 class Terms(NamedTuple):
-  """A value F(l_1, ..., l_K), and the derivatives that its gradient takes.
+  """Holds a value F(l_1, ..., l_K) and the derivatives that its gradient is made of.
 
   value: [batch_size], in nats.
   u: [num_samples, batch_size], F_i = dF / dl_i: the weight of dlog w_i in the total derivative.
@@ -59,14 +59,15 @@ def _largest(log_weights: tf.Tensor) -> tf.Tensor:
 def vr_iwae(log_weights: tf.Tensor, alpha: float | tf.Tensor) -> Terms:
   """Computes the VR-IWAE bound 1/(1-alpha) log (1/K) sum_i w_i^(1-alpha).
 
-  L_K at alpha = 0, the mean ELBO at 1 (Daudel et al. 2023, https://arxiv.org/abs/2210.06226).
+  It is L_K at alpha = 0 and the mean ELBO at 1 (Daudel et al. 2023,
+  https://arxiv.org/abs/2210.06226).
 
   Args:
     log_weights: [num_samples, batch_size].
     alpha: in [0, 1], a number or a scalar Tensor.
   """
   s = 1 - iw.as_scalar(alpha, log_weights.dtype)
-  # 0 * -inf is 0 here: at alpha = 1 all samples count alike.
+  # 0 * -inf is 0 here: at alpha = 1 all samples have the same weight.
   weights, difference = _softmax(tf.math.multiply_no_nan(log_weights, s))
   largest = _largest(log_weights)
   relative = log_weights - largest
@@ -96,8 +97,8 @@ def miwae(log_weights: tf.Tensor, groups: int) -> Terms:
   """Computes the mean of `groups` bounds L, each of K / groups samples (Rainforth et al. 2018).
 
   Args:
-    log_weights: [num_samples, batch_size]; samples that follow each other are of one group.
-    groups: M; it has to divide num_samples. https://arxiv.org/abs/1802.04537
+    log_weights: [num_samples, batch_size]; consecutive samples form a group.
+    groups: M, which divides num_samples. https://arxiv.org/abs/1802.04537
   """
   shape = tf.shape(log_weights)
   # [groups, samples of a group, ...] -> [samples of a group, groups, ...]
@@ -136,7 +137,7 @@ def tvo(log_weights: tf.Tensor, betas: Sequence[float]) -> Terms:
 
 
 def jvi(log_weights: tf.Tensor, order: int) -> Terms:
-  """Computes the jackknife of order m (Sec. 4.2; Nowozin 2018): bounds on subsets, combined.
+  """Computes the jackknife of order m (Sec. 4.2; Nowozin 2018), a combination of bounds.
 
     JVI_m = sum_{j=0..m} C(K, m, j) * mean over subsets S of size K-j of L(S),
     C(K, m, j) = (-1)^j (K-j)^m / ((m-j)! j!)
@@ -154,7 +155,7 @@ def jvi(log_weights: tf.Tensor, order: int) -> Terms:
     parts = _subset_average(exact - largest, j)
     total = [t + scale * part for t, part in zip(total, parts, strict=True)]
   value, *weights = total
-  # Without any weight the sum would be one of infinities.
+  # If all weights are 0, the sum would have infinities of both signs.
   no_weight = tf.reduce_all(exact == -math.inf, axis=0)
   value = tf.where(no_weight, tf.constant(-math.inf, tf.float64), value + largest)
   return Terms(*(tf.cast(part, log_weights.dtype) for part in (value, *weights)))
@@ -190,9 +191,9 @@ def added_by_each(objective: Callable[[tf.Tensor], Terms], log_weights: tf.Tenso
 
 
 def _subset_average(log_weights: tf.Tensor, num_left_out: int) -> Terms:
-  """The mean of `iwae` over all subsets that leave out `num_left_out` of the K samples.
+  """Returns the mean of `iwae` over all subsets that leave out `num_left_out` of the K samples.
 
-  One left out takes O(K) memory; every further one, a factor of K.
+  The first one left out takes O(K) memory; every further one takes a factor of K.
   """
   if num_left_out == 0:
     return iwae(log_weights)
@@ -205,7 +206,7 @@ def _subset_average(log_weights: tf.Tensor, num_left_out: int) -> Terms:
   value, *weights = _subset_average(others, num_left_out - 1)
 
   def put_back(part):
-    """[K-1 others, K, ...] -> [K, ...], the mean over who is out; who is out weighs 0."""
+    """Averages over the sample left out, of weight 0: [K-1 others, K, ...] -> [K, ...]."""
     place = tf.stack(
       [tf.minimum(sample - tf.cast(sample > out, tf.int32), num_samples - 2), out], -1
     )
@@ -217,7 +218,7 @@ def _subset_average(log_weights: tf.Tensor, num_left_out: int) -> Terms:
 
 
 def _leave_one_out_average(log_weights: tf.Tensor) -> Terms:
-  """The mean over i of `iwae` without sample i, in O(K).
+  """Returns the mean over i of `iwae` without sample i, in O(K).
 
   With S_-j the sum of weights without w_j, sample i weighs w_i / S_-j in the subset without j:
   u_i = (1/K) w_i sum_{j != i} 1/S_-j, and v_i has squares. In logs, where nothing cancels.
@@ -227,7 +228,7 @@ def _leave_one_out_average(log_weights: tf.Tensor) -> Terms:
   value = tf.reduce_mean(log_sums, axis=0) - tf.math.log(num_samples - 1)
 
   def weights(power):
-    """(1/K) sum_{j != i} (w_i / S_-j)^power; a subset of weights that are all 0 adds nothing."""
+    """Returns (1/K) sum_{j != i} (w_i / S_-j)^power; a subset of zero weights adds nothing."""
     inverse = tf.where(log_sums == -math.inf, log_sums, -log_sums) * power
     scale = iw.leave_one_out_log_sum(inverse)
     log_weight = log_weights * power + scale

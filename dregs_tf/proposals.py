@@ -1,9 +1,9 @@
-"""What a proposal must be: unwraps it, and refuses one that an estimator is wrong for.
+"""Checks proposals: unwraps them, and refuses those for which an estimator would be wrong.
 
 An estimator that carries a gradient along the samples needs a reparameterized proposal. The second
-reparameterization needs more: that the mean of the score, E_q[dlog q / dphi], is 0. It is where the
-support stays, by differentiating int q dz = 1 under the integral. Where an end of the support moves
-with a parameter, as that of a Uniform does, the end adds a term that no sample carries.
+reparameterization needs more: the mean of the score, E_q[dlog q / dphi], must be 0. It is 0 if the
+support does not move, by differentiating int q dz = 1 under the integral. If an end of the support
+moves with a parameter, as that of a Uniform does, the end adds a term that no sample carries.
 """
 
 import enum
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-# Says whether a tape records what becomes of a Tensor. Private; checked in TensorFlow 2.21.
+# Says whether a tape records computations with a Tensor. Private; checked in TensorFlow 2.21.
 from tensorflow.python.eager import record
 
 tfb = tfp.bijectors
@@ -196,7 +196,7 @@ def _learned_ends(part) -> Iterator[str]:
 
 
 def _is_learned(parameter) -> bool:
-  """Whether a gradient may be taken in it, see `check_fixed_support`."""
+  """Returns whether a gradient may be taken in it, see `check_fixed_support`."""
   if parameter is None or isinstance(parameter, (numbers.Number, np.ndarray, np.generic, list)):
     return False
   if isinstance(parameter, tf.Variable) and not parameter.trainable:
@@ -208,7 +208,7 @@ def _is_learned(parameter) -> bool:
 
 
 def _reads_variable(tensor: tf.Tensor) -> bool:
-  """Whether a symbolic Tensor is computed, differentiably, from a variable."""
+  """Returns whether a symbolic Tensor is computed, differentiably, from a variable."""
   if tensor.dtype == tf.resource:
     return True
   if not tensor.dtype.is_floating or tensor.op.type == "StopGradient":

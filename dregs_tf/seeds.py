@@ -36,18 +36,18 @@ _noise_of: contextvars.ContextVar[Part | None] = contextvars.ContextVar("noise_o
 
 
 def words(seed: int) -> list[int]:
-  """The two int32 words of an int, a stateless seed as Python numbers."""
+  """Returns the two int32 words of an int: a stateless seed as Python numbers."""
   unsigned = [seed % _INT32, (seed // _INT32) % _INT32]
   return [word - _INT32 if word >= _INT32 // 2 else word for word in unsigned]
 
 
 def stateless(seed: Seed) -> tf.Tensor:
-  """An int, a stateless seed or None as an int32 Tensor of shape [2].
+  """Converts an int, a stateless seed or None to an int32 Tensor of shape [2].
 
   Args:
     seed: an int (taken modulo 2^64) or an integer scalar, an integer Tensor or sequence of shape
-      [2], or None, which draws a new seed from TensorFlow's global generator at every call, inside
-      a `tf.function` too.
+      [2], or None, which draws a new seed from TensorFlow's global generator at every call, also
+      inside a `tf.function`.
 
   Raises:
     ValueError: if `seed` is none of these.
@@ -66,7 +66,7 @@ def stateless(seed: Seed) -> tf.Tensor:
   except (TypeError, ValueError) as error:
     raise ValueError(f"seed must be {allowed}, got {seed!r}.") from error
   if tensor.dtype.is_integer and tensor.shape.rank == 0:
-    return tf.bitcast(tf.cast(tensor, tf.int64), tf.int32)  # the low word first, as `words` has it
+    return tf.bitcast(tf.cast(tensor, tf.int64), tf.int32)  # the low word first, as in `words`
   if not tensor.dtype.is_integer or not tensor.shape.is_compatible_with([2]):
     dtype, shape = tensor.dtype.name, tensor.shape
     raise ValueError(f"seed must be {allowed}, got dtype {dtype}, shape {shape}.")
@@ -74,7 +74,7 @@ def stateless(seed: Seed) -> tf.Tensor:
 
 
 def fold_in(seed: tf.Tensor, *data: int | tf.Tensor) -> tf.Tensor:
-  """A new stateless seed, of shape [2], for each combination of `seed` and the integers `data`."""
+  """Derives a new stateless seed, of shape [2], from `seed` and the integers `data`."""
   for value in data:
     seed = tf.random.experimental.stateless_fold_in(seed, value)
   return seed
@@ -87,8 +87,8 @@ def noise_of(part: Part | None, seed: Seed, *, shared: bool):
   Args:
     part: the replica's part of the batch; None changes nothing.
     seed: as `bounds.estimate` takes it, the same on every replica.
-    shared: whether what is drawn is drawn by `draw`, for the whole batch. Otherwise each replica
-      gets a seed of its own.
+    shared: whether `draw` draws the noise, for the whole batch. Otherwise each replica gets a seed
+      of its own.
   """
   if part is None:
     yield seed
@@ -103,12 +103,12 @@ def noise_of(part: Part | None, seed: Seed, *, shared: bool):
 
 
 def draw(sampler: Callable[[tf.Tensor], tf.Tensor], shape: tf.Tensor, axis: int) -> tf.Tensor:
-  """Draws `sampler(shape)`, or along `axis`, the examples, the replica's part of a batch's noise.
+  """Draws `sampler(shape)`; on a replica, its part along `axis` of the whole batch's noise.
 
   Args:
     sampler: draws noise of a given shape.
     shape: an int32 vector, the shape of the noise of the replica's examples.
-    axis: which axis of it the examples are along.
+    axis: the axis of the examples.
   """
   part = _noise_of.get()
   if part is None:

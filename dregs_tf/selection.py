@@ -1,21 +1,21 @@
-"""Chooses the samples that are worth a backward pass, so that the gradient stays unbiased.
+"""Chooses the samples to backpropagate through, such that the gradient stays unbiased.
 
 Once the coefficients are numbers, every surrogate is linear in its samples: S = sum_i a_i s_i, with
-s_i a function of the parameters. Choose a random subset in which sample i is with probability
-pi_i, positive wherever a_i is not 0, and
+s_i a function of the parameters. Choose a random subset that contains sample i with probability
+pi_i, positive wherever a_i is not 0. Then
 
   S^ = sum_{i chosen} (a_i / pi_i) s_i
 
-has the gradient's expectation sum_i pi_i (a_i / pi_i) grad s_i = grad S over the choice (Horvitz
-and Thompson 1952), whatever the signs of the coefficients. So it is exact in expectation for every
-bound, given the K samples. What the choice costs is variance, sum_i a_i^2 (1 / pi_i - 1)
-|grad s_i|^2 and cross terms: certain samples, of pi_i = 1, add none, and for a given number M of
-samples it is small where pi_i is proportional to what sample i carries. Hence
+has the expected gradient sum_i pi_i (a_i / pi_i) grad s_i = grad S over the choice (Horvitz and
+Thompson 1952), whatever the signs of the coefficients. So it is exact in expectation for every
+bound, given the K samples. The choice adds variance, sum_i a_i^2 (1 / pi_i - 1) |grad s_i|^2 and
+cross terms. Samples with pi_i = 1 add none, and for a given number M of samples the sum is small if
+pi_i is proportional to what sample i carries. Hence
 
   pi_i = min(1, tau r_i),  tau such that sum_i pi_i = M,  r_i = max(|a_i|, |b_i|, |c_i|),
 
-the largest of the sample's coefficients: where weights are normalised r = wbar, and for JVI, whose
-coefficients have both signs, it is their size. Systematic sampling draws exactly M samples with
+the largest of the sample's coefficients: r = wbar if weights are normalized, and the size of the
+coefficients for JVI, where they have both signs. Systematic sampling draws exactly M samples with
 these probabilities: lay intervals of lengths pi_1, ..., pi_K end to end and take those that the
 numbers u, u + 1, ..., u + M - 1 fall into, with one uniform u.
 """
@@ -26,7 +26,7 @@ from dregs_tf import seeds
 
 
 def select(coefficients: tuple[tf.Tensor, ...], num_chosen: int, seed: tf.Tensor):
-  """Which samples to record, and their coefficients divided by their probabilities.
+  """Chooses the samples to record, and divides their coefficients by their probabilities.
 
   Args:
     coefficients: a tuple of Tensors [num_samples, ...], the numbers of a surrogate.
@@ -35,7 +35,7 @@ def select(coefficients: tuple[tf.Tensor, ...], num_chosen: int, seed: tf.Tensor
 
   Returns:
     The chosen samples' positions, int32 [num_chosen, ...], and the tuple of their coefficients,
-    each [num_chosen, ...]. Where fewer than M samples matter, the rest have coefficients of 0.
+    each [num_chosen, ...]. If fewer than M samples matter, the others have coefficients of 0.
   """
   sizes = tf.reduce_max(tf.abs(tf.stack(coefficients)), axis=0)
   probabilities = inclusion_probabilities(sizes, num_chosen)
@@ -47,7 +47,7 @@ def select(coefficients: tuple[tf.Tensor, ...], num_chosen: int, seed: tf.Tensor
 
 
 def uniform(shape: tf.Tensor, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-  """Uniform numbers in [0, 1), one for each example."""
+  """Draws uniform numbers in [0, 1), one for each example."""
 
   def sampler(shape):
     return tf.random.stateless_uniform(shape, seed, dtype=dtype, alg="philox")
@@ -56,22 +56,22 @@ def uniform(shape: tf.Tensor, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def inclusion_probabilities(sizes: tf.Tensor, num_chosen: int) -> tf.Tensor:
-  """pi_i = min(1, tau r_i) with sum_i pi_i = num_chosen, or 1 where r_i > 0 if too few are.
+  """Returns pi_i = min(1, tau r_i) with the sum num_chosen, or 1 where r_i > 0 if too few are.
 
   Args:
     sizes: r_i >= 0 of shape [num_samples, ...].
     num_chosen: M.
   """
-  # Not more than M are certain, so those beyond the M largest need no order. A sum is no difference
-  # of others here: it would be lost next to a large one.
+  # At most M are certain, so those beyond the M largest need no order. No sum is computed as a
+  # difference of others: it would be lost next to a large one.
   largest = _largest(sizes, num_chosen)
   least = largest[-1]
   ties = tf.cast(tf.math.count_nonzero(sizes >= least, axis=0) - num_chosen, sizes.dtype)
   others = tf.reduce_sum(tf.where(sizes < least, sizes, tf.zeros_like(sizes)), axis=0)
   # rest[h]: the sum of all but the h largest.
   rest = tf.cumsum(largest, axis=0, reverse=True) + (others + ties * least)
-  # If h samples are certain, tau = (M - h) / rest[h]. Right is the smallest h for which no other
-  # sample exceeds 1; for larger ones tau is smaller.
+  # If h samples are certain, tau = (M - h) / rest[h]. The right h is the smallest one for which no
+  # other sample exceeds 1; larger ones have a smaller tau.
   left = tf.range(num_chosen, 0, -1, dtype=sizes.dtype)
   left = tf.reshape(left, [-1] + [1] * (sizes.shape.rank - 1))
   fits = tf.logical_and(largest * left <= rest, rest > 0)
@@ -83,14 +83,14 @@ def inclusion_probabilities(sizes: tf.Tensor, num_chosen: int) -> tf.Tensor:
 
 
 def _largest(sizes: tf.Tensor, number: int) -> tf.Tensor:
-  """The largest along axis 0, descending: [num_samples, ...] -> [number, ...]."""
+  """Returns the largest along axis 0, descending: [num_samples, ...] -> [number, ...]."""
   axes = list(range(sizes.shape.rank))
   last, first = axes[1:] + axes[:1], axes[-1:] + axes[:-1]
   return tf.transpose(tf.math.top_k(tf.transpose(sizes, last), number).values, first)
 
 
 def systematic(probabilities: tf.Tensor, num_chosen: int, offset: tf.Tensor):
-  """The samples that offset, offset + 1, ... fall on, each as long as it is probable.
+  """Returns the samples that offset, offset + 1, ... fall on; each has the length pi_i.
 
   Args:
     probabilities: pi_i of shape [num_samples, ...], each at most 1.
@@ -98,8 +98,8 @@ def systematic(probabilities: tf.Tensor, num_chosen: int, offset: tf.Tensor):
     offset: uniform in [0, 1), of shape [...].
 
   Returns:
-    Positions, int32 [num_chosen, ...], and whether each is one: past the sum of the probabilities
-    there is no sample.
+    Positions, int32 [num_chosen, ...], and whether each of them is one: beyond the sum of the
+    probabilities there is no sample.
   """
   ends = tf.cumsum(probabilities, axis=0)
   steps = tf.reshape(
@@ -113,7 +113,7 @@ def systematic(probabilities: tf.Tensor, num_chosen: int, offset: tf.Tensor):
 
 
 def take(tensor: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-  """tensor[positions[m, ...], ...]: [num_samples, *batch, ...] -> [num_chosen, *batch, ...]."""
+  """Gathers along axis 0: [num_samples, *batch, ...] -> [num_chosen, *batch, ...]."""
   size = tf.shape(positions)
   batch = tf.meshgrid(*[tf.range(size[i]) for i in range(positions.shape.rank)], indexing="ij")[1:]
   return tf.gather_nd(tensor, tf.stack([positions, *batch], axis=-1))

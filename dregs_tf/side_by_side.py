@@ -1,13 +1,13 @@
-"""Gradients of several estimators from one evaluation of the model.
+"""Computes gradients of several estimators from one evaluation of the model.
 
 Each estimator is three numbers a, b, c per sample (see `dregs_tf/bounds.py`). The model's gradient
 is the backward pass of log p with a; the proposal's is that of the samples and of the score,
 
   sum_i  b_i (dlog w_i / dz_i) dz_i / dphi  +  c_i dlog q(z_i) / dphi.
 
-So dlog w / dz is computed once, and every further estimator costs a backward pass through the
-proposal's net alone, which sees 1/K of the rows that the model's net sees. Where b and c mix the
-same weights, not even that: three backward passes give all estimators of L_K (`basis`).
+So dlog w / dz is computed once, and every further estimator costs only a backward pass through the
+proposal's network, which sees 1/K of the rows that the model's network sees. If b and c mix the
+same weights, it costs even less: three backward passes give all estimators of L_K (`basis`).
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ from dregs_tf.importance_weights import as_scalar
 tfd = tfp.distributions
 
 # The smallest weight that a sample's row of the backward pass carries: divided out again, it gives
-# dlog p / dz also where a vanishes; what it adds to the model's gradient is lost in rounding.
+# dlog p / dz where a vanishes as well; its part of the model's gradient is below rounding.
 _LEAST_WEIGHT = 1e-12
 
 
 class Gradients(NamedTuple):
-  """What `differentiate` returns; gradients of the bounds, None where there is none.
+  """Holds the results of `differentiate`; a gradient is None where there is none.
 
   values: [batch_size] for each bound, in nats.
   log_weights: [num_samples, batch_size], in nats, stopped.
@@ -47,7 +47,7 @@ class Gradients(NamedTuple):
   added: list[tf.Tensor | None] | None
 
   def total(self) -> list[tf.Tensor | None]:
-    """The whole gradient of the first bound, as `bounds.estimate` gives it."""
+    """Returns the whole gradient of the first bound, as `bounds.estimate` has it."""
     return add(self.model, self.proposal[0])
 
 
@@ -67,16 +67,16 @@ def differentiate(
   """Computes gradients of sum_b scale * bound_b over the batch, for several bounds at once.
 
   Args:
-    bounds: which ones; the first is the one whose gradient of the model is taken.
+    bounds: the bounds; the gradient in the model's parameters is taken for the first.
     target_log_prob_fn: log p(x, z) as `bounds.estimate` takes it.
     make_proposal: builds q(z | x), of batch shape [batch_size], from variables.
-    variables: what to take gradients of.
+    variables: the variables to take gradients in.
     num_samples: K.
     seed: a stateless seed, of shape [2].
     scale: a factor of every gradient, such as one over the batch size: a scalar, or a Tensor of
       shape [batch_size] with a factor for each example.
     with_model: whether to take the gradient of the model as well; otherwise `model` is None.
-    added_loss: gives a scalar loss that evaluating proposal and log p has added, or None.
+    added_loss: returns the scalar loss that evaluating the proposal and log p has added, or None.
     proposal_weight: as `bounds.estimate` takes it.
 
   Raises:
@@ -151,12 +151,12 @@ _PARTS = (Mix(1, 0, 0), Mix(0, 1, 0), Mix(0, 0, 1))
 
 
 def basis(bounds: Sequence[Bound]) -> tuple[list[Bound], np.ndarray]:
-  """Returns what to differentiate for several estimators' gradients in the proposal's parameters.
+  """Returns the bounds to differentiate for several gradients in the proposal's parameters.
 
   Returns:
-    Bounds, and the matrix [len(bounds), their number] that makes the gradients of `bounds` of
-    theirs. Those are `bounds` themselves, unless fewer are enough: all mixes of a value follow from
-    its dreg, wake_dreg and wake (iwae_dreg, rws_dreg and rws, if it is L_K), and nothing cancels.
+    Bounds, and the matrix [len(bounds), their number] that combines their gradients into those of
+    `bounds`. They are `bounds` themselves unless fewer are enough: all mixes of a value follow from
+    its dreg, wake_dreg and wake (iwae_dreg, rws_dreg and rws for L_K), and nothing cancels.
   """
   groups = {}
   for place, bound in enumerate(bounds):
@@ -191,17 +191,17 @@ def _away_from_zero(a: tf.Tensor) -> tf.Tensor:
 
 
 def _times(weight: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
-  """Each sample's part of `tensor` times its weight; 0 where that is 0, whatever the tensor."""
+  """Multiplies each sample's part of `tensor` by its weight; a weight of 0 gives 0 always."""
   return tf.math.multiply_no_nan(tensor, tf.cast(expand_to(weight, tensor), tensor.dtype))
 
 
 def add_where_both(first: Sequence, second: Sequence) -> list[tf.Tensor | None]:
-  """The sums of gradients; of a variable that is not in `first`, None."""
+  """Returns the sums of gradients; None for a variable that is not in `first`."""
   return [None if f is None else _add(f, s) for f, s in zip(first, second, strict=True)]
 
 
 def add(first: Sequence, second: Sequence) -> list[tf.Tensor | None]:
-  """Returns the sums of gradients, of each variable; None is 0."""
+  """Returns the sum of two gradients for each variable; None is 0."""
   return [_add(f, s) for f, s in zip(first, second, strict=True)]
 
 

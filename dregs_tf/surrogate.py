@@ -1,4 +1,4 @@
-"""One pass of the model: log-densities with gates and stops, and the surrogate made of them.
+"""Evaluates the model once: log-densities with gates and stops, and the surrogate made of them.
 
 Eqs. 11-17 write log p(x, z) twice, once stopped in z and once in the parameters. Here it is
 evaluated once, at samples whose gradient a gate scales by b / a: weighed by a, the model's
@@ -20,7 +20,7 @@ tfd = tfp.distributions
 
 
 class Densities(NamedTuple):
-  """Log-densities, [num_samples, batch_size], with the gradients that a surrogate needs.
+  """Holds log-densities, [num_samples, batch_size], with the gradients that a surrogate needs.
 
   log_p: differentiable in the model's parameters and, behind a gate, in the samples.
   log_q: q itself for a total derivative, q^ where there is a path, otherwise q~.
@@ -63,7 +63,7 @@ def evaluate(
 
 
 def _alike(log_p, log_q, scores, num_samples, set_ratio=None) -> Densities:
-  """Returns them in one dtype and of one shape."""
+  """Returns the densities in one dtype and of one shape."""
   log_p, log_q = evaluation.same_shape(log_p, log_q, num_samples)
   return Densities(log_p, log_q, [tf.cast(score, log_p.dtype) for score in scores], set_ratio)
 
@@ -77,7 +77,7 @@ def terms(
   if set_ratio:
     a, ratio = _finite_ratio(a, b)
     set_ratio(ratio)
-  # 0 * -inf is 0 here: a sample of weight 0 adds nothing. A total derivative's score is in log_q.
+  # 0 * -inf is 0 here: a sample of weight 0 adds nothing. log_q has a total derivative's score.
   no_nan = tf.math.multiply_no_nan
   total = no_nan(log_p, a) + no_nan(log_q, -b * as_scalar(weight, b.dtype))
   for log_density, factor in zip(scores, c, strict=False):
@@ -94,7 +94,7 @@ def _stopped(proposal: tfd.Distribution):
 
 
 def _finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """a and b / a, finite where a vanishes, as JVI's can: there a becomes too small to matter."""
+  """Returns a and b / a, finite where a vanishes, as JVI's can: a becomes negligibly small."""
   tiny = tf.constant(1e-20 if a.dtype == tf.float32 else 1e-100, a.dtype)
   a = tf.where(tf.logical_and(tf.abs(a) < tiny, tf.not_equal(b, 0)), tiny, a)
   return a, tf.math.divide_no_nan(b, a)
