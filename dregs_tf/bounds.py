@@ -376,7 +376,7 @@ def estimate(
 
 def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_samples") -> None:
   """Raises unless `num_samples` is an int that `bound` is defined for; `argument` names it."""
-  if isinstance(num_samples, bool) or not hasattr(num_samples, "__index__"):
+  if not catalogue.is_int(num_samples):
     raise TypeError(f"{argument} must be an int, got {num_samples!r}.")
   if num_samples < bound.min_samples:
     raise ValueError(
@@ -410,7 +410,7 @@ def check_num_backward_samples(num_backward_samples: int | None, num_samples: in
   """Raises unless it is None or an int from 1 to num_samples."""
   if num_backward_samples is None:
     return
-  if isinstance(num_backward_samples, bool) or not hasattr(num_backward_samples, "__index__"):
+  if not catalogue.is_int(num_backward_samples):
     raise TypeError(f"num_backward_samples must be an int or None, got {num_backward_samples!r}.")
   if not 1 <= num_backward_samples <= num_samples:
     raise ValueError(

@@ -50,7 +50,8 @@ def _is_number(value, low: float, high: float) -> bool:
   return is_real and low <= value <= high
 
 
-def _is_int(value, least: int) -> bool:
+def is_int(value, least: float = -math.inf) -> bool:
+  """Returns whether it is an int, of NumPy or Python, of at least `least`."""
   return not isinstance(value, bool) and hasattr(value, "__index__") and value >= least
 
 
@@ -72,7 +73,7 @@ def _scalar(default: float, help: str) -> Option:
 
 
 def _count(default: int, least: int, help: str) -> Option:
-  return Option(default, lambda value: _is_int(value, least), f"an int of {least} or more", help)
+  return Option(default, lambda value: is_int(value, least), f"an int of {least} or more", help)
 
 
 _DREG_ALPHA = {"alpha": _unit(0.9, "weight of RWS-DReG against IWAE-DReG")}  # the authors' default

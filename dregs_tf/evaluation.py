@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import importance_weights, proposals, seeds
+from dregs_tf import catalogue, importance_weights, proposals, seeds
 
 tfd = tfp.distributions
 
@@ -288,7 +288,7 @@ def _not_recorded():
 
 def check_int(name: str, value: Any, at_least: int) -> int:
   """Returns `value` as an int; raises unless it is one of at least `at_least`; `name` names it."""
-  if isinstance(value, bool) or not hasattr(value, "__index__"):
+  if not catalogue.is_int(value):
     raise TypeError(f"{name} must be an int, got {value!r}.")
   if value < at_least:
     raise ValueError(f"{name} must be at least {at_least}, got {value}.")

@@ -1,11 +1,9 @@
 """Turns arrays of gray images into batches, with dynamic binarization and an exact restart."""
 
-import numbers
-
 import numpy as np
 import tensorflow as tf
 
-from dregs_tf import seeds
+from dregs_tf import catalogue, seeds
 from dregs_tf.data.images import DataError
 
 TASKS = ("generative", "structured")
@@ -236,6 +234,6 @@ def _checked_images(images: np.ndarray, image_shape: tuple[int, int], task: str)
 
 
 def _checked_int(name: str, value: int, at_least: int) -> int:
-  if not isinstance(value, numbers.Integral) or value < at_least:
+  if not catalogue.is_int(value, at_least):
     raise DataError(f"{name} must be an integer of at least {at_least}, not {value!r}")
   return int(value)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dregs_tf import catalogue, output, proposals, seeds, side_by_side
+from dregs_tf import catalogue, evaluation, output, proposals, seeds, side_by_side
 from dregs_tf.bounds import Bound, check_num_samples
 from dregs_tf.bounds import get as get_bound
 from dregs_tf.diagnostics import statistics
@@ -95,7 +95,9 @@ def compare(
     raise ValueError("model: compare needs more range than float16 has, use mixed_bfloat16.")
   context, x = _split(batch, model.float_dtype)
   bounds, all_num_samples = _as_bounds(bounds), _as_ints("num_samples", num_samples)
-  num_measurements = _as_int("num_measurements", num_measurements, catalogue.MIN_MEASUREMENTS)
+  num_measurements = evaluation.check_int(
+    "num_measurements", num_measurements, catalogue.MIN_MEASUREMENTS
+  )
   seed = seeds.stateless(seed)
   if jit_compile is None:
     jit_compile = model.compiled and bool(model.jit_compile)
@@ -264,18 +266,10 @@ def _as_bounds(bounds) -> list[Bound]:
 def _as_ints(argument: str, values) -> list[int]:
   """Returns one int or several as a list of checked ints without repetitions."""
   values = values if isinstance(values, (list, tuple, range, np.ndarray)) else [values]
-  values = [_as_int(argument, value, at_least=1) for value in values]
+  values = [evaluation.check_int(argument, value, at_least=1) for value in values]
   if not values:
     raise ValueError(f"{argument} must hold at least one int, got none.")
   return list(dict.fromkeys(values))
-
-
-def _as_int(argument: str, value, at_least: int) -> int:
-  if isinstance(value, bool) or not hasattr(value, "__index__"):
-    raise TypeError(f"{argument} must be an int, got {value!r}.")
-  if value < at_least:
-    raise ValueError(f"{argument} must be at least {at_least}, got {value}.")
-  return int(value)
 
 
 # --- measuring ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from dregs_tf import evaluation
 from dregs_tf.models import batches, specs, vae
 from dregs_tf.models.base import LatentVariableModel
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
@@ -44,7 +45,7 @@ class StructuredVAE(LatentVariableModel):
     super().__init__(**kwargs)
     self.context_mean = vae.check_mean("context_mean", context_mean)
     self.data_mean = vae.check_mean("data_mean", data_mean)
-    self.latent_dim = vae.check_positive("latent_dim", latent_dim)
+    self.latent_dim = evaluation.check_int("latent_dim", latent_dim, at_least=1)
     self.hidden_units = vae.check_sizes("hidden_units", hidden_units)
     options = {"hidden_units": self.hidden_units, "dtype": self.dtype_policy}
     self.conditional_prior = ConditionalNormal(self.latent_dim, name="prior", **options)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from dregs_tf import evaluation
 from dregs_tf.models import batches, specs
 from dregs_tf.models.base import LatentVariableModel
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal, Normal
@@ -40,7 +41,7 @@ class VAE(LatentVariableModel):
   ):
     super().__init__(**kwargs)
     self.data_mean = check_mean("data_mean", data_mean)
-    self.latent_dim = check_positive("latent_dim", latent_dim)
+    self.latent_dim = evaluation.check_int("latent_dim", latent_dim, at_least=1)
     self.hidden_units = check_sizes("hidden_units", hidden_units)
     options = {"hidden_units": self.hidden_units, "dtype": self.dtype_policy}
     self.encoder = self._make_encoder(self.latent_dim, name="encoder", **options)
@@ -98,20 +99,13 @@ def check_mean(name: str, mean: np.ndarray | tf.Tensor) -> np.ndarray:
   return mean
 
 
-def check_positive(name: str, value: Any) -> int:
-  """`value` as an int; a ValueError names it unless it is a positive integer."""
-  if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-    raise ValueError(f"{name} must be a positive int, got {value!r}.")
-  return int(value)
-
-
 def check_sizes(name: str, values: Any) -> tuple[int, ...]:
   """`values` as a tuple; a ValueError names it unless it is a sequence of positive integers."""
   if not isinstance(values, (list, tuple)):
     raise ValueError(
       f"{name} must be a sequence of positive ints, such as (200, 200), got {values!r}."
     )
-  return tuple(check_positive(name, value) for value in values)
+  return tuple(evaluation.check_int(name, value, at_least=1) for value in values)
 
 
 def as_vectors(name: str, value: Any, size: int, dtype: tf.DType) -> tf.Tensor:

@@ -62,7 +62,7 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 def check_int(name: str, value: Any, at_least: int, note: str = "") -> None:
   """Raises unless `value` is an int of at least `at_least` that TensorFlow can hold."""
-  if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+  if not (isinstance(value, int) and catalogue.is_int(value, at_least)):
     raise ConfigError(
       f"--{name} must be a whole number of at least {at_least}{note}, got {value!r}."
     )

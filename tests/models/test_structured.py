@@ -151,7 +151,7 @@ def test_data_of_the_wrong_shape_are_refused():
     ({"context_mean": [0.5], "data_mean": [2.0]}, "data_mean must be a vector of grey values"),
     (
       {"context_mean": [0.5], "data_mean": [0.5], "latent_dim": -1},
-      "latent_dim must be a positive int, got -1",
+      "latent_dim must be at least 1, got -1",
     ),
   ],
 )
