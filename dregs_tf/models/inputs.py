@@ -252,9 +252,11 @@ def _is_binary(model: CheckedInputs, spec) -> bool:
 
 
 def _spec_of(array) -> tf.TypeSpec | None:
-  """The spec of an array, of any number of examples; a spec is its own."""
-  if array is None or isinstance(array, tf.TypeSpec):
-    return array
+  """The spec of an array, of any number of examples; a spec is its own, and None's is None."""
+  if isinstance(array, tf.TypeSpec):
+    return None if array == tf.type_spec_from_value(None) else array
+  if array is None:
+    return None
   if not isinstance(array, (np.ndarray, tf.Tensor, tf.Variable)):
     array = np.asarray(array)
   return tf.TensorSpec([None, *array.shape[1:]], tf.as_dtype(array.dtype))

@@ -226,6 +226,18 @@ def test_sample_weight_reaches_the_step(conditional):
     model.fit((CONTEXT, X, weights), sample_weight=weights, verbose=0)
 
 
+def test_sample_weight_in_a_pipeline_without_contexts():
+  weights = np.arange(6.0)
+  expected = helpers.compiled(helpers.vae(), run_eagerly=True)
+  expected = expected.evaluate(X, sample_weight=weights, batch_size=3, verbose=0)
+  for first in (None, ()):
+    dataset = tf.data.Dataset.from_tensor_slices((X, weights)).batch(3)
+    dataset = dataset.map(lambda x, weight, first=first: (first, x, weight))
+    model = helpers.compiled(helpers.vae(), run_eagerly=True)
+    assert model.evaluate(dataset, verbose=0) == expected
+    model.fit(dataset, verbose=0)
+
+
 def test_autoencoders_habit_is_warned_of_once():
   model = helpers.compiled(Seen(), run_eagerly=True)
   with pytest.warns(UserWarning, match=r"fit\(x, x\).*autoencoder takes fit\(x\)") as record:
