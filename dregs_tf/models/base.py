@@ -1,7 +1,6 @@
 """The Keras model that every latent-variable model derives from: three distributions."""
 
 import functools
-import os
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +12,15 @@ import tensorflow_probability as tfp
 from dregs_tf import bounds, evaluation, seeds
 from dregs_tf.models import (
   batches,
+  building,
   calls,
   contracts,
   freezing,
   inputs,
-  keras_privates,
   log_likelihoods,
   metrics,
   replicas,
   saved_bounds,
-  specs,
   steps,
 )
 from dregs_tf.models import kl_weight as kl
@@ -32,7 +30,7 @@ from dregs_tf.models.followers import Followers
 tfd = tfp.distributions
 
 
-class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
+class LatentVariableModel(building.BuiltFromData, inputs.CheckedInputs, metrics.ReportingModel):
   """A model p(x, z | context) with a proposal q(z | x, context), trained with a Monte Carlo bound.
 
   A subclass defines three methods that return tfp distributions; `compile`, `fit`, `evaluate`,
@@ -73,7 +71,6 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
   # What `compile` makes.
   followers: Followers | None = None
   _calls_checked = False
-  _specs: dict | None = None  # What its layers are built for.
 
   def __init__(self, *args: Any, **kwargs: Any):
     super().__init__(*args, **kwargs)
@@ -320,98 +317,6 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
     context, x, _ = batches.split(inputs, self.float_dtype)
     return self.reconstruct(x, context)
 
-  def _maybe_symbolic_build(self, *args, **kwargs) -> None:
-    """Keras' hook before the first batch, under a strategy.
-
-    It averages that batch over the replicas, which fails where they got different numbers of
-    examples: a model that is built has no need of it.
-    """
-    if not all(layer.built for layer in self._flatten_layers()):
-      super()._maybe_symbolic_build(*args, **kwargs)
-    elif not self.optimizer.built and self.distribute_strategy.num_replicas_in_sync > 1:
-      with self.distribute_strategy.scope():
-        self.optimizer.build(self.trainable_variables)
-
-  def build(self, input_shape: Any) -> None:
-    """Makes the variables of every layer, for `load_weights` or `summary` before any data.
-
-    Args:
-      input_shape: the shape of a batch of observations, such as (None, 784), or the pair of a
-        context's and an observation's. Data of another dtype than the model's floats: call the
-        model on a batch instead.
-
-    Raises:
-      ValueError: if a size other than the batch's is unknown, or not the one that the model has.
-    """
-    batch = specs.example(specs.from_shape(input_shape, self.float_dtype))
-    self._evaluate_once(**batch)
-    self._specs = specs.of(batch)
-    self.built = True
-    self._build_followers()
-
-  def __call__(self, inputs: Any, *args: Any, **kwargs: Any):
-    """Calls the model on a batch, which builds its layers, for the dtypes of the batch."""
-    if not self.built:
-      context, x, _ = batches.split(inputs, self.float_dtype)
-      self._build_for(x, context)
-      self._build_followers()
-    with keras_privates.without_autocast():
-      return super().__call__(inputs, *args, **kwargs)
-
-  def export(
-    self,
-    filepath: str | os.PathLike,
-    format: str = "tf_saved_model",
-    verbose: bool | None = None,
-    input_signature: Any = None,
-    **kwargs: Any,
-  ):
-    """Exports the forward call, `reconstruct`, as Keras does: `serve` of the artifact.
-
-    Args:
-      filepath: where to write the artifact.
-      format: as Keras takes it.
-      verbose: as Keras takes it.
-      input_signature: a list of one spec of observations, or of one (context, observation) pair of
-        specs. By default what the model was built for, of any batch size.
-      **kwargs: as Keras takes them.
-
-    Raises:
-      ValueError: if there is no input_signature and the model has seen no batch. `fit`, a call and
-        `build(input_shape)` show it one.
-    """
-    if input_signature is None:
-      if self._specs is None:
-        raise ValueError(
-          "export needs input_signature, got None, for a model that has seen no batch: pass it, or "
-          "call build(input_shape) first."
-        )
-      context, x = (specs.signature(self._specs[name]) for name in ("context", "x"))
-      input_signature = [x if context is None else (context, x)]
-    super().export(filepath, format, verbose, input_signature, **kwargs)
-
-  def get_build_config(self) -> dict:
-    """Returns the specs of an observation and of a context, once the model has seen a batch."""
-    return keras.saving.serialize_keras_object(self._specs or {})
-
-  def build_from_config(self, config: dict) -> None:
-    """Makes the variables of a loaded model whose layers `fit` had built."""
-    if config:
-      self._build_for(**specs.example(keras.saving.deserialize_keras_object(config)))
-
-  def _build_for(self, x, context) -> None:
-    """Has every layer built for batches such as these, and remembers their specs for saving."""
-    self._specs = specs.of({"x": x, "context": context})
-    if not self.built:
-      self._evaluate_once(x, context)
-      self.built = True
-
-  def _evaluate_once(self, x, context) -> None:
-    """Uses every layer, which builds those that are not."""
-    with calls.mode(self, training=False):
-      z = calls.call(self.proposal, x, context).sample(1, seed=[0, 0])
-      self.target_log_prob(x, z, context)
-
   def make_train_function(self, force: bool = False):
     """Keras' hook before the first step: variables are not made on a replica."""
     self._build_followers()
@@ -516,24 +421,8 @@ class LatentVariableModel(inputs.CheckedInputs, metrics.ReportingModel):
 
   @functools.cached_property
   def _log_likelihood(self):
-    """`log_likelihood` of a batch that fits in memory, made once per shape.
-
-    With XLA if `fit` has it and there is a GPU: on a CPU, TensorFlow's own products are faster.
-    """
-    jit_compile = self.compiled and bool(
-      self.jit_compile and tf.config.list_physical_devices("GPU")
-    )
-
-    @tf.function(autograph=False, jit_compile=jit_compile)
-    def log_likelihood(x, context, num_samples, seed):
-      return bounds.log_likelihood(
-        lambda z: self.target_log_prob(x, z, context),
-        calls.call(self.proposal, x, context),
-        num_samples,
-        seed,
-      )
-
-    return log_likelihood
+    """`log_likelihood` of a batch that fits in memory, made once per shape."""
+    return log_likelihoods.compiled(self)
 
   def sample(self, n: int, context: Any = None, seed: seeds.Seed = None, mean: bool = False):
     """Draws n observations from the model: [n, ...], or [n, batch_size, ...] given contexts.

@@ -1,0 +1,109 @@
+"""Makes a model's variables from a batch, a shape or a file, and exports what it computes."""
+
+import os
+from typing import Any
+
+import keras
+
+from dregs_tf.models import batches, calls, keras_privates, specs
+
+
+class BuiltFromData(keras.Model):
+  """A model that builds its layers by using them, on an example of its batches.
+
+  A subclass, `LatentVariableModel`, has the methods that use the layers.
+  """
+
+  _specs: dict | None = None  # What its layers are built for.
+
+  def _maybe_symbolic_build(self, *args, **kwargs) -> None:
+    """Keras' hook before the first batch, under a strategy.
+
+    It averages that batch over the replicas, which fails where they got different numbers of
+    examples: a model that is built has no need of it.
+    """
+    if not all(layer.built for layer in self._flatten_layers()):
+      super()._maybe_symbolic_build(*args, **kwargs)
+    elif not self.optimizer.built and self.distribute_strategy.num_replicas_in_sync > 1:
+      with self.distribute_strategy.scope():
+        self.optimizer.build(self.trainable_variables)
+
+  def build(self, input_shape: Any) -> None:
+    """Makes the variables of every layer, for `load_weights` or `summary` before any data.
+
+    Args:
+      input_shape: the shape of a batch of observations, such as (None, 784), or the pair of a
+        context's and an observation's. Data of another dtype than the model's floats: call the
+        model on a batch instead.
+
+    Raises:
+      ValueError: if a size other than the batch's is unknown, or not the one that the model has.
+    """
+    batch = specs.example(specs.from_shape(input_shape, self.float_dtype))
+    self._evaluate_once(**batch)
+    self._specs = specs.of(batch)
+    self.built = True
+    self._build_followers()
+
+  def __call__(self, inputs: Any, *args: Any, **kwargs: Any):
+    """Calls the model on a batch, which builds its layers, for the dtypes of the batch."""
+    if not self.built:
+      context, x, _ = batches.split(inputs, self.float_dtype)
+      self._build_for(x, context)
+      self._build_followers()
+    with keras_privates.without_autocast():
+      return super().__call__(inputs, *args, **kwargs)
+
+  def export(
+    self,
+    filepath: str | os.PathLike,
+    format: str = "tf_saved_model",
+    verbose: bool | None = None,
+    input_signature: Any = None,
+    **kwargs: Any,
+  ):
+    """Exports the forward call, `reconstruct`, as Keras does: `serve` of the artifact.
+
+    Args:
+      filepath: where to write the artifact.
+      format: as Keras takes it.
+      verbose: as Keras takes it.
+      input_signature: a list of one spec of observations, or of one (context, observation) pair of
+        specs. By default what the model was built for, of any batch size.
+      **kwargs: as Keras takes them.
+
+    Raises:
+      ValueError: if there is no input_signature and the model has seen no batch. `fit`, a call and
+        `build(input_shape)` show it one.
+    """
+    if input_signature is None:
+      if self._specs is None:
+        raise ValueError(
+          "export needs input_signature, got None, for a model that has seen no batch: pass it, or "
+          "call build(input_shape) first."
+        )
+      context, x = (specs.signature(self._specs[name]) for name in ("context", "x"))
+      input_signature = [x if context is None else (context, x)]
+    super().export(filepath, format, verbose, input_signature, **kwargs)
+
+  def get_build_config(self) -> dict:
+    """Returns the specs of an observation and of a context, once the model has seen a batch."""
+    return keras.saving.serialize_keras_object(self._specs or {})
+
+  def build_from_config(self, config: dict) -> None:
+    """Makes the variables of a loaded model whose layers `fit` had built."""
+    if config:
+      self._build_for(**specs.example(keras.saving.deserialize_keras_object(config)))
+
+  def _build_for(self, x, context) -> None:
+    """Has every layer built for batches such as these, and remembers their specs for saving."""
+    self._specs = specs.of({"x": x, "context": context})
+    if not self.built:
+      self._evaluate_once(x, context)
+      self.built = True
+
+  def _evaluate_once(self, x, context) -> None:
+    """Uses every layer, which builds those that are not."""
+    with calls.mode(self, training=False):
+      z = calls.call(self.proposal, x, context).sample(1, seed=[0, 0])
+      self.target_log_prob(x, z, context)
