@@ -9,6 +9,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 
 # The lower bound is what `.ci/run oldest` installs (.ci/oldest-requirements.txt), the upper one the
 # first version that was not tried.
+_TENSORFLOW = ">=2.20.0,<2.22"
 _INSTALL_REQUIRES = [
   "absl-py>=2.1.0,<3",
   # Not imported here: TensorFlow Datasets imports it when it downloads, without declaring it.
@@ -20,7 +21,7 @@ _INSTALL_REQUIRES = [
   "scipy>=1.11.4,<1.18",
   # Not imported here: tf.summary imports it, and it is the command that shows a run's logs.
   "tensorboard>=2.20.0,<2.22",
-  "tensorflow>=2.20.0,<2.22",
+  f"tensorflow{_TENSORFLOW}",
   "tensorflow-datasets>=4.9.10,<4.10",
   # The extra brings tf_keras, without which TensorFlow Probability cannot be imported.
   "tensorflow-probability[tf]>=0.25.0,<0.26",
@@ -28,6 +29,8 @@ _INSTALL_REQUIRES = [
 ]
 
 _TEST_REQUIRES = [
+  # Not imported: `python -m build` makes what is distributed.
+  "build>=1.2.2,<2",
   "h5py>=3.11.0,<4",
   "hypothesis>=6.100.8,<7",
   "mpmath>=1.3.0,<1.5",
@@ -73,20 +76,33 @@ setuptools.setup(
   name="dregs_tf",
   version=_version(),
   description=(
-    "Doubly reparameterised gradient estimators for Monte Carlo objectives, "
+    "Doubly reparameterized gradient estimators for Monte Carlo objectives, "
     "for TensorFlow, Keras and TensorFlow Probability."
   ),
   long_description=_long_description(),
   long_description_content_type="text/markdown",
+  project_urls={
+    "Paper": "https://arxiv.org/abs/1810.04152",
+    "Authors' code": "https://github.com/google-research/google-research/tree/master/dreg_estimators",
+  },
   license="Apache-2.0",
   license_files=["LICENSE"],
   packages=setuptools.find_packages(include=["dregs_tf", "dregs_tf.*"]),
   package_data={"dregs_tf": ["py.typed"]},
+  entry_points={
+    "console_scripts": [
+      "dregs-train = dregs_tf.training.commands:train",
+      "dregs-eval = dregs_tf.training.commands:evaluate",
+      "dregs-compare = dregs_tf.training.commands:compare",
+    ]
+  },
   python_requires=">=3.11",
   install_requires=_INSTALL_REQUIRES,
   extras_require={
     "benchmarks": _BENCHMARKS_REQUIRES,
     "docs": _DOCS_REQUIRES,
+    # The CUDA libraries that TensorFlow uses on Linux.
+    "gpu": [f"tensorflow[and-cuda]{_TENSORFLOW}"],
     "test": _TEST_REQUIRES,
   },
   classifiers=[

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
   )
   from dregs_tf.gradients import PathOnly, stop_parameters
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
   "PathOnly",

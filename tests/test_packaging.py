@@ -28,7 +28,12 @@ IMPORTED_BY_OTHERS = {
   "importlib-resources": "TensorFlow Datasets, when it downloads",
   "tensorboard": "tf.summary",
 }
-COMMANDS = {"mypy": "the type checker", "pytest-xdist": "pytest -n", "ruff": "the linter"}
+COMMANDS = {
+  "build": "python -m build",
+  "mypy": "the type checker",
+  "pytest-xdist": "pytest -n",
+  "ruff": "the linter",
+}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +119,13 @@ def test_the_lower_bounds_are_what_is_tried(declared):
 def test_version(declared):
   headings = re.findall(r"^## \[?([^\]\s]+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
   released = [heading for heading in headings if heading != "Unreleased"]
-  assert declared["version"] == dregs_tf.__version__ == released[0]
+  version = packaging.version.Version(declared["version"])
+  assert declared["version"] == dregs_tf.__version__
+  if version.is_devrelease:
+    assert "Unreleased" in headings
+    assert version > packaging.version.Version(released[0])
+  else:
+    assert declared["version"] == released[0]
   ordered = [packaging.version.Version(version) for version in released]
   assert ordered == sorted(set(ordered), reverse=True)
 
@@ -140,9 +151,27 @@ def test_source_distribution_holds_the_sources(tmp_path):
     held = {name.partition("/")[2] for name in file.getnames()}
   folders = ["benchmarks", "bin", "dregs_tf", "experiments", "testdata", "tests", "tools"]
   paths = [path for folder in folders for path in (ROOT / folder).glob("**/*") if path.is_file()]
-  expected = {p.relative_to(ROOT).as_posix() for p in paths if "__pycache__" not in p.parts}
+  paths = [path.relative_to(ROOT) for path in paths if "__pycache__" not in path.parts]
+  results = pathlib.Path("experiments", "results")
+  expected = {path.as_posix() for path in paths if results not in path.parents}
   expected |= {"LICENSE", "BUILD", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "setup.py"}
   assert expected - held == set()
+  assert not any(name.startswith(f"{results.as_posix()}/") for name in held)
+
+
+def test_commands_are_functions(declared):
+  for line in declared["entry_points"]["console_scripts"]:
+    name, value = line.split(" = ")
+    point = importlib.metadata.EntryPoint(name, value, "console_scripts")
+    assert point.load().__doc__.rstrip().splitlines()[-1].strip().startswith(f"{name} --")
+
+
+def test_gpu_extra_is_tensorflow_in_the_same_versions(declared):
+  (line,) = declared["extras_require"]["gpu"]
+  requirement = packaging.requirements.Requirement(line)
+  assert requirement.extras == {"and-cuda"}
+  required = _by_name(declared["install_requires"])[requirement.name]
+  assert requirement.specifier == required.specifier
 
 
 def test_import_does_not_load_tensorflow():

@@ -11,6 +11,9 @@ from experiments.toy_gaussian import statistics
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 RESULTS = (EXPERIMENTS / "RESULTS.md").read_text()
+pytestmark = pytest.mark.skipif(
+  not (EXPERIMENTS / "results").exists(), reason="a source distribution has no results"
+)
 TABLES = re.findall(r"python bin/summarize\.py --runs='([^']+)'", RESULTS)
 
 

@@ -152,6 +152,8 @@ def test_saved_and_loaded(bound, tmp_path):
 def test_a_configuration_of_the_first_release_is_read(tmp_path):
   """It has neither versions nor the options of later bounds."""
   old = EXPERIMENTS / "results" / "digits_generative_jvi_order1_K64_seed0" / "config.json"
+  if not old.exists():
+    pytest.skip("a source distribution has no results")
   fields = json.loads(old.read_text())
   assert not {"versions", "betas"} & fields.keys()
   (tmp_path / "config.json").write_text(old.read_text())
