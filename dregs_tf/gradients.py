@@ -77,7 +77,7 @@ def value_and_derivatives(
       second_tape.watch(exact)
       with tf.GradientTape() as first_tape:
         first_tape.watch(exact)
-        value = tf.convert_to_tensor(value_fn(exact))
+        value = tf.convert_to_tensor(_explained(value_fn, exact))
       first = first_tape.gradient(value, exact)
       if first is None or not value.shape.is_compatible_with(exact.shape[1:]):
         raise ValueError(
@@ -96,6 +96,18 @@ def value_and_derivatives(
   )
   parts = (value, first, first - second, second)
   return Terms(*(tf.cast(part, log_weights.dtype) for part in parts))
+
+
+def _explained(value_fn, log_weights: tf.Tensor) -> tf.Tensor:
+  """Calls a user's function; an error of TensorFlow's, often of two dtypes, says what it got."""
+  try:
+    return value_fn(log_weights)
+  except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+    error.add_note(
+      f"value_fn was called with log-weights of {log_weights.dtype.name}, shape "
+      f"{log_weights.shape}. Make constants of the same dtype, or use Python numbers."
+    )
+    raise
 
 
 class PathOnly:

@@ -311,3 +311,15 @@ def test_from_function_refuses(arguments, named):
 def test_from_function_names_a_wrong_result(function):
   with pytest.raises(ValueError, match=r"value_fn.*\[batch_size\] = \(3,\), got \("):
     bounds.from_function(function, "mine").value(tf.constant(log_weights(4, 3)))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_from_function_says_what_a_function_that_fails_was_given(compiled):
+  def of_float32(log_weights):
+    return tf.reduce_logsumexp(log_weights, 0) - tf.math.log(4.0)
+
+  value = bounds.from_function(of_float32, "mine").value
+  value = tf.function(value, autograph=False) if compiled else value
+  with pytest.raises((TypeError, ValueError, tf.errors.InvalidArgumentError)) as raised:
+    value(tf.zeros([4, 3]))
+  assert "log-weights of float64, shape (4, 3)" in "".join(raised.value.__notes__)
