@@ -50,7 +50,7 @@ def _is_number(value, low: float, high: float) -> bool:
   return is_real and low <= value <= high
 
 
-def is_int(value, least: float = -math.inf) -> bool:
+def is_int(value: Any, least: float = -math.inf) -> bool:
   """Returns whether it is an int, of NumPy or Python, of at least `least`."""
   return not isinstance(value, bool) and hasattr(value, "__index__") and value >= least
 

@@ -9,13 +9,14 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import bounds, evaluation, seeds
+from dregs_tf import bounds, seeds
 from dregs_tf.models import (
   batches,
   building,
   calls,
   contracts,
   freezing,
+  generation,
   inputs,
   log_likelihoods,
   metrics,
@@ -30,7 +31,12 @@ from dregs_tf.models.followers import Followers
 tfd = tfp.distributions
 
 
-class LatentVariableModel(building.BuiltFromData, inputs.CheckedInputs, metrics.ReportingModel):
+class LatentVariableModel(
+  building.BuiltFromData,
+  inputs.CheckedInputs,
+  metrics.ReportingModel,
+  generation.GenerativeModel,
+):
   """A model p(x, z | context) with a proposal q(z | x, context), trained with a Monte Carlo bound.
 
   A subclass defines three methods that return tfp distributions; `compile`, `fit`, `evaluate`,
@@ -423,34 +429,3 @@ class LatentVariableModel(building.BuiltFromData, inputs.CheckedInputs, metrics.
   def _log_likelihood(self):
     """`log_likelihood` of a batch that fits in memory, made once per shape."""
     return log_likelihoods.compiled(self)
-
-  def sample(self, n: int, context: Any = None, seed: seeds.Seed = None, mean: bool = False):
-    """Draws n observations from the model: [n, ...], or [n, batch_size, ...] given contexts.
-
-    Args:
-      n: a positive int.
-      context: contexts [batch_size, ...], for a conditional model.
-      seed: as `bounds.estimate` takes it.
-      mean: whether to return the likelihood's mean at each sampled z rather than a draw from it.
-    """
-    n = evaluation.check_int("n", n, at_least=1)
-    context = self._as_tensors(context)
-    seed = seeds.stateless(seed)
-    with calls.mode(self, training=False):
-      prior = calls.call(self.prior, context)
-      shape = [n]
-      if all(part.rank == 0 for part in tf.nest.flatten(prior.batch_shape)):
-        # The likelihood takes z of shape [num_samples, batch_size, ...].
-        shape = [n, 1 if context is None else batches.size(context)]
-      z = prior.sample(shape, seed=seeds.fold_in(seed, 0))
-      likelihood = calls.call(self.likelihood, z, context)
-      x = likelihood.mean() if mean else likelihood.sample(seed=seeds.fold_in(seed, 1))
-    return x if context is not None else tf.nest.map_structure(lambda part: part[:, 0], x)
-
-  def reconstruct(self, x: Any, context: Any = None, seed: seeds.Seed = None):
-    """Returns the likelihood's mean at one sample of the proposal, for x [batch_size, ...]."""
-    x, context = self._as_tensors(x), self._as_tensors(context)
-    with calls.mode(self, training=None):
-      z = calls.call(self.proposal, x, context).sample(1, seed=seeds.stateless(seed))
-      mean = calls.call(self.likelihood, z, context).mean()
-    return tf.nest.map_structure(lambda part: part[0], mean)

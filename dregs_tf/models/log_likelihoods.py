@@ -67,7 +67,7 @@ def _concat(model, parts: list[tf.Tensor]) -> tf.Tensor:
   return tf.concat(parts, axis=0) if parts else tf.zeros([0], model.float_dtype)
 
 
-def compiled(model) -> Callable:
+def compiled(model: keras.Model) -> Callable:
   """Returns a function (x, context, num_samples, seed) of a batch that fits in memory.
 
   With XLA if `fit` has it and there is a GPU: on a CPU, TensorFlow's own products are faster.
