@@ -149,7 +149,7 @@ class LeaveOneOut(Gradient):
     return isinstance(self.u, numbers.Real) and self.u == -1
 
   def takes_weight(self, is_linear: bool) -> bool:
-    """Returns that the score's own derivative may be weighed, in an unbiased estimator."""
+    """Returns whether it is unbiased: then the score's own derivative may be weighed."""
     return self.is_unbiased(is_linear)
 
   def coefficients(

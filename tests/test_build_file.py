@@ -149,6 +149,21 @@ def test_estimators_know_no_keras_no_devices_and_no_configuration(targets):
     assert "tf.distribute" not in attributes, source
 
 
+def test_files_and_functions_are_short():
+  long = []
+  for path in (path for path in SOURCES if path.relative_to(ROOT).parts[0] == "dregs_tf"):
+    text = path.read_text("utf-8")
+    if len(text.splitlines()) > 450:
+      long.append(str(path))
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.FunctionDef):
+        body = node.body[1:] if ast.get_docstring(node) else node.body
+        if body and node.end_lineno - body[0].lineno >= 60:
+          long.append(f"{path}: {node.name}")
+  assert not long
+  assert len(list((ROOT / "dregs_tf").glob("*.py"))) - 1 <= 14  # but for __init__
+
+
 @pytest.mark.slow
 def test_bazel_loads_it(targets, tmp_path):
   bazel = shutil.which("bazel")

@@ -49,6 +49,20 @@ def test_no_other_name():
     _ = dregs_tf.boundz
 
 
+def test_docstrings_of_public_functions_open_with_a_verb():
+  """A verb is taken to end in s, and a noun in the plural to be followed by one of these words."""
+  after_nouns = {"and", "are", "for", "from", "in", "of", "that", "to", "which", "with"}
+  functions = [(place, node) for place, node in _public_functions() if not node.decorator_list]
+  docstrings = {place: ast.get_docstring(node) for place, node in functions}
+  opening = {place: text.split()[:2] for place, text in docstrings.items() if text}
+  others = [
+    f"{place}: {' '.join(words)}"
+    for place, words in opening.items()
+    if not words[0].strip(",").endswith("s") or words[-1] in after_nouns
+  ]
+  assert len(others) <= len(opening) / 10, others
+
+
 def test_public_parameters_are_annotated():
   bare = []
   for place, node in _public_functions():

@@ -94,19 +94,19 @@ class LatentVariableModel(
     raise TypeError(f"{type(self).__name__} must define model_layers to be frozen.")
 
   def prior(self, context: Any) -> tfd.Distribution:
-    """p(z | context)."""
+    """Returns p(z | context)."""
     raise TypeError(f"{type(self).__name__} must define prior(context).")
 
   def proposal(self, x: Any, context: Any) -> tfd.Distribution:
-    """q(z | x, context)."""
+    """Returns q(z | x, context)."""
     raise TypeError(f"{type(self).__name__} must define proposal(x, context).")
 
   def likelihood(self, z: Any, context: Any) -> tfd.Distribution:
-    """p(x | z, context)."""
+    """Returns p(x | z, context)."""
     raise TypeError(f"{type(self).__name__} must define likelihood(z, context).")
 
   def stopped_proposal(self, proposal: tfd.Distribution):
-    """The proposal with its parameters stopped, or None to have `dregs_tf.stop_parameters` do it.
+    """Returns the proposal with its parameters stopped, or None for `dregs_tf.stop_parameters`.
 
     Override it where the proposal's parameters are out of reach, for instance to return
     `dregs_tf.PathOnly(proposal)`.
@@ -142,7 +142,7 @@ class LatentVariableModel(
     kl_weight: float | tf.Tensor = 1,
     **options: Any,
   ) -> bounds.Estimate:
-    """`bounds.estimate` of observations x [batch_size, ...]: the bound of each and its gradient.
+    """Estimates the bound of observations x [batch_size, ...], and its gradient: `bounds.estimate`.
 
     Args:
       x: observations.
@@ -270,7 +270,7 @@ class LatentVariableModel(
     self._build_followers()
 
   def get_compile_config(self) -> dict:
-    """What `compile` was called with, for saving."""
+    """Returns what `compile` was called with, for saving."""
     if not self.compiled:
       return {}
     return keras.saving.serialize_keras_object(
@@ -319,12 +319,12 @@ class LatentVariableModel(
       raise ValueError(f"{argument} needs more range than float16 has: use mixed_bfloat16.")
 
   def call(self, inputs: Any):
-    """The expected observation at a sampled z, as `reconstruct`; how Keras builds the model."""
+    """Returns the expected observation at a sampled z, as `reconstruct`; Keras' forward pass."""
     context, x, _ = batches.split(inputs, self.float_dtype)
     return self.reconstruct(x, context)
 
   def make_train_function(self, force: bool = False):
-    """Keras' hook before the first step: variables are not made on a replica."""
+    """Makes variables before the first step, as a replica must not make them."""
     self._build_followers()
     return super().make_train_function(force)
 
@@ -335,7 +335,7 @@ class LatentVariableModel(
         self.followers.build(self.trainable_variables)
 
   def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-    """One step of Keras' `fit`: a gradient of the bound's mean over the batch, and an update."""
+    """Makes one step of Keras' `fit`: an update with a gradient of the batch's mean bound."""
     batch = batches.split(data, self.float_dtype)
     context, x, _ = batch
     self._build_for(x, context)
@@ -361,7 +361,7 @@ class LatentVariableModel(
     return metrics.as_logs(logs)
 
   def gradient_step(self, data: Any, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
-    """One step of `GradientSNR`: the gradients that are followed, flat, without any update.
+    """Computes the gradients that `GradientSNR` measures, flat, without any update.
 
     Args:
       data: a batch; on a replica, its part.
@@ -381,7 +381,7 @@ class LatentVariableModel(
     )
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-    """One step of Keras' `evaluate`: the bound, averaged over examples."""
+    """Makes one step of Keras' `evaluate`: the bound, averaged over examples."""
     batch = batches.split(data, self.float_dtype)
     self._build_for(batch.x, batch.context)
     # The number of examples seen since the evaluation began tells its batches apart.

@@ -37,7 +37,7 @@ class Normal(tfd.Normal):
 
 
 def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
-  """Whether the distribution, on replicas, draws its noise with `seeds.draw`."""
+  """Returns whether the distribution, on replicas, draws its noise with `seeds.draw`."""
   while isinstance(distribution, tfd.Independent):
     distribution = distribution.distribution
   return getattr(distribution, "draws_for_whole_batch", False)
@@ -90,7 +90,7 @@ _FACTORS_AT_MOST = 120
 
 @tf.custom_gradient
 def sum_softplus(logits: tf.Tensor):
-  """sum_d log(1 + exp(logits_d)) over the last axis, one logarithm for many terms.
+  """Sums log(1 + exp(logits_d)) over the last axis, with one logarithm for many terms.
 
   softplus(x) = max(x, 0) + log(1 + exp(-|x|)), and a sum of logarithms is that of a product. The
   gradient is a sigmoid.
@@ -191,7 +191,7 @@ class _Conditional(MLP):
     return config | {"event_size": self.event_size}
 
   def parameters(self, inputs) -> tf.Tensor:
-    """The net's outputs in float32 or better, whatever its layers compute in."""
+    """Computes the net's outputs in float32 or better, whatever its layers compute in."""
     outputs = self(inputs)
     return tf.cast(outputs, tf.float32) if outputs.dtype.size < 4 else outputs
 
@@ -210,7 +210,7 @@ class ConditionalNormal(_Conditional):
     super().__init__(event_size, 2, hidden_units=hidden_units, **kwargs)
 
   def distribution(self, inputs: tf.Tensor) -> tfd.Distribution:
-    """The Normal given inputs [..., size]: batch shape [...], event shape [event_size]."""
+    """Returns the Normal given inputs [..., size]: batch shape [...], event shape [event_size]."""
     loc, raw = tf.split(self.parameters(inputs), 2, axis=-1)
     return tfd.Independent(Normal(loc, tf.math.softplus(raw + _SCALE_OFFSET)), 1)
 
@@ -245,7 +245,7 @@ class ConditionalBernoulli(_Conditional):
     self._offset = np.log(clipped) - np.log1p(-clipped)
 
   def distribution(self, inputs: tf.Tensor) -> tfd.Distribution:
-    """The Bernoullis given inputs [..., size]: batch shape [...], event shape [event_size]."""
+    """Returns the Bernoullis given inputs [..., size]: batch shape [...], event [event_size]."""
     logits = self.parameters(inputs)
     return IndependentBernoulli(logits + tf.constant(self._offset, logits.dtype))
 

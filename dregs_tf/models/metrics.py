@@ -103,7 +103,7 @@ class ReportingModel(keras.Model):
 
 
 def as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-  """The logs as Keras averages them over replicas: across workers it takes vectors."""
+  """Returns the logs as Keras averages them over replicas: across workers it takes vectors."""
   if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
     return {name: tf.reshape(value, [1]) for name, value in logs.items()}
   return logs

@@ -71,17 +71,17 @@ class StructuredVAE(LatentVariableModel):
     return [self.conditional_prior, self.decoder]
 
   def prior(self, context: tf.Tensor) -> tfd.Distribution:
-    """p(z | c) for contexts [batch_size, C]: batch shape [batch_size], event shape [latent_dim]."""
+    """Returns p(z | c) for contexts [batch_size, C]: batch shape [batch_size]."""
     return self.conditional_prior.distribution(self._centred(context))
 
   def proposal(self, x: tf.Tensor, context: tf.Tensor) -> tfd.Distribution:
-    """q(z | x, c) for x [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
+    """Returns q(z | x, c) for x [batch_size, D]: batch shape [batch_size]."""
     x = vae.as_vectors("x", x, self.data_mean.size, self.float_dtype)
     x = x - tf.constant(self.data_mean, x.dtype)
     return self.encoder.distribution([x, self._centred(context)])
 
   def likelihood(self, z: tf.Tensor, context: tf.Tensor) -> tfd.Distribution:
-    """p(x | z, c) for z [..., batch_size, latent_dim]: batch shape [..., batch_size], event [D]."""
+    """Returns p(x | z, c) for z [..., batch_size, latent_dim]: batch shape [..., batch_size]."""
     z = batches.as_floats(z, self.float_dtype)
     return self.decoder.distribution([z, tf.cast(self._checked(context), z.dtype)])
 

@@ -64,19 +64,19 @@ class VAE(LatentVariableModel):
     return [self.decoder]
 
   def prior(self, context: Any = None) -> tfd.Distribution:
-    """p(z) = N(0, I): batch shape [], event shape [latent_dim]."""
+    """Returns p(z) = N(0, I): batch shape [], event shape [latent_dim]."""
     refuse_context(self, context)
     zeros = tf.zeros([self.latent_dim], self.float_dtype)
     return tfd.Independent(Normal(zeros, tf.ones_like(zeros)), 1)
 
   def proposal(self, x: tf.Tensor, context: Any = None) -> tfd.Distribution:
-    """q(z | x) for x [batch_size, D]: batch shape [batch_size], event shape [latent_dim]."""
+    """Returns q(z | x) for x [batch_size, D]: batch shape [batch_size], event [latent_dim]."""
     refuse_context(self, context)
     x = as_vectors("x", x, self.data_mean.size, self.float_dtype)
     return self.encoder.distribution(x - tf.constant(self.data_mean, x.dtype))
 
   def likelihood(self, z: tf.Tensor, context: Any = None) -> tfd.Distribution:
-    """p(x | z) for z of shape [..., latent_dim]: batch shape [...], event shape [D]."""
+    """Returns p(x | z) for z of shape [..., latent_dim]: batch shape [...], event shape [D]."""
     refuse_context(self, context)
     return self.decoder.distribution(batches.as_floats(z, self.float_dtype))
 
@@ -89,7 +89,7 @@ class VAE(LatentVariableModel):
 
 
 def check_mean(name: str, mean: np.ndarray | tf.Tensor) -> np.ndarray:
-  """`mean` as a float32 vector; a ValueError names it unless it is one of values in [0, 1]."""
+  """Returns `mean` as a float32 vector; raises a ValueError unless its values are in [0, 1]."""
   mean = np.asarray(mean, np.float32)
   if mean.ndim != 1 or not mean.size or not np.all((mean >= 0) & (mean <= 1)):
     values = f", values {mean.min()} to {mean.max()}" if mean.size else ""
@@ -100,7 +100,7 @@ def check_mean(name: str, mean: np.ndarray | tf.Tensor) -> np.ndarray:
 
 
 def check_sizes(name: str, values: Any) -> tuple[int, ...]:
-  """`values` as a tuple; a ValueError names it unless it is a sequence of positive integers."""
+  """Returns `values` as a tuple; raises a ValueError unless they are positive integers."""
   if not isinstance(values, (list, tuple)):
     raise ValueError(
       f"{name} must be a sequence of positive ints, such as (200, 200), got {values!r}."

@@ -37,7 +37,7 @@ class StepCallback(keras.callbacks.Callback):
     self.on_step_end(self.step, logs or {})
 
   def on_step_end(self, step: int, logs: dict) -> None:
-    """Called after each step."""
+    """Runs after each step."""
 
 
 class StopOnNonFinite(StepCallback):
