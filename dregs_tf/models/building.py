@@ -104,6 +104,6 @@ class BuiltFromData(keras.Model):
 
   def _evaluate_once(self, x, context) -> None:
     """Uses every layer, which builds those that are not."""
-    with calls.mode(self, training=False):
+    with calls.looking(self):
       z = calls.call(self.proposal, x, context).sample(1, seed=[0, 0])
       self.target_log_prob(x, z, context)

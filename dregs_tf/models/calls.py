@@ -57,6 +57,17 @@ def mode(model: keras.Model, training: bool | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def looking(model: keras.Model) -> Iterator[None]:
+  """Has the layers called inside run in inference mode, and keeps nothing that they assign.
+
+  It is for calls that find something out about a model: counts, metrics and statistics that layers
+  keep are as if they had not been made. Variables that are made inside stay.
+  """
+  with mode(model, training=False), keras.StatelessScope():
+    yield
+
+
+@contextlib.contextmanager
 def step(
   model: keras.Model, *, training: bool, seed: tf.Tensor, part: seeds.Part | None
 ) -> Iterator[Step]:

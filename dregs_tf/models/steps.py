@@ -102,7 +102,7 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
   weight = kl_weight(model)
   shared = False
   if part is not None:
-    with calls.mode(model, training=False):
+    with calls.looking(model):
       shared = draws_for_whole_batch(calls.call(model.proposal, x, context))
   with (
     calls.step(model, training=True, seed=seed, part=part),
@@ -158,7 +158,7 @@ def variable_groups(model: keras.Model, x: Any, context: Any) -> dict[str, list[
   They are read off which gradients exist: in a compiled step, none of it is executed.
   """
   variables = model.trainable_variables
-  with calls.mode(model, training=False), tf.GradientTape(persistent=True) as tape:
+  with calls.looking(model), tf.GradientTape(persistent=True) as tape:
     proposal = calls.call(model.proposal, x, context)
     z = proposal.sample(1, seed=[0, 0])
     numbers = tf.nest.map_structure(tf.stop_gradient, z)

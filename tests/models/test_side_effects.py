@@ -1,0 +1,107 @@
+"""Tests that a step has the side effects of one call of each method, whatever is followed."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dregs_tf import bounds
+from tests.models import helpers
+from tests.models.layered import Layered, X, layered
+from tests.models.test_own_model import Unbuilt
+
+FOLLOWING = {
+  "nothing": {},
+  "gradients": {"track_variance": ["iwae"], "gradient_statistics": True},
+  "alpha": {"bound": bounds.get("dreg_alpha", alpha=0.3), "adapt_alpha": True},
+}
+
+
+class _Counting:
+  """Counts the calls of a model's methods by metrics of its own."""
+
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs)
+    names = ("prior", "proposal", "likelihood")
+    self.counts = {name: keras.metrics.Sum(name=f"{name}_calls") for name in names}
+
+  def prior(self, context):
+    self.counts["prior"].update_state(1.0)
+    return super().prior(context)
+
+  def proposal(self, x, context):
+    self.counts["proposal"].update_state(1.0)
+    return super().proposal(x, context)
+
+  def likelihood(self, z, context):
+    self.counts["likelihood"].update_state(1.0)
+    return super().likelihood(z, context)
+
+
+class Counts(_Counting, Layered):
+  """Its layers are built."""
+
+
+class UnbuiltCounts(_Counting, Unbuilt):
+  """Its layers are built for the first batch."""
+
+
+@pytest.mark.parametrize("make", [Counts, UnbuiltCounts])
+@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize("following", sorted(FOLLOWING))
+def test_methods_are_called_once_a_step(following, run_eagerly, make):
+  model = helpers.compiled(make(), run_eagerly=run_eagerly, **FOLLOWING[following])
+  data = tf.data.Dataset.from_tensor_slices(X).batch(2)
+  history = model.fit(data, epochs=2, verbose=0, validation_data=data).history
+  for name, calls in history.items():
+    if name.endswith("_calls"):
+      assert calls == [3.0] * 2, name
+  assert sum(name.endswith("_calls") for name in history) == 6
+
+
+@pytest.mark.parametrize("following", sorted(FOLLOWING))
+def test_following_does_not_change_statistics(following):
+  model = layered([keras.layers.BatchNormalization()], [keras.layers.BatchNormalization()])
+  bound = bounds.get("dreg_alpha", alpha=0.3)
+  options = {"optimizer": "adam", "bound": bound, "run_eagerly": True}
+  helpers.compiled(model, **(options | FOLLOWING[following]))
+  plain = layered([keras.layers.BatchNormalization()], [keras.layers.BatchNormalization()])
+  helpers.compiled(plain, **options)
+  for each in (model, plain):
+    each.train_on_batch(X)
+  for net in ("encoder", "decoder"):
+    mine, expected = (getattr(each, net).layers[0] for each in (model, plain))
+    assert np.all(expected.moving_mean.numpy() != 0)
+    np.testing.assert_allclose(mine.moving_mean, expected.moving_mean, rtol=1e-6)
+    np.testing.assert_allclose(mine.moving_variance, expected.moving_variance, rtol=1e-6)
+
+
+_ON_REPLICAS = """
+import json
+import tensorflow as tf
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from tests.models import helpers
+from tests.models.layered import X
+from tests.models.test_side_effects import Counts
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+  model = helpers.compiled(Counts(), track_variance=["iwae"])
+print(json.dumps(model.fit(X, batch_size=4, verbose=0).history))
+"""
+
+
+def test_methods_are_called_once_a_step_on_each_replica():
+  root = pathlib.Path(__file__).parents[2]
+  environment = os.environ | {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": "-1"}
+  command = [sys.executable, "-c", _ON_REPLICAS]
+  done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  history = json.loads(done.stdout)
+  for name in ("prior", "proposal", "likelihood"):
+    assert history[f"{name}_calls"] == [4.0], "two steps on two replicas"
