@@ -1,1 +1,1 @@
-"""Speed and memory of a training step, against other implementations and the hardware's floor."""
+"""Measures speed and memory against other implementations and the hardware's floor."""

@@ -1,9 +1,9 @@
-"""What `diagnostics.compare` takes for eight estimators, against one, on the paper's MNIST nets.
+"""Times `diagnostics.compare` for eight estimators and for one, on the paper's MNIST networks.
 
   python -m benchmarks.comparison
 
-Whole calls take turns. A call traces and compiles first; the time of a further measurement is the
-difference between two calls. Nothing else should be running.
+Whole calls are timed in turns. A call traces and compiles first, so the time of a further
+measurement is the difference between two calls. Nothing else should be running.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from absl import app, flags
 
 from dregs_tf import diagnostics, models
 
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each call takes its turn.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each call.")
 
 _BOUNDS = {
   "iwae": ["iwae"],
@@ -26,7 +26,7 @@ _FEW, _MANY = 50, 250
 
 
 def main(argv) -> None:
-  """Measures and prints a line for each."""
+  """Measures, and prints a line for each list of estimators."""
   del argv
   keras.utils.set_random_seed(0)
   model = models.VAE(np.full(784, 0.3))
@@ -38,7 +38,7 @@ def main(argv) -> None:
     diagnostics.compare(model, x, bounds, 64, num_measurements)
     return time.perf_counter() - begun
 
-  seconds(["iwae"], _FEW)  # What is done once in a process.
+  seconds(["iwae"], _FEW)  # The first call in a process does more.
   calls = [(name, n) for name in _BOUNDS for n in (_FEW, _MANY)]
   times = {call: [] for call in calls}
   for _ in range(_ROUNDS.value):

@@ -1,10 +1,10 @@
-"""What a user waits for besides training steps: log-likelihoods, memory, start-up.
+"""Measures log-likelihoods, memory and start-up.
 
   python -m benchmarks.limits --output_dir=/tmp/benchmarks
 
-`log_likelihood` with 5000 samples takes turns with the matrix products of its decoder alone; peak
-memory is that of a process that trains or evaluates; start-up is of the binaries. Nothing else
-should be running.
+`log_likelihood` with 5000 samples is timed in turns with the matrix products of its decoder alone.
+Peak memory is that of a process that trains or evaluates, start-up that of the binaries. Nothing
+else should be running.
 """
 
 import json
@@ -23,11 +23,11 @@ _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where to write limits.jso
 _ROOT = pathlib.Path(__file__).parents[1]
 
 _IMAGES, _SAMPLES = 100, 5000
-_FLOOR_SAMPLES = 50  # so many rows at a time, as `log_likelihood` takes them
+_FLOOR_SAMPLES = 50  # the rows that `log_likelihood` takes at a time
 
 
 def main(argv) -> None:
-  """Measures and prints a line for each."""
+  """Measures, and prints a line for each result."""
   del argv
   results = {**log_likelihood(), **memory(), **start_up()}
   for name, value in results.items():
@@ -39,7 +39,7 @@ def main(argv) -> None:
 
 
 def log_likelihood() -> dict[str, float]:
-  """Its rate against that of the matrix products of its decoder, the fastest there are."""
+  """Compares its rate with that of its decoder's matrix products, in the fastest library."""
   ours = ("ours/log_likelihood", _IMAGES, _SAMPLES)
   floors = [(f"floor/{name}-forward", _IMAGES, _FLOOR_SAMPLES) for name in ("tf", "xla", "torch")]
   measured = turns.measure([ours, *floors])
@@ -53,7 +53,7 @@ def log_likelihood() -> dict[str, float]:
 
 
 def memory() -> dict[str, float]:
-  """Peak memory of training, in MiB."""
+  """Returns the peak memory of training, in MiB."""
   cases = [("iwae", 1024), ("jvi_dreg", 1024), ("iwae_dreg", 1024), ("iwae_dreg:64", 4096)]
   results = {}
   for bound, num_samples in cases:
@@ -64,7 +64,7 @@ def memory() -> dict[str, float]:
 
 
 def start_up() -> dict[str, float]:
-  """Seconds from a command to its answer, or to the checkpoint of its first step."""
+  """Returns the seconds from a command to its answer, or to its first checkpoint."""
   results = {}
   for arguments in (["--help"], ["--bond=iwae"]):
     seconds = []

@@ -1,10 +1,10 @@
-"""How much variance the sparse backward pass adds to the gradient of a trained model.
+"""Measures the variance that the sparse backward pass adds to the gradient of a trained model.
 
   python -m benchmarks.sparse_variance --logdir=RUN --num_samples=64 --num_backward_samples=16
 
-On one batch, with the same samples, the dense gradient g and the sparse one s; over many draws of
-samples, E|s - g|^2 is what the choice adds, and E|g - E g|^2 the variance there was. The proposal's
-parameters and the model's apart.
+On one batch, it computes the dense gradient g and the sparse gradient s with the same samples. Over
+many draws of samples, E|s - g|^2 is the added variance, and E|g - E g|^2 the variance without it.
+The proposal's and the model's parameters are reported separately.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def main(argv) -> None:
 
 
 def added(model, x, name: str) -> dict[str, float]:
-  """Added variance by group of parameters, as a share of the dense gradient's."""
+  """Returns the added variance of each group of parameters, over that of the dense gradient."""
   groups = {"proposal": model.encoder, "model": model.decoder}
 
   @tf.function(jit_compile=True)

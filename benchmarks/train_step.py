@@ -1,10 +1,10 @@
-"""Times training steps in turn: this library's, others', and the matrix products alone.
+"""Times training steps in turns: this library's, others', and the matrix products alone.
 
   python -m benchmarks.train_step --output_dir=/tmp/benchmarks
 
-Every contender is a process of its own; they take turns, a few steps each, all in one go, and the
+Every contender is a process of its own. They take turns of a few steps each, in one run, and the
 medians over the turns are compared. Nothing else should be running. PyTorch and JAX are optional:
-what is not installed is left out, with a word.
+contenders whose library is not installed are left out, with a message.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from dregs_tf.training import config
 
 _SHAPES = flags.DEFINE_list("shapes", ["32x64", "32x256", "128x64"], "BATCHxSAMPLES to measure.")
 _ROUNDS = flags.DEFINE_integer("rounds", 25, "Turns of each contender.", lower_bound=3)
-_ONLY = flags.DEFINE_list("only", [], "Contenders to measure, module/name; all unless given.")
+_ONLY = flags.DEFINE_list("only", [], "Contenders to measure, module/name; all by default.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where to write JSON and PNG.")
 
 _BASE = "ours/iwae_dreg"
@@ -27,7 +27,7 @@ _FLOORS = ("floor/tf", "floor/xla", "floor/torch")
 
 
 def contenders(num_samples: int) -> list[str]:
-  """What is measured, as module/name; the sparse steps with the numbers of samples of interest."""
+  """Returns the contenders, as module/name."""
   sparse = {64: 16, 256: 32}.get(num_samples, max(1, num_samples // 4))
   return [
     *_FLOORS,
@@ -60,7 +60,7 @@ def main(argv) -> None:
 
 
 def measure(names: list[str], batch_size: int, num_samples: int) -> dict[str, dict]:
-  """Median, quartiles of a step's seconds, and peak memory in MiB, by contender."""
+  """Returns median and quartiles of a step's seconds, and peak memory in MiB, by contender."""
   cases = [(name, batch_size, num_samples) for name in names]
   return {case[0]: result for case, result in turns.measure(cases, _ROUNDS.value).items()}
 
@@ -74,7 +74,7 @@ def _is_installed(name: str) -> bool:
 
 
 def table(shape: str, results: dict[str, dict]) -> str:
-  """Medians in milliseconds, and their ratios to the floor and to this library's step."""
+  """Formats medians in milliseconds, and their ratios to the floor and to this library's step."""
   floor = min((results[n]["median"] for n in _FLOORS if n in results), default=float("nan"))
   base = results.get(_BASE, {"median": float("nan")})["median"]
   lines = [
@@ -91,7 +91,7 @@ def table(shape: str, results: dict[str, dict]) -> str:
 
 
 def figure(path: pathlib.Path, results: dict[str, dict[str, dict]]) -> None:
-  """A panel of horizontal bars for each shape."""
+  """Draws a panel of horizontal bars for each shape."""
   from matplotlib.figure import Figure
 
   picture = Figure(figsize=(5 * len(results), 7), layout="constrained")
@@ -100,10 +100,10 @@ def figure(path: pathlib.Path, results: dict[str, dict[str, dict]]) -> None:
     names = list(contenders_of_shape)[::-1]
     values = [1e3 * contenders_of_shape[n]["median"] for n in names]
     kinds = ("floor", "ours")
-    colours = [
+    colors = [
       "C7" if n.startswith(kinds[0]) else "C0" if n.startswith(kinds[1]) else "C1" for n in names
     ]
-    axes.barh(names, values, color=colours)
+    axes.barh(names, values, color=colors)
     axes.set_title(f"batch x samples = {shape}")
     axes.set_xlabel("ms a step (median)")
     axes.grid(axis="x", alpha=0.3)

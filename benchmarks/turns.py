@@ -1,4 +1,4 @@
-"""Contenders that take turns: processes of their own, a few steps each, all in one go."""
+"""Measures contenders in turns: processes of their own, a few steps each, in one run."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ Case = tuple[str, int, int]
 
 
 def measure(cases: list[Case], rounds: int = 25) -> dict[Case, dict]:
-  """Median and quartiles of a step's seconds, and peak memory in MiB, of cases that take turns."""
+  """Returns median and quartiles of a step's seconds, and peak memory in MiB, of each case."""
   with contextlib.ExitStack() as stack:
     started = [(case, stack.enter_context(_worker(*case))) for case in cases]
     workers = {}

@@ -1,6 +1,6 @@
-"""One contender in a process of its own: told a number of steps, it answers with seconds a step.
+"""Runs one contender in a process of its own: reads numbers of steps, prints seconds a step.
 
-Apart, so that one library's threads do not wait on another's, and that peak memory is its own.
+So one library's threads do not wait for another's, and its peak memory is its own.
 """
 
 import resource
@@ -9,7 +9,7 @@ import time
 
 
 def main() -> None:
-  """`worker.py MODULE NAME BATCH_SIZE NUM_SAMPLES`; reads numbers of steps, one a line."""
+  """Runs `worker.py MODULE NAME BATCH_SIZE NUM_SAMPLES`; reads a number of steps on each line."""
   module, name, batch_size, num_samples = sys.argv[1:5]
   run = _contender(module).make(name, int(batch_size), int(num_samples))
   run(3)
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def _contender(module: str):
-  """The module; each loads a library that the others do not need."""
+  """Returns the module; each loads a library that the others do not need."""
   if module == "ours":
     from benchmarks.contenders import ours as contender
   elif module == "tensorflow_plain":

@@ -1,11 +1,11 @@
-"""Kills training runs at random moments, resumes them, and compares them with one never stopped.
+"""Kills training runs at random moments, resumes them, and compares them with an unstopped one.
 
     python tools/kill_and_resume.py --runs=25 -- --bound=jvi_dreg --max_steps=600 ...
 
 Each run is started and killed by SIGKILL a few times, at moments drawn uniformly from the time that
-the whole run takes: during start-up, steps, checkpoints and summaries. Then it is left to finish.
-metrics.csv and result.json have to be the same bytes, and every variable of the last checkpoint,
-the optimizer's too, the same bits.
+the whole run takes: during start-up, steps, checkpoints and summaries. Then it may finish.
+metrics.csv and result.json have to be the same bytes, and all variables of the last checkpoint,
+including the optimizer's, the same bits.
 """
 
 import argparse
@@ -32,22 +32,22 @@ _DEFAULT_FLAGS = (
 
 
 def main() -> None:
-  """Runs, kills, resumes, compares; exit status 1 if any run differs."""
+  """Runs, kills, resumes and compares; exits with status 1 if any run differs."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--runs", type=int, default=25)
   parser.add_argument("--kills", type=int, default=2, help="times that each run is killed")
-  parser.add_argument("--seed", type=int, default=0, help="of the moments")
-  parser.add_argument("flags", nargs="*", default=_DEFAULT_FLAGS, help="of bin/train.py")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+  parser.add_argument("flags", nargs="*", default=_DEFAULT_FLAGS, help="flags of bin/train.py")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     differing = compare(pathlib.Path(folder), **vars(arguments))
   same = arguments.runs - len(differing)
-  print(f"{same} of {arguments.runs} runs identical to the one never stopped.")
+  print(f"{same} of {arguments.runs} runs identical to the unstopped one.")
   sys.exit(1 if differing else 0)
 
 
 def compare(folder: pathlib.Path, runs: int, kills: int, seed: int, flags) -> list[int]:
-  """The numbers of the runs that differ."""
+  """Returns the numbers of the runs that differ."""
   moments = random.Random(seed)
   start = time.monotonic()
   _finish(folder / "whole", flags)
@@ -74,7 +74,7 @@ def _start(directory: pathlib.Path, flags) -> subprocess.Popen:
 
 
 def _kill(directory: pathlib.Path, flags, seconds: float) -> str:
-  """Kills a run after a while; says when, and which step its newest checkpoint is of."""
+  """Kills a run after some seconds; returns when, and the step of its newest checkpoint."""
   process = _start(directory, flags)
   try:
     process.communicate(timeout=seconds)
@@ -93,7 +93,7 @@ def _finish(directory: pathlib.Path, flags) -> None:
 
 
 def different_files(one: pathlib.Path, other: pathlib.Path) -> list[str]:
-  """Which of the two runs' results differ."""
+  """Returns the names of the results in which two runs differ."""
   names = [
     name
     for name in ("metrics.csv", "result.json")
@@ -105,7 +105,7 @@ def different_files(one: pathlib.Path, other: pathlib.Path) -> list[str]:
 
 
 def _variables(run: pathlib.Path) -> dict[str, np.ndarray]:
-  """Every array of a run's last checkpoint, by name."""
+  """Returns every array of a run's last checkpoint, by name."""
   newest = max((run / "checkpoints").glob("step-*.keras"))
   with zipfile.ZipFile(newest) as archive:
     weights = io.BytesIO(archive.read("model.weights.h5"))

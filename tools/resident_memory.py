@@ -1,4 +1,4 @@
-"""Watches the memory of the default training job: it must not grow with the steps.
+"""Checks that the memory of the default training run does not grow with the steps.
 
 python tools/resident_memory.py --first=2000 --last=20000
 """
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-  """Prints the resident memory at two steps; exit status 1 if it grew by more than 5 %."""
+  """Prints the resident memory at two steps; exits with status 1 if it grew by more than 5 %."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--first", type=int, default=2000)
   parser.add_argument("--last", type=int, default=20000)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _memory_at(process: subprocess.Popen, metrics: pathlib.Path, step: int) -> float:
-  """The process' resident memory in MiB once metrics.csv has reached a step."""
+  """Returns the process' resident memory in MiB once metrics.csv has reached a step."""
   while not (metrics.exists() and _last_step(metrics) >= step):
     if process.poll() is not None:
       raise RuntimeError(f"The run ended before step {step}.")

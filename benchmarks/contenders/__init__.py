@@ -1,4 +1,4 @@
-"""Training steps of IWAE-DReG on the authors' MNIST nets, each as good as its library allows.
+"""Implements training steps of IWAE-DReG on the authors' MNIST networks, each at its best.
 
 Every module here has `make(name, batch_size, num_samples)`, which returns a function that takes a
 number of steps and runs them. Only this library's own goes through its public path.

@@ -1,10 +1,10 @@
-"""The floor: the step's matrix products alone, each in one call of TensorFlow's or PyTorch's."""
+"""Runs only the step's matrix products, each in one call of TensorFlow or PyTorch: the floor."""
 
 from benchmarks.contenders import DATA_DIM, HIDDEN, LATENT_DIM
 
 
 def make(name: str, batch_size: int, num_samples: int):
-  """The products of `tf`, `xla` or `torch`; `tf-forward` has the decoder's forward ones."""
+  """Returns the products by `tf`, `xla` or `torch`; `tf-forward` are the decoder's forward ones."""
   library, _, part = name.partition("-")
   rows = batch_size * num_samples
   encoder = [(batch_size, n, m) for n, m in _layers(DATA_DIM, 2 * LATENT_DIM)]

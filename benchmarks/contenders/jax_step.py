@@ -1,4 +1,4 @@
-"""One-pass IWAE-DReG in JAX: one vjp of log p gives the model's gradient, and z's to be scaled."""
+"""Implements one-pass IWAE-DReG in JAX: one vjp of log p, whose gradient in z is then scaled."""
 
 import functools
 import itertools
@@ -12,7 +12,7 @@ from benchmarks.contenders import DATA_DIM, EPSILON, HIDDEN, LATENT_DIM, LEARNIN
 
 
 def make(name: str, batch_size: int, num_samples: int):
-  """Steps of the one implementation, `jit`."""
+  """Makes steps of the only implementation, `jit`."""
   del name
   random = np.random.default_rng(0)
   encoder = _mlp_variables(random, [DATA_DIM, HIDDEN, HIDDEN, 2 * LATENT_DIM])

@@ -1,4 +1,4 @@
-"""This library's training step, through `model.fit` and the data pipeline of `bin/train.py`."""
+"""Runs this library's step, through `model.fit` and the data pipeline of `bin/train.py`."""
 
 import queue
 import threading
@@ -11,16 +11,16 @@ from dregs_tf import bounds, data, models
 
 
 def make(name: str, batch_size: int, num_samples: int):
-  """Steps of a bound; a name such as `iwae_dreg:16` records 16 samples for the backward pass.
+  """Makes steps of a bound; the name `iwae_dreg:16` records 16 samples for the backward pass.
 
-  `iwae_dreg:graph` turns XLA off, `iwae_dreg:in10` runs ten steps per execution; both kinds go
-  together, `iwae_dreg:16:in10`. A step of `log_likelihood` is that of the whole batch.
+  `iwae_dreg:graph` turns XLA off, `iwae_dreg:in10` runs ten steps per execution. Options can be
+  combined, as in `iwae_dreg:16:in10`. A step of `log_likelihood` evaluates the whole batch.
   """
   bound, *options = name.split(":")
-  grey = np.random.default_rng(0).random((2000, DATA_DIM), np.float32)
-  model = models.VAE(grey.mean(0), latent_dim=LATENT_DIM)
+  gray = np.random.default_rng(0).random((2000, DATA_DIM), np.float32)
+  model = models.VAE(gray.mean(0), latent_dim=LATENT_DIM)
   if bound == "log_likelihood":
-    return _log_likelihood(model, grey[:batch_size].round(), num_samples)
+    return _log_likelihood(model, gray[:batch_size].round(), num_samples)
   steps_per_execution = next((int(each[2:]) for each in options if each.startswith("in")), 1)
   model.compile(
     keras.optimizers.Adam(LEARNING_RATE, epsilon=EPSILON),
@@ -31,7 +31,7 @@ def make(name: str, batch_size: int, num_samples: int):
     jit_compile="graph" not in options,
     steps_per_execution=steps_per_execution,
   )
-  batches = data.train_batches(grey, batch_size, 0, image_shape=(28, 28))
+  batches = data.train_batches(gray, batch_size, 0, image_shape=(28, 28))
   turns = _Turns(steps_per_execution)
   endless = {"steps_per_epoch": 10**9, "callbacks": [turns], "verbose": 0, "shuffle": False}
   threading.Thread(target=model.fit, args=(batches,), kwargs=endless, daemon=True).start()
@@ -39,7 +39,7 @@ def make(name: str, batch_size: int, num_samples: int):
 
 
 class _Turns(keras.callbacks.Callback):
-  """Lets one long `fit` go on for some steps at a time: starting it anew would be measured too."""
+  """Runs one long `fit` some steps at a time, so that its start is not measured."""
 
   def __init__(self, steps_per_execution: int):
     super().__init__()

@@ -1,4 +1,4 @@
-"""One-pass IWAE-DReG in PyTorch: a gradient hook on z scales what comes back by wbar."""
+"""Implements one-pass IWAE-DReG in PyTorch: a hook on z scales its gradient by wbar."""
 
 import math
 
@@ -9,7 +9,7 @@ from benchmarks.contenders import DATA_DIM, EPSILON, HIDDEN, LATENT_DIM, LEARNIN
 
 
 def make(name: str, batch_size: int, num_samples: int):
-  """Steps of `eager` or `compile`."""
+  """Makes steps of `eager` or `compile`."""
   torch.manual_seed(0)
   encoder = _mlp(DATA_DIM, 2 * LATENT_DIM)
   decoder = _mlp(LATENT_DIM, DATA_DIM)

@@ -1,7 +1,7 @@
-"""IWAE-DReG in plain TensorFlow, as published: the literal surrogate, and two gradients.
+"""Implements IWAE-DReG in plain TensorFlow as published: the literal surrogate, two gradients.
 
 Both leave the paper's equations as they are. `literal` evaluates the decoder twice, once for
-log p~(x, z) and once for log w^ (Eq. 12). `authors` evaluates it once and goes back twice, as
+log p~(x, z) and once for log w^ (Eq. 12). `authors` evaluates it once, with two backward passes, as
 the released code does: with wbar for the model's parameters, with wbar^2 for the encoder's.
 """
 
@@ -14,7 +14,7 @@ from benchmarks.contenders import DATA_DIM, EPSILON, HIDDEN, LATENT_DIM, LEARNIN
 
 
 def make(name: str, batch_size: int, num_samples: int):
-  """Steps of `literal` or `authors`, with XLA if the name ends in `-xla`."""
+  """Makes steps of `literal` or `authors`, with XLA if the name ends in `-xla`."""
   kind, _, xla = name.partition("-")
   sizes = [DATA_DIM, HIDDEN, HIDDEN, 2 * LATENT_DIM], [LATENT_DIM, HIDDEN, HIDDEN, DATA_DIM]
   encoder, decoder = ([_dense(*pair) for pair in itertools.pairwise(s)] for s in sizes)

@@ -1,4 +1,4 @@
-"""Data sets by name or file -> train, valid and test arrays -> batches with dynamic binarization.
+"""Loads data sets by name or from files, and makes batches of them with dynamic binarization.
 
 Naming and loading work without TensorFlow; what needs it is imported on first use.
 """

@@ -23,11 +23,11 @@ def read_npz(path: pathlib.Path) -> Images:
 
   Each array has shape [N, H, W], [N, H, W, 1] or [N, D], and is uint8 (0 to 255), bool, or floating
   point in [0, 1]. For [N, D] the images are taken to be square unless the file has an array
-  `image_shape` holding (H, W). Other integer types are refused rather than guessed at: they
-  may hold 0..255 as well as 0..1. So is a uint8 array whose largest value is 1.
+  `image_shape` that holds (H, W). Other integer types are refused, since they may hold 0..255 or
+  0..1. A uint8 array whose largest value is 1 is refused for the same reason.
 
-  `valid` and `test` may be missing. Each missing one is cut from `train`, after a fixed random
-  permutation: a tenth of the images (at least one) each, which leaves 80 % when both are missing.
+  `valid` and `test` may be missing. Each missing one is cut from `train` after a fixed random
+  permutation: a tenth of the images, at least one. If both are missing, 80 % remain.
 
   Args:
     path: The file.
@@ -66,8 +66,8 @@ def read_mat(path: pathlib.Path) -> Images:
 
   That is Omniglot's `chardata.mat`: `data` is [784, 24345], `testdata` is [784, 8070], gray values
   in [0, 1]. Images are square and stored column by column, so each is transposed. As in the code
-  that the file comes with, `data` is permuted with seed 123 and its last 1,345 images
-  are held out for validation; of a file with fewer than 13,450 columns, the last tenth.
+  that comes with the file, `data` is permuted with seed 123 and its last 1,345 images are held out
+  for validation. A file with fewer than 13,450 columns has its last tenth held out.
 
   A damaged file may crash scipy's reader, so read .mat files from sources you trust.
 
@@ -105,7 +105,7 @@ def read_mat(path: pathlib.Path) -> Images:
 
 
 def _read_npz_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the arrays of the file that are of use, without unpickling anything."""
+  """Reads the arrays of the file that are used, without unpickling anything."""
   try:
     if not zipfile.is_zipfile(path):  # np.load would read a bare .npy array of any size.
       raise DataError(f"{path} is not a whole .npz file: it is no zip archive, or is truncated")

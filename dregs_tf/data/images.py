@@ -12,7 +12,7 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-  """Gray images, flattened row by row, split into train, valid and test.
+  """Holds gray images, flattened row by row, split into train, valid and test.
 
   Attributes:
     name: A short name, fit for a file name or a plot legend.
@@ -32,12 +32,12 @@ class Images:
 
   @functools.cached_property
   def mean(self) -> np.ndarray:
-    """The gray training mean: a float32 array of shape [height * width]."""
+    """Returns the gray training mean: a float32 array of shape [height * width]."""
     # Summed in float64: float32 loses digits over tens of thousands of images.
     return self.train.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def first_line(error: Exception) -> str:
-  """Returns the first line of an error's message, or the error's type where it has none."""
+  """Returns the first line of an error's message, or the error's type if it has none."""
   lines = str(error).strip().splitlines()
   return lines[0][:200] if lines else type(error).__name__

@@ -11,27 +11,27 @@ TASKS = ("generative", "structured")
 # Fixed, so that every run evaluates on the same binary images.
 EVAL_SEED = 1810
 
-# Separates these draws from others of a program with the same seed.
+# Separates these draws from other draws with the same seed.
 _DATA_STREAM = 0xDA7A
 
 # The generator is named because the default one depends on the device.
 _ALGORITHM = "philox"
 
-# Evaluation images are binarized this many at a time; their pixels depend on it.
+# The number of evaluation images binarized at a time; their pixels depend on it.
 _EVAL_CHUNK_SIZE = 256
 
 _NUM_PREFETCHED = 4
 
 
 def top_and_bottom(flat_images: np.ndarray | tf.Tensor, image_shape: tuple[int, int]):
-  """Splits images in halves: structured prediction predicts the bottom from the top.
+  """Splits images into halves: structured prediction predicts the bottom from the top.
 
   Args:
     flat_images: An array or a Tensor of shape [..., H * W], images stored row by row.
     image_shape: The pair (H, W).
 
   Returns:
-    The upper H // 2 rows, of shape [..., (H // 2) * W], and the rest of the rows, of shape
+    The upper H // 2 rows, of shape [..., (H // 2) * W], and the remaining rows, of shape
     [..., (H - H // 2) * W].
 
   Raises:
@@ -49,7 +49,7 @@ def top_and_bottom(flat_images: np.ndarray | tf.Tensor, image_shape: tuple[int, 
 
 
 def binarize(gray: tf.Tensor, seed: seeds.Seed) -> tf.Tensor:
-  """Draws binary images whose pixels are 1 with the probability that is the gray value.
+  """Draws binary images whose pixels are 1 with a probability equal to the gray value.
 
   Args:
     gray: An array or a Tensor of any shape, with values in [0, 1].

@@ -75,8 +75,8 @@ def load(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> 
     The `Images`.
 
   Raises:
-    DataError: if there is no such data set, or it cannot be read or downloaded, or it does not
-      hold what it should.
+    DataError: if there is no such data set, if it cannot be read or downloaded, or if it does not
+      hold such images.
   """
   if not isinstance(name, (str, os.PathLike)):
     raise DataError(f"dataset must be a name or a path, not {name!r}")

@@ -28,7 +28,7 @@ _OMNIGLOT_SPLIT_SEED = 20181004
 _OMNIGLOT_NUM_VALID = 1_345
 _OMNIGLOT_NUM_TEST = 8_070
 
-# Where TFDS downloads from: asked first, because TFDS itself may wait for minutes.
+# Hosts that TFDS downloads from. They are asked first, because TFDS itself may wait for minutes.
 _HOSTS = {"mnist": "https://storage.googleapis.com", "omniglot": "https://github.com"}
 _PROBE_SECONDS = 5.0
 
@@ -40,7 +40,7 @@ def read_mnist(data_dir: str | os.PathLike | None = None) -> Images:
     data_dir: The folder of TFDS; by default TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
   Returns:
-    The `Images`; train is the first 50,000 of TFDS' train split in TFDS' order, valid the rest.
+    The `Images`: train is the first 50,000 of TFDS' train split in TFDS' order, valid the others.
 
   Raises:
     DataError: if the data are not there and cannot be downloaded, or are damaged.
@@ -63,14 +63,14 @@ def read_mnist(data_dir: str | os.PathLike | None = None) -> Images:
 def read_omniglot(data_dir: str | os.PathLike | None = None) -> Images:
   """Reads Omniglot: 23,045 train, 1,345 valid and 8,070 test images, shrunk to 28x28 pixels.
 
-  The split sizes of valid and test are the paper's, the images are not: the paper uses
-  `chardata.mat`, which was shrunk and split in another way.
+  The sizes of valid and test are the paper's. The images are not: the paper uses `chardata.mat`,
+  which was shrunk and split in another way.
 
   Args:
     data_dir: The folder of TFDS; by default TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
   Returns:
-    The `Images`: all 32,460 drawings, 1 is ink, split at random in a fixed way.
+    The `Images`: all 32,460 drawings, in which 1 is ink, with a fixed random split.
 
   Raises:
     DataError: if the data are not there and cannot be downloaded, or are damaged.
@@ -102,7 +102,7 @@ def _read(
   sizes: dict[str, int],
   to_gray: Callable[[tf.Tensor], tf.Tensor],
 ) -> dict[str, np.ndarray]:
-  """Reads the splits of a TFDS data set, downloading it if need be.
+  """Reads the splits of a TFDS data set, and downloads it if needed.
 
   Args:
     name: The name TFDS has for the data set.
@@ -138,7 +138,7 @@ def _read_split(
   examples = builder.as_dataset(
     split=split,
     shuffle_files=False,
-    # Only the image is parsed, and decoded below: as one channel, whatever TFDS would make of it.
+    # Only the image is parsed. It is decoded below, as one channel.
     decoders=tfds.decode.PartialDecoding(
       {"image": True}, decoders={"image": tfds.decode.SkipDecoding()}
     ),
@@ -165,7 +165,7 @@ def _read_split(
 
 
 def _data_root(data_dir: str | os.PathLike | None) -> tuple[str, str]:
-  """Returns the folder of TFDS and what named it."""
+  """Returns the folder of TFDS and the name of its setting."""
   if data_dir:
     root, said_by = os.fspath(data_dir), "--data_dir"
   elif os.environ.get("TFDS_DATA_DIR"):
@@ -184,7 +184,7 @@ def _prepared_dir(root: str, name: str) -> str | None:
       for path in folder.iterdir()
       if tfds.core.Version.is_valid(path.name) and (path / "dataset_info.json").exists()
     ]
-  except OSError:  # Most often: there is no such folder.
+  except OSError:  # Most often because there is no such folder.
     return None
   return os.fspath(folder / str(max(versions))) if versions else None
 
@@ -213,14 +213,14 @@ def _download(root: str, said_by: str, name: str) -> str:
 
 
 def _reachable(url: str, seconds: float = _PROBE_SECONDS) -> bool:
-  """Says whether the host answers, within a bounded time and through a proxy if one is set."""
+  """Returns whether the host answers in time, through a proxy if one is set."""
   answered = threading.Event()
 
   def ask():
     try:
       request = urllib.request.Request(url, method="HEAD")
       urllib.request.urlopen(request, timeout=seconds).close()
-    except urllib.error.HTTPError:  # An answer too: only the path is not to its liking.
+    except urllib.error.HTTPError:  # This is an answer as well, about the path.
       pass
     except (OSError, http.client.HTTPException, ValueError):  # ValueError: no URL.
       return

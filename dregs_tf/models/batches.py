@@ -116,7 +116,7 @@ def as_floats(tensor: tf.Tensor, dtype: tf.DType | str = tf.float32) -> tf.Tenso
 def cast_for(distribution: tfd.Distribution, x: Any):
   """Casts x to the dtype of the distribution whose log_prob is to take it.
 
-  Floats stay where that dtype is an integer one: a Bernoulli takes grey values in [0, 1].
+  Floats stay where that dtype is an integer one: a Bernoulli takes gray values in [0, 1].
   """
   leaves, dtypes = tf.nest.flatten(x), tf.nest.flatten(getattr(distribution, "dtype", None))
   if len(dtypes) != len(leaves):

@@ -1,4 +1,4 @@
-"""Distributions whose parameters a network computes from its inputs, as in the authors' code."""
+"""Makes distributions whose parameters a network computes, as in the authors' code."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,10 +17,10 @@ _SCALE_OFFSET = 0.25
 
 
 class Normal(tfd.Normal):
-  """A Normal whose samples come from the Philox generator.
+  """Draws the samples of a Normal with the Philox generator.
 
-  On a CPU that is ten times faster than the generator XLA takes unless told. On replicas of a
-  model the noise is that of the whole batch, cut up along the first axis of the batch shape.
+  On a CPU it is ten times faster than XLA's default generator. On replicas of a model, the noise is
+  that of the whole batch, split along the first axis of the batch shape.
   """
 
   draws_for_whole_batch = True
@@ -44,7 +44,7 @@ def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
 
 
 class Bernoulli(tfd.Bernoulli):
-  """A Bernoulli whose samples come from the Philox generator, as those of `Normal`."""
+  """Draws the samples of a Bernoulli with the Philox generator, as `Normal` does."""
 
   draws_for_whole_batch = True
 
@@ -60,7 +60,7 @@ class Bernoulli(tfd.Bernoulli):
 
 
 class IndependentBernoulli(tfd.Independent):
-  """Bernoullis along the last axis, with a log-density that costs little more than one exp.
+  """Makes Bernoullis along the last axis, with a log-density that costs little more than one exp.
 
   log p(x) = sum_d x_d logit_d - softplus(logit_d).
   """
@@ -71,7 +71,7 @@ class IndependentBernoulli(tfd.Independent):
 
   @property
   def logits(self) -> tf.Tensor:
-    """The logits, of the batch shape and the event shape."""
+    """Returns the logits, of the batch shape and the event shape."""
     return self.distribution.logits
 
   @classmethod
@@ -84,7 +84,7 @@ class IndependentBernoulli(tfd.Independent):
     return tf.reduce_sum(event * logits, axis=-1) - sum_softplus(logits)
 
 
-# exp(-|x|) + 1 is at most 2, and float32 ends at 2^128: so many of them can be multiplied.
+# exp(-|x|) + 1 is at most 2, and float32 ends at 2^128, which limits the number of factors.
 _FACTORS_AT_MOST = 120
 
 
@@ -92,8 +92,8 @@ _FACTORS_AT_MOST = 120
 def sum_softplus(logits: tf.Tensor):
   """Sums log(1 + exp(logits_d)) over the last axis, with one logarithm for many terms.
 
-  softplus(x) = max(x, 0) + log(1 + exp(-|x|)), and a sum of logarithms is that of a product. The
-  gradient is a sigmoid.
+  softplus(x) = max(x, 0) + log(1 + exp(-|x|)), and a sum of logarithms is the logarithm of a
+  product. The gradient is a sigmoid.
   """
   size = logits.shape[-1]
   at_a_time = max(n for n in range(1, _FACTORS_AT_MOST + 1) if size % n == 0)
@@ -105,10 +105,11 @@ def sum_softplus(logits: tf.Tensor):
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class MLP(keras.layers.Layer):
-  """Dense layers on the last axis: tanh hidden layers, then a linear one.
+  """Applies dense layers to the last axis: tanh hidden layers, then a linear one.
 
-  Its inputs are a Tensor [..., size], or a list of Tensors that count as concatenated along the
-  last axis. They may differ in rank: what has fewer leading axes is shared along the others.
+  Its inputs are a Tensor [..., size], or a list of Tensors that are treated as concatenated along
+  the last axis. They may differ in rank: a Tensor with fewer leading axes is shared along the
+  others.
   """
 
   def __init__(
@@ -147,7 +148,7 @@ class MLP(keras.layers.Layer):
       outputs, others = inputs, self._layers_in_order
     leading = tf.shape(outputs)[:-1]
     static = outputs.shape[:-1]
-    # Products of matrices: a batched product of more axes is slower.
+    # Products of matrices are faster than batched products of more axes.
     outputs = tf.reshape(outputs, [-1, outputs.shape[-1]])
     for layer in others:
       outputs = layer(outputs)
@@ -155,7 +156,7 @@ class MLP(keras.layers.Layer):
     return tf.ensure_shape(outputs, [*static, self.output_size])
 
   def _first_layer(self, layer, inputs):
-    """The layer applied to the concatenated inputs, each multiplied before it is broadcast."""
+    """Applies the layer to the concatenated inputs, each multiplied before it is broadcast."""
     sizes = [part.shape[-1] for part in inputs]
     kernels = tf.split(tf.convert_to_tensor(layer.kernel), sizes, axis=0)
     parts = []
@@ -174,12 +175,12 @@ class MLP(keras.layers.Layer):
 
 
 def _as_list_of_shapes(shape) -> list:
-  """The shapes of a list or tuple of inputs, or of one input."""
+  """Returns the shapes of a list or tuple of inputs, or of one input."""
   return list(shape) if isinstance(shape[0], (list, tuple)) else [shape]
 
 
 class _Conditional(MLP):
-  """A net that ends in a distribution; `distribution` is what a model calls."""
+  """Makes a distribution of a network's outputs; a model calls `distribution`."""
 
   def __init__(self, event_size: int, parameters_per_event: int, **kwargs):
     super().__init__(output_size=event_size * parameters_per_event, **kwargs)
@@ -198,7 +199,7 @@ class _Conditional(MLP):
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class ConditionalNormal(_Conditional):
-  """A factorised Normal whose location and scale = softplus(raw + 0.25) a net computes.
+  """Makes a factorized Normal; a network computes its location and scale = softplus(raw + 0.25).
 
   Args:
     event_size: the Normal's number of coordinates.
@@ -217,12 +218,12 @@ class ConditionalNormal(_Conditional):
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class ConditionalBernoulli(_Conditional):
-  """Independent Bernoullis whose logits a net computes.
+  """Makes independent Bernoullis whose logits a network computes.
 
   Args:
-    mean: the training data's mean, [event_size]. Its logit is a constant added to the logits, on
-      top of the trainable bias that starts at 0. None adds nothing.
-    event_size: the number of Bernoullis; needed where there is no mean.
+    mean: the training data's mean, [event_size]. Its logit is a constant added to the logits, in
+      addition to the trainable bias, which starts at 0. None adds nothing.
+    event_size: the number of Bernoullis; needed without a mean.
     hidden_units: the sizes of the hidden layers.
     **kwargs: `activation` of the hidden layers ("tanh"), and those of a Keras layer.
   """

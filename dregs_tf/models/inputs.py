@@ -211,7 +211,7 @@ def _check_unit_interval(model: CheckedInputs, x) -> None:
 def _not_binary(model: CheckedInputs, low: float, high: float) -> ValueError:
   return ValueError(
     f"{type(model).__name__}: observations must be in [0, 1] for a Bernoulli likelihood, got "
-    f"values from {low:g} to {high:g}. Scale or binarize them; grey values are fine. Pixels of 0 "
+    f"values from {low:g} to {high:g}. Scale or binarize them; gray values are fine. Pixels of 0 "
     "to 255 are divided by 255."
   )
 

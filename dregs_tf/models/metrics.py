@@ -1,4 +1,4 @@
-"""The running means that training and evaluation report."""
+"""Defines the running means that training and evaluation report."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dregs_tf.models import batches, steps
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class Mean(keras.metrics.Mean):
-  """Keras' mean, saved with the model: an interrupted run goes on in the middle of one."""
+  """Saves Keras' mean with the model, so that an interrupted run resumes in the middle of one."""
 
   def save_own_variables(self, store: Any) -> None:
     """Writes the total and the count."""
@@ -18,14 +18,14 @@ class Mean(keras.metrics.Mean):
       store[str(i)] = variable.numpy()
 
   def load_own_variables(self, store: Any) -> None:
-    """Reads what `save_own_variables` wrote, where it did."""
+    """Reads what `save_own_variables` wrote, if it did."""
     for i, variable in enumerate(self.variables):
       if str(i) in store:
         variable.assign(store[str(i)])
 
 
 class ReportingModel(keras.Model):
-  """A Keras model that reports means over examples: loss, bound, effective sample size.
+  """Reports means over examples: loss, bound, effective sample size.
 
   The loss is what training minimizes: the negative bound, and the losses of layers, which are
   reported once there are any, as `regularization`.
@@ -44,7 +44,7 @@ class ReportingModel(keras.Model):
 
   @property
   def metrics(self) -> list[keras.metrics.Metric]:
-    """The running means that training and evaluation report, and a subclass' own metrics."""
+    """Returns the means that training and evaluation report, and a subclass' own metrics."""
     hidden = [self._loss_tracker, self._num_seen]
     if not self._has_losses:
       hidden.append(self._regularization_metric)
@@ -62,7 +62,7 @@ class ReportingModel(keras.Model):
     self._num_seen.reset_state()
 
   def _update_metrics(self, batch: batches.Batch, values: steps.Values) -> dict[str, tf.Tensor]:
-    """Takes in what a step reports, and returns the means."""
+    """Updates the means with the values of a step, and returns them."""
     self._check_overrides()
     bound, sample_size, losses = values
     size, weights = batches.size(batch.x), batch.sample_weight
@@ -92,9 +92,9 @@ class ReportingModel(keras.Model):
         )
 
   def _get_metrics_result_or_logs(self, logs) -> dict:
-    """Keras' hook: what an epoch reports. The metrics' own values, which are of all replicas.
+    """Returns what an epoch reports (a hook of Keras): the metrics' own values, of all replicas.
 
-    Logs that lack one of the metrics are those of a subclass' own step, which says it all.
+    Logs that lack one of the metrics come from a subclass' own step, and are returned as they are.
     """
     values = self.get_metrics_result()
     if isinstance(logs, dict) and values.keys() <= logs.keys():

@@ -1,4 +1,4 @@
-"""The paper's model for structured prediction: prior, proposal and likelihood given a context."""
+"""Defines the paper's structured prediction model: all its distributions have a context."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,11 +20,11 @@ tfd = tfp.distributions
 class StructuredVAE(LatentVariableModel):
   """Predicts x from a context c through latents (Sec. 6.3), such as half an image from the other.
 
-  p(z | c) and q(z | x, c) are factorised Normals, p(x | z, c) is Bernoulli; nets of tanh layers.
+  p(z | c) and q(z | x, c) are factorized Normals, p(x | z, c) is Bernoulli; nets of tanh layers.
   Its batches are (context, observation) pairs.
 
   Args:
-    context_mean: the mean of the training contexts, grey values in [0, 1] of shape [C]. The nets of
+    context_mean: the mean of the training contexts, gray values in [0, 1] of shape [C]. The nets of
       prior and proposal see the context minus this mean.
     data_mean: the same of the observations, of shape [D].
     latent_dim: the number of latent variables.
@@ -67,25 +67,25 @@ class StructuredVAE(LatentVariableModel):
 
   @property
   def model_layers(self) -> list[keras.layers.Layer]:
-    """The conditional prior and the decoder."""
+    """Returns the conditional prior and the decoder."""
     return [self.conditional_prior, self.decoder]
 
   def prior(self, context: tf.Tensor) -> tfd.Distribution:
     """Returns p(z | c) for contexts [batch_size, C]: batch shape [batch_size]."""
-    return self.conditional_prior.distribution(self._centred(context))
+    return self.conditional_prior.distribution(self._centered(context))
 
   def proposal(self, x: tf.Tensor, context: tf.Tensor) -> tfd.Distribution:
     """Returns q(z | x, c) for x [batch_size, D]: batch shape [batch_size]."""
     x = vae.as_vectors("x", x, self.data_mean.size, self.float_dtype)
     x = x - tf.constant(self.data_mean, x.dtype)
-    return self.encoder.distribution([x, self._centred(context)])
+    return self.encoder.distribution([x, self._centered(context)])
 
   def likelihood(self, z: tf.Tensor, context: tf.Tensor) -> tfd.Distribution:
     """Returns p(x | z, c) for z [..., batch_size, latent_dim]: batch shape [..., batch_size]."""
     z = batches.as_floats(z, self.float_dtype)
     return self.decoder.distribution([z, tf.cast(self._checked(context), z.dtype)])
 
-  def _centred(self, context) -> tf.Tensor:
+  def _centered(self, context) -> tf.Tensor:
     context = self._checked(context)
     return context - tf.constant(self.context_mean, context.dtype)
 

@@ -1,4 +1,4 @@
-"""The paper's generative model: a fixed Normal prior, a Bernoulli decoder, one layer of latents."""
+"""Defines the paper's generative model: a Normal prior, a Bernoulli decoder, one latent layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +18,12 @@ tfd = tfp.distributions
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class VAE(LatentVariableModel):
-  """A variational autoencoder of binary data (Sec. 6.2; Burda et al. 2015, one stochastic layer).
+  """Models binary data by a variational autoencoder (Sec. 6.2; Burda et al. 2015, one layer).
 
-  p(z) = N(0, I), p(x | z) Bernoulli, q(z | x) a factorised Normal; nets of tanh layers.
+  p(z) = N(0, I), p(x | z) Bernoulli, q(z | x) a factorized Normal; nets of tanh layers.
 
   Args:
-    data_mean: the mean of the training data, grey values in [0, 1] of shape [D]. The encoder sees
+    data_mean: the mean of the training data, gray values in [0, 1] of shape [D]. The encoder sees
       its input minus this mean, the decoder's logits start from its logit.
     latent_dim: the number of latent variables.
     hidden_units: the sizes of each net's hidden layers.
@@ -60,7 +60,7 @@ class VAE(LatentVariableModel):
 
   @property
   def model_layers(self) -> list[keras.layers.Layer]:
-    """The decoder: the prior has no parameters."""
+    """Returns the decoder; the prior has no parameters."""
     return [self.decoder]
 
   def prior(self, context: Any = None) -> tfd.Distribution:
@@ -94,7 +94,7 @@ def check_mean(name: str, mean: np.ndarray | tf.Tensor) -> np.ndarray:
   if mean.ndim != 1 or not mean.size or not np.all((mean >= 0) & (mean <= 1)):
     values = f", values {mean.min()} to {mean.max()}" if mean.size else ""
     raise ValueError(
-      f"{name} must be a vector of grey values in [0, 1], got shape {list(mean.shape)}{values}."
+      f"{name} must be a vector of gray values in [0, 1], got shape {list(mean.shape)}{values}."
     )
   return mean
 

@@ -1,9 +1,9 @@
-"""A Gaussian model whose bounds' gradients are known exactly: the toy example of Sec. 6.1.
+"""Defines a Gaussian model with exact gradients of its bounds: the toy example of Sec. 6.1.
 
 Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better" (ICML 2018):
 z ~ N(theta, I) and x | z ~ N(z, I), with the proposal q(z | x) = N(A x + b, s^2 I), s^2 = 2/3. The
-posterior is N((x + theta) / 2, I / 2). With z = A x + b + s eps and the shift d, how far the
-proposal's mean is from the posterior's,
+posterior is N((x + theta) / 2, I / 2). With z = A x + b + s eps and the shift d, the difference of
+the proposal's mean and the posterior's,
 
     log w(z) - log p(x) = (D / 2) log(2 s^2) - |d + s eps|^2 + |eps|^2 / 2,
     dlog w / dz = -2 d + (1 / s - 2 s) eps   (the path, q's parameters stopped),
@@ -28,19 +28,19 @@ PROPOSAL_VARIANCE = 2 / 3
 _SCALE = math.sqrt(PROPOSAL_VARIANCE)
 _PATH_OF_NOISE = 1 / _SCALE - 2 * _SCALE
 
-# Standard deviation of what every parameter is moved by from its optimum.
+# Standard deviation of the perturbation of every parameter from its optimum.
 _PERTURBATION = 0.01
 
-# Of the quadrature: nodes in each of its two dimensions, and the grid of log t. The gradients are
-# within 1e-11 of what many more give for 20 latent dimensions, 1e-8 for 50.
+# Nodes of the quadrature in each of its two dimensions, and its grid of log t. For 20 latent
+# dimensions the gradients are within 1e-11 of those with many more nodes, for 50 within 1e-8.
 _NODES = 32
 _LOG_T = np.arange(-30, 45, 0.3)
-# Of the polynomial in |d|^2 that the slope is interpolated by.
+# Degree of the polynomial in |d|^2 that interpolates the slope.
 _DEGREE = 10
 
 
 class Parameters(NamedTuple):
-  """theta [D] of the model, a [D, D] and b [D] of the proposal."""
+  """Holds theta [D] of the model, a [D, D] and b [D] of the proposal."""
 
   theta: np.ndarray
   a: np.ndarray
@@ -50,7 +50,7 @@ class Parameters(NamedTuple):
 def draw(
   generator: np.random.Generator, latent_dim: int, num_observations: int
 ) -> tuple[Parameters, np.ndarray]:
-  """Observations of the model, and parameters close to the optimum for them.
+  """Draws observations of the model, and parameters close to the optimum for them.
 
   The true theta is drawn from N(0, I). The optimum is theta = the observations' mean, A = I / 2,
   b = theta / 2; every parameter is then moved by N(0, 0.01^2).
@@ -67,24 +67,24 @@ def draw(
 
 
 def target_log_prob(parameters: Parameters, x: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
-  """log p(x, z), [num_samples, batch_size], of x [batch_size, D] and z [num_samples, ..., D]."""
+  """Returns log p(x, z), [num_samples, batch_size], for z [num_samples, ..., D]."""
   prior = tfd.MultivariateNormalDiag(parameters.theta, tf.ones_like(parameters.theta))
   return prior.log_prob(z) + tfd.MultivariateNormalDiag(z, tf.ones_like(z)).log_prob(x)
 
 
 def proposal(parameters: Parameters, x: tf.Tensor) -> tfd.Distribution:
-  """q(z | x) of batch shape [batch_size], for x [batch_size, D]."""
+  """Returns q(z | x), of batch shape [batch_size], for x [batch_size, D]."""
   loc = tf.linalg.matvec(parameters.a, x) + parameters.b
   return tfd.MultivariateNormalDiag(loc, _SCALE * tf.ones_like(loc))
 
 
 def shifts(parameters: Parameters, x: np.ndarray) -> np.ndarray:
-  """d = A x + b - (x + theta) / 2, [batch_size, D], for x of that shape."""
+  """Returns d = A x + b - (x + theta) / 2, [batch_size, D], for x of that shape."""
   return x @ parameters.a.T + parameters.b - (x + parameters.theta) / 2
 
 
 def log_weights(noise: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-  """log w - log p(x) in nats, [...], of noise [..., D] and shifts that broadcast against it."""
+  """Returns log w - log p(x) in nats, [...], of noise [..., D] and shifts that broadcast."""
   latent_dim = noise.shape[-1]
   slope = -2 * _SCALE * shift - (PROPOSAL_VARIANCE - 0.5) * noise
   at_zero = 0.5 * latent_dim * math.log(2 * PROPOSAL_VARIANCE) - tf.reduce_sum(shift**2, axis=-1)
@@ -92,7 +92,7 @@ def log_weights(noise: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
 
 
 def loc_gradients(noise: tf.Tensor, shift: tf.Tensor, estimators: list[Coefficients]) -> tf.Tensor:
-  """Gradients in the proposal's mean, of several estimators on the same samples.
+  """Computes gradients in the proposal's mean, of several estimators on the same samples.
 
   Args:
     noise: eps, [batch_size, num_samples, D].
@@ -110,14 +110,14 @@ def loc_gradients(noise: tf.Tensor, shift: tf.Tensor, estimators: list[Coefficie
 
 
 def exact_loc_gradients(shift: np.ndarray, all_num_samples) -> dict[int, np.ndarray]:
-  """The expected gradient of L_K in the proposal's mean, without sampling error.
+  """Computes the expected gradient of L_K in the proposal's mean, without sampling error.
 
   By symmetry the gradient points along d: it is -2 d h_K(|d|). `exact_slope` computes h_K, a
   smooth function of |d|^2 that is interpolated here between Chebyshev nodes.
 
   Args:
     shift: [batch_size, D].
-    all_num_samples: the K's that it is asked for.
+    all_num_samples: the K's to compute it for.
 
   Returns:
     For each K, [batch_size, D] in float64.
@@ -137,20 +137,20 @@ def exact_loc_gradients(shift: np.ndarray, all_num_samples) -> dict[int, np.ndar
 def exact_slope(
   distance: float, latent_dim: int, all_num_samples, doubly_reparameterized: bool = True
 ) -> dict[int, float]:
-  """h_K of `exact_loc_gradients` at |d| = distance > 0, by quadrature.
+  """Computes h_K of `exact_loc_gradients` at |d| = distance > 0, by quadrature.
 
   With 1 / S^2 = int_0^inf t exp(-t S) dt and S the sum of K independent weights,
 
     E sum_i wbar_i^2 f_i = K int_0^inf t E[w^2 f exp(-t w)] phi(t)^(K-1) dt,  phi(t) = E exp(-t w).
 
-  A weight is a function of two independent numbers, the noise along d, which is normal, and the
-  squared norm of the rest, which is chi-squared: Gauss-Hermite and Gauss-Laguerre quadrature give
+  A weight is a function of two independent numbers: the noise along d, which is normal, and the
+  squared norm of the rest, which is chi-squared. Gauss-Hermite and Gauss-Laguerre quadrature give
   the inner means. In log t the trapezoidal rule converges faster than any power of its step.
 
   Args:
     distance: |d|.
     latent_dim: D.
-    all_num_samples: the K's that it is asked for.
+    all_num_samples: the K's to compute it for.
     doubly_reparameterized: f is the path's, with wbar^2 (Eq. 7), or the total derivative's, with
       wbar (Eq. 3): the same mean, and for large K more digits in the first form.
 
@@ -171,7 +171,7 @@ def exact_slope(
 
   t_w = np.exp(_LOG_T[:, np.newaxis] + log_weight)
   mean = (t_w**power * np.exp(-t_w)) @ term
-  # log phi, from 1 - phi where phi is about 1; where it is about 0, nothing is left of the mean.
+  # log phi is computed from 1 - phi where phi is about 1; where it is about 0, the mean vanishes.
   log_phi = np.log1p(-np.minimum(-np.expm1(-t_w) @ mass, 1 - 2.0**-53))
   step = _LOG_T[1] - _LOG_T[0]
   return {
