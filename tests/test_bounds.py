@@ -663,7 +663,7 @@ def test_gradient_of_the_model_is_not_that_of_tfp():
 
   p = N(mu, 1), q = N(0, 1), mu = 1, K = 10. q does not depend on mu, so the derivative of the
   bound at given samples is a finite difference; the mean over 1e5 examples has a standard
-  error of 0.0012 and is -0.197 (TFP's loss is minimised, ours is maximised: signs differ).
+  error of 0.0012 and is -0.197 (TFP's loss is minimized, ours is maximized: signs differ).
   """
   mu, step, batch_size = tf.Variable(1.0, dtype=tf.float64), 1e-4, 100_000
   proposal = tfd.Normal(tf.zeros([batch_size], tf.float64), 1.0)
@@ -805,7 +805,7 @@ def test_a_sample_of_weight_zero(name, options):
 
 
 def test_a_sample_of_weight_zero_may_as_well_be_dropped():
-  """For the normalised weights; the bound's value knows K, and falls by log(5/4)."""
+  """For the normalized weights; the bound's value knows K, and falls by log(5/4)."""
   dropped = random_log_weights(4, 3)
   log_weights = np.insert(dropped, 2, -INF, axis=0)
   for name in ("iwae", "iwae_dreg", "rws", "rws_dreg", "stl", "iwae_dreg_norm", "rws_dreg_norm"):

@@ -1,6 +1,6 @@
 """Which estimators have the same mean, by paired t-tests on 400000 independent examples.
 
-The regime is a proposal that is narrower than the posterior: q = N(0.3, 0.8^2), unnormalised target
+The regime is a proposal that is narrower than the posterior: q = N(0.3, 0.8^2), unnormalized target
 N(1, 1.5^2), K = 5, derivative with respect to q's location. The seed is fixed, so nothing here
 fails at random; "false failure" is the chance that a right estimator would fail at a new seed.
 """

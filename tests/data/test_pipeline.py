@@ -13,7 +13,7 @@ _SHAPE = (4, 3)
 _SIZE = 12
 
 
-def _grey(num_images, seed=0):
+def _gray(num_images, seed=0):
   return np.random.RandomState(seed).uniform(size=(num_images, _SIZE)).astype(np.float32)
 
 
@@ -24,7 +24,7 @@ def _numbered(num_images):
 
 
 def _train(images=None, batch_size=3, seed=1, num_steps=None, **kwargs):
-  images = _grey(10) if images is None else images
+  images = _gray(10) if images is None else images
   return data.train_batches(
     images, batch_size, seed, image_shape=_SHAPE, num_steps=num_steps, **kwargs
   )
@@ -66,10 +66,10 @@ def test_top_and_bottom_of_wrong_size():
     data.top_and_bottom(np.zeros([1, 12]), (1, 12))
 
 
-# Binarisation.
+# Binarization.
 
 
-def test_binarize_draws_ones_as_often_as_the_grey_value_says():
+def test_binarize_draws_ones_as_often_as_the_gray_value_says():
   # 5 standard errors: each value fails falsely with probability 6e-7, were the seed not fixed,
   # and a probability that is off by 0.008 is found with probability 0.999.
   num_draws = 100_000
@@ -81,33 +81,33 @@ def test_binarize_draws_ones_as_often_as_the_grey_value_says():
 
 
 def test_binarize_draws_pixels_independently():
-  # The correlation of neighbours has standard error 1 / sqrt(n): 5 of them, as above.
+  # The correlation of neighbors has standard error 1 / sqrt(n): 5 of them, as above.
   pixels = data.binarize(np.full([1000, 100], 0.5, np.float32), seed=0).numpy() - 0.5
   for left, right in [(pixels[:, 1:], pixels[:, :-1]), (pixels[1:], pixels[:-1])]:
     assert abs((left * right).mean() / 0.25) < 5 / math.sqrt(left.size)
 
 
 def test_binarize_keeps_exact_zeros_and_ones():
-  grey = np.repeat(np.array([[0.0], [1.0]], np.float32), 200_000, axis=1)
-  np.testing.assert_array_equal(data.binarize(grey, 3), grey)
+  gray = np.repeat(np.array([[0.0], [1.0]], np.float32), 200_000, axis=1)
+  np.testing.assert_array_equal(data.binarize(gray, 3), gray)
 
 
 def test_binarize_is_a_function_of_the_seed():
-  grey = _grey(5)
-  pixels = data.binarize(grey, 3)
+  gray = _gray(5)
+  pixels = data.binarize(gray, 3)
   assert pixels.dtype == tf.float32
-  assert pixels.shape == grey.shape
-  np.testing.assert_array_equal(pixels, data.binarize(tf.constant(grey), 3))
-  np.testing.assert_array_equal(pixels, tf.function(data.binarize)(grey, 3))
-  np.testing.assert_array_equal(data.binarize(grey, [4, 5]), data.binarize(grey, (4, 5)))
-  assert not np.array_equal(pixels, data.binarize(grey, 4))
-  assert not np.array_equal(data.binarize(grey, [4, 5]), data.binarize(grey, [5, 4]))
+  assert pixels.shape == gray.shape
+  np.testing.assert_array_equal(pixels, data.binarize(tf.constant(gray), 3))
+  np.testing.assert_array_equal(pixels, tf.function(data.binarize)(gray, 3))
+  np.testing.assert_array_equal(data.binarize(gray, [4, 5]), data.binarize(gray, (4, 5)))
+  assert not np.array_equal(pixels, data.binarize(gray, 4))
+  assert not np.array_equal(data.binarize(gray, [4, 5]), data.binarize(gray, [5, 4]))
 
 
 @pytest.mark.parametrize("seed", [None, 1.5, [1, 2, 3], "one"])
 def test_binarize_refuses_what_is_no_seed(seed):
   with pytest.raises(ValueError, match="seed must be"):
-    data.binarize(_grey(1), seed)
+    data.binarize(_gray(1), seed)
 
 
 # Training batches.
@@ -157,7 +157,7 @@ def test_every_step_binarizes_anew():
   assert len({batch.tobytes() for (batch,) in batches}) == 20
 
 
-def test_binarized_batches_show_the_same_images_as_the_grey_ones():
+def test_binarized_batches_show_the_same_images_as_the_gray_ones():
   corners = np.float32([[0, 0], [0, 1], [1, 0], [1, 1]]).repeat(6, axis=1)  # Nothing to draw.
   assert _same(
     _arrays(_train(corners, num_steps=9)),
@@ -165,10 +165,10 @@ def test_binarized_batches_show_the_same_images_as_the_grey_ones():
   )
 
 
-def test_training_pixels_are_one_as_often_as_the_grey_value_says():
+def test_training_pixels_are_one_as_often_as_the_gray_value_says():
   # 4,000 draws of each of 24 pixels; 5 standard errors: 24 * 6e-7 = 1.4e-5 of false failures,
   # were the seed not fixed.
-  images = _grey(2)
+  images = _gray(2)
   mean = np.mean([batch.sum(axis=0) for (batch,) in _arrays(_train(images, 2, num_steps=4000))], 0)
   variance = (images * (1 - images)).sum(axis=0) / 4000
   assert np.all(np.abs(mean - images.sum(axis=0)) < 5 * np.sqrt(variance))
@@ -243,7 +243,7 @@ def _joined(batches):
 
 
 def test_eval_shows_every_image_once_and_in_order():
-  images = _grey(10)
+  images = _gray(10)
   batches = _eval(images, 4, dynamic_binarization=False)
   assert [len(batch) for (batch,) in _arrays(batches)] == [4, 4, 2]
   assert batches.cardinality() == 3
@@ -251,7 +251,7 @@ def test_eval_shows_every_image_once_and_in_order():
 
 
 def test_eval_pixels_do_not_depend_on_batch_size_or_number_of_images():
-  images = _grey(600)
+  images = _gray(600)
   pixels = _joined(_eval(images, 600))
   assert pixels.dtype == np.float32
   assert set(np.unique(pixels)) == {0.0, 1.0}
@@ -262,7 +262,7 @@ def test_eval_pixels_do_not_depend_on_batch_size_or_number_of_images():
 
 
 def test_eval_pixels_do_not_depend_on_the_seed_of_the_run():
-  images = _grey(10)
+  images = _gray(10)
   pixels = []
   for seed in (1, 2):
     tf.random.set_seed(seed)
@@ -283,7 +283,7 @@ def test_eval_pixels_differ_between_images_and_seeds():
 
 
 def test_eval_of_the_structured_task_has_the_same_pixels():
-  images = _grey(9)
+  images = _gray(9)
   context, observation = map(
     np.concatenate, zip(*_arrays(_eval(images, 4, task="structured")), strict=True)
   )
@@ -298,6 +298,6 @@ def test_eval_of_the_structured_task_has_the_same_pixels():
 @pytest.mark.parametrize("task", data.TASKS)
 def test_batches_can_be_distributed(task):
   strategy = tf.distribute.MirroredStrategy(["CPU:0"])
-  for batches in (_train(num_steps=4, task=task), _eval(_grey(10), 4, task=task)):
+  for batches in (_train(num_steps=4, task=task), _eval(_gray(10), 4, task=task)):
     distributed = strategy.experimental_distribute_dataset(batches)
     assert _same(_arrays(batches), _arrays(distributed))

@@ -47,7 +47,7 @@ def test_mnist(no_network, capfd):
   both = np.concatenate([images.train, images.valid])
   assert both.dtype == images.test.dtype == np.float32
   assert (both.min(), both.max()) == (0, 1)
-  # The mean and the standard deviation that everyone normalises MNIST with.
+  # The mean and the standard deviation that everyone normalizes MNIST with.
   assert both.mean(dtype=np.float64) == pytest.approx(0.1307, abs=5e-5)
   assert both.std(dtype=np.float64) == pytest.approx(0.3081, abs=5e-5)
   assert images.test.mean(dtype=np.float64) == pytest.approx(0.1325, abs=5e-5)

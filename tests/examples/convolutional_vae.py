@@ -14,7 +14,7 @@ _LATENT_DIM = 6
 
 @keras.saving.register_keras_serializable("examples")
 class ConvolutionalVAE(models.LatentVariableModel):
-  """Images [8, 8, 1] of grey values; layers that train and evaluate in different ways."""
+  """Images [8, 8, 1] of gray values; layers that train and evaluate in different ways."""
 
   def __init__(self, dropout: float = 0.1, **kwargs):
     super().__init__(**kwargs)

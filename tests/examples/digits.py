@@ -12,7 +12,7 @@ _NUM_TRAIN, _NUM_VALID = 112, 40
 def load() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
   """Returns (images, labels) to train on and to validate on.
 
-  Images are grey values in [0, 1] of shape [N, 8, 8, 1], labels are integers of shape [N].
+  Images are gray values in [0, 1] of shape [N, 8, 8, 1], labels are integers of shape [N].
   """
   data = datasets.load_digits()
   images = (data.images[..., np.newaxis] / 16).astype("float32")

@@ -17,7 +17,7 @@ _LATENT_DIM = 2
 
 @keras.saving.register_keras_serializable("examples")
 class KerasVAE(models.LatentVariableModel):
-  """Images [8, 8, 1] of grey values, two latents."""
+  """Images [8, 8, 1] of gray values, two latents."""
 
   def __init__(self, **kwargs):
     super().__init__(**kwargs)

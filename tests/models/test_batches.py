@@ -67,14 +67,14 @@ def test_other_batches_are_refused(data, message):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_floats_are_cast_and_integers_stay(dtype):
   ids = np.array([2**24 + 1, 2**53 + 1])
-  context = {"id": ids, "flag": ids > 2**30, "half": W.astype("float16"), "grey": W / 3}
+  context = {"id": ids, "flag": ids > 2**30, "half": W.astype("float16"), "gray": W / 3}
   actual = batches.split((context, X, W), dtype)
   assert actual.context["id"].dtype == tf.int64
   np.testing.assert_array_equal(actual.context["id"], ids)
   np.testing.assert_array_equal(actual.context["flag"], [False, True])
-  for part in (actual.context["half"], actual.context["grey"], actual.x, actual.sample_weight):
+  for part in (actual.context["half"], actual.context["gray"], actual.x, actual.sample_weight):
     assert part.dtype == dtype
-  np.testing.assert_array_equal(actual.context["grey"], (W / 3).astype(dtype))
+  np.testing.assert_array_equal(actual.context["gray"], (W / 3).astype(dtype))
 
 
 class Embedded(models.LatentVariableModel):

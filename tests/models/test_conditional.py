@@ -1,4 +1,4 @@
-"""Tests of the networks that end in distributions: the authors' parameterisation and numerics."""
+"""Tests of the networks that end in distributions: the authors' parameterization and numerics."""
 
 import keras
 import numpy as np

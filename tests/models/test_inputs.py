@@ -17,7 +17,7 @@ tfd = tfp.distributions
 
 X = helpers.binary(6, 6)
 CONTEXT = helpers.binary(6, 4, seed=1)
-GREY = np.linspace(0, 1, 36, dtype="float32").reshape(6, 6)
+GRAY = np.linspace(0, 1, 36, dtype="float32").reshape(6, 6)
 
 
 class Own(models.LatentVariableModel):
@@ -77,7 +77,7 @@ FORMS = {
   "py_dataset": lambda *arrays: (Batches(*arrays),),
   "generator": lambda *arrays: (_generator(*arrays),),
 }
-BAD = {"0": (255 * GREY).astype("uint8"), "-1": 2 * GREY - 1}
+BAD = {"0": (255 * GRAY).astype("uint8"), "-1": 2 * GRAY - 1}
 
 
 def _fit(model, data, **options):
@@ -101,13 +101,13 @@ def test_observations_outside_the_unit_interval_are_refused_before_training(form
 @pytest.mark.parametrize("form", FORMS)
 def test_context_may_have_any_range(form):
   model = helpers.compiled(helpers.structured(), run_eagerly=True)
-  assert np.isfinite(_fit(model, FORMS[form](255 * CONTEXT - 7, GREY)).history["bound"][0])
+  assert np.isfinite(_fit(model, FORMS[form](255 * CONTEXT - 7, GRAY)).history["bound"][0])
   with pytest.raises(ValueError, match="StructuredVAE: observations must be in"):
     _fit(model, FORMS[form](CONTEXT, 1.5 * X))
 
 
-@pytest.mark.parametrize("data", [GREY, X.astype("uint8"), X.astype(bool)], ids=lambda d: d.dtype)
-def test_grey_values_integers_and_booleans_are_taken(data):
+@pytest.mark.parametrize("data", [GRAY, X.astype("uint8"), X.astype(bool)], ids=lambda d: d.dtype)
+def test_gray_values_integers_and_booleans_are_taken(data):
   model = helpers.compiled(helpers.vae(), run_eagerly=True)
   expected = model.evaluate(data.astype("float32"), batch_size=3, verbose=0)
   for form in ("arrays", "dataset", "py_dataset"):
@@ -259,7 +259,7 @@ def test_signatures_are_keras():
 LABELS = np.arange(6) % 3
 
 
-class Labelled(Own):
+class Labeled(Own):
   """A user's conditional model: images given labels."""
 
   def prior(self, context):
@@ -272,7 +272,7 @@ class Labelled(Own):
 @pytest.mark.parametrize("run_eagerly", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_images_and_labels_in_the_wrong_order_are_explained(form, run_eagerly):
-  model = helpers.compiled(Labelled(), run_eagerly=run_eagerly)
+  model = helpers.compiled(Labeled(), run_eagerly=run_eagerly)
   if form != "generator":
     with pytest.raises(Exception, match=".") as caught:
       _fit(model, FORMS[form](X, LABELS))

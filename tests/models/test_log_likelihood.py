@@ -103,7 +103,7 @@ def test_examples_do_not_share_noise(eager_functions):
   model.log_likelihood(np.zeros([250, 4], np.float32), num_samples=2)
   first_coordinates = np.concatenate([piece[..., 0].ravel() for piece in samples])
   assert first_coordinates.shape == (500,)
-  # Neighbouring float32 draws may coincide by chance; shared noise would halve their number.
+  # Neighboring float32 draws may coincide by chance; shared noise would halve their number.
   assert np.unique(first_coordinates).size > 495
 
 

@@ -31,11 +31,11 @@ def test_shapes_of_the_distributions():
 def test_prior_and_proposal_see_inputs_less_their_means():
   model, x, context = _float64_model()
   # The means are kept as float32.
-  centred_x = X - helpers.DATA_MEAN.astype("float32").astype("float64")
-  centred_context = CONTEXT - helpers.CONTEXT_MEAN.astype("float32").astype("float64")
-  expected = model.conditional_prior.distribution(tf.constant(centred_context))
+  centered_x = X - helpers.DATA_MEAN.astype("float32").astype("float64")
+  centered_context = CONTEXT - helpers.CONTEXT_MEAN.astype("float32").astype("float64")
+  expected = model.conditional_prior.distribution(tf.constant(centered_context))
   np.testing.assert_allclose(model.prior(context).mean(), expected.mean(), rtol=1e-12)
-  together = tf.constant(np.concatenate([centred_x, centred_context], axis=-1))
+  together = tf.constant(np.concatenate([centered_x, centered_context], axis=-1))
   expected = model.encoder.distribution(together)
   np.testing.assert_allclose(model.proposal(x, context).mean(), expected.mean(), rtol=1e-12)
   np.testing.assert_allclose(model.proposal(x, context).stddev(), expected.stddev(), rtol=1e-12)
@@ -147,8 +147,8 @@ def test_data_of_the_wrong_shape_are_refused():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ({"context_mean": [2.0], "data_mean": [0.5]}, "context_mean must be a vector of grey values"),
-    ({"context_mean": [0.5], "data_mean": [2.0]}, "data_mean must be a vector of grey values"),
+    ({"context_mean": [2.0], "data_mean": [0.5]}, "context_mean must be a vector of gray values"),
+    ({"context_mean": [0.5], "data_mean": [2.0]}, "data_mean must be a vector of gray values"),
     (
       {"context_mean": [0.5], "data_mean": [0.5], "latent_dim": -1},
       "latent_dim must be at least 1, got -1",

@@ -281,10 +281,10 @@ def test_other_batch_sizes_are_not_traced_again():
   [
     (
       {"data_mean": [0.5, 1.5]},
-      r"data_mean must be a vector of grey values in \[0, 1\].* 0.5 to 1.5",
+      r"data_mean must be a vector of gray values in \[0, 1\].* 0.5 to 1.5",
     ),
-    ({"data_mean": [-0.1, 0.5]}, "data_mean must be a vector of grey values"),
-    ({"data_mean": [0.5, np.nan]}, "data_mean must be a vector of grey values"),
+    ({"data_mean": [-0.1, 0.5]}, "data_mean must be a vector of gray values"),
+    ({"data_mean": [0.5, np.nan]}, "data_mean must be a vector of gray values"),
     ({"data_mean": np.full([2, 3], 0.5)}, r"data_mean must be a vector.* got shape \[2, 3\]"),
     ({"data_mean": 0.5}, r"data_mean must be a vector.* got shape \[\]"),
     ({"data_mean": []}, r"data_mean must be a vector.* got shape \[0\]"),
