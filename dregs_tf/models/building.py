@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from dregs_tf.models import batches, calls, keras_privates, specs
 
@@ -15,6 +16,7 @@ class BuiltFromData(keras.Model):
   """
 
   _specs: dict | None = None  # What its layers are built for.
+  _is_building = False
 
   def _maybe_symbolic_build(self, *args, **kwargs) -> None:
     """Keras' hook before the first batch, under a strategy.
@@ -31,6 +33,8 @@ class BuiltFromData(keras.Model):
   def build(self, input_shape: Any) -> None:
     """Makes the variables of every layer, for `load_weights` or `summary` before any data.
 
+    A subclass may override it to make variables of its own, before it calls this.
+
     Args:
       input_shape: the shape of a batch of observations, such as (None, 784), or the pair of a
         context's and an observation's. Data of another dtype than the model's floats: call the
@@ -39,6 +43,8 @@ class BuiltFromData(keras.Model):
     Raises:
       ValueError: if a size other than the batch's is unknown, or not the one that the model has.
     """
+    if self._is_building:
+      return  # A subclass' `build` that a batch called: the batch itself is used next.
     batch = specs.example(specs.from_shape(input_shape, self.float_dtype))
     self._evaluate_once(**batch)
     self._specs = specs.of(batch)
@@ -99,8 +105,19 @@ class BuiltFromData(keras.Model):
     """Has every layer built for batches such as these, and remembers their specs for saving."""
     self._specs = specs.of({"x": x, "context": context})
     if not self.built:
+      if type(self).build is not BuiltFromData.build:
+        self._call_build()
       self._evaluate_once(x, context)
       self.built = True
+
+  def _call_build(self) -> None:
+    """Calls a subclass' own `build`, outside of the graph that may be traced."""
+    self._is_building = True
+    try:
+      with tf.init_scope():
+        self.build(specs.shapes(**self._specs))
+    finally:
+      self._is_building = False
 
   def _evaluate_once(self, x, context) -> None:
     """Uses every layer, which builds those that are not."""

@@ -35,6 +35,15 @@ def signature(structure: Any):
   return tf.nest.map_structure(input_spec, structure)
 
 
+def shapes(x: Any, context: Any):
+  """Returns the Keras `input_shape` of specs: that of x, or of the pair (context, x)."""
+  x, context = (
+    tf.nest.map_structure(lambda spec: None if spec is None else tuple(spec.shape), structure)
+    for structure in (x, context)
+  )
+  return x if context is None else (context, x)
+
+
 def from_shape(input_shape: Any, dtype: tf.DType) -> dict:
   """Returns the specs of `x` and `context` that a Keras `input_shape` stands for.
 
