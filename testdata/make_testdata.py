@@ -2,7 +2,7 @@
 
     python testdata/make_testdata.py
 
-stripes.npz: 120 grey images of 6 x 5 pixels, 80 to train, 20 to validate, 20 to test; a bright
+stripes.npz: 120 gray images of 6 x 5 pixels, 80 to train, 20 to validate, 20 to test; a bright
 horizontal or vertical stripe each. chardata.mat: 60 + 20 images of 28 x 28 pixels in the layout of
 Burda et al.'s file, stored column by column; a bright rectangle each.
 """
@@ -27,7 +27,7 @@ def stripes(random: np.random.Generator, count: int) -> np.ndarray:
 
 
 def rectangles(random: np.random.Generator, count: int) -> np.ndarray:
-  """Images [count, 28, 28], grey values in [0, 1], a bright rectangle on black."""
+  """Images [count, 28, 28], gray values in [0, 1], a bright rectangle on black."""
   images = np.zeros((count, 28, 28))
   for image in images:
     top, left, height, width = random.integers(3, 12, 4)

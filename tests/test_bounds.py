@@ -197,7 +197,7 @@ def test_identities_between_the_estimators():
   for name in ("iwae_dreg", "rws", "rws_dreg", "stl", "dreg_alpha"):
     value, coefficients = row[name]
     np.testing.assert_array_equal(value, row["iwae"][0])
-    np.testing.assert_array_equal(coefficients.log_p, row["iwae"][1].log_p)
+    np.testing.assert_array_equal(coefficients.model, row["iwae"][1].model)
   for name in ("iwae_dreg_norm", "rws_dreg_norm"):
     exact(path[name].sum(axis=0), np.ones(3))
   # Order 0 of the jackknife is the bound itself.
@@ -894,12 +894,12 @@ def mixture(reparameterize):
 
 @pytest.mark.parametrize("name", ["iwae", "iwae_dreg"])
 @pytest.mark.parametrize("proposal", [categorical, functools.partial(mixture, False)])
-def test_refuses_a_proposal_that_is_not_reparameterised(name, proposal):
+def test_refuses_a_proposal_that_is_not_reparameterized(name, proposal):
   with pytest.raises(ValueError, match="proposal must be fully reparameterized.*is not"):
     bounds.estimate(name, lambda z: tf.zeros([5, 3]), proposal(), num_samples=5)
 
 
-def test_a_reparameterised_mixture_is_a_proposal():
+def test_a_reparameterized_mixture_is_a_proposal():
   estimate = bounds.estimate("iwae_dreg", standard()[0], mixture(True), num_samples=5)
   assert np.isfinite(estimate.objective).all()
 

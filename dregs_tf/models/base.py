@@ -44,7 +44,7 @@ class LatentVariableModel(
   holds as attributes.
 
   - `prior(context)`: p(z | context), batch shape [] or [batch_size].
-  - `proposal(x, context)`: q(z | x, context), fully reparameterised, batch shape [batch_size].
+  - `proposal(x, context)`: q(z | x, context), fully reparameterized, batch shape [batch_size].
   - `likelihood(z, context)`: p(x | z, context) for z of shape [num_samples, batch_size, ...], batch
     shape [num_samples, batch_size].
 

@@ -30,7 +30,7 @@ def test_pairs_have_the_variance_above_the_objective(tmp_path):
   assert below.ylabel == "Test bound (nats)"
   assert jvi.ylabel == "Test JVI objective (nats)"
   assert len(below.lines[0].trials) == 2
-  # The original is dashed, its doubly reparameterised form is solid, of the same color.
+  # The original is dashed, its doubly reparameterized form is solid, of the same color.
   original, dreg = below.lines
   assert original.color == dreg.color
   assert (original.dashes, dreg.dashes) == ((0, (5, 2)), "-")

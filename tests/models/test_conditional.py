@@ -128,7 +128,7 @@ def test_bernoulli_is_an_ordinary_distribution():
   assert distribution.sample(2, seed=[0, 1]).shape == [2, 3, 4, 5]
 
 
-def test_normal_is_an_ordinary_reparameterised_normal():
+def test_normal_is_an_ordinary_reparameterized_normal():
   loc, scale = tf.constant(_inputs(4, 3)), tf.constant(np.exp(_inputs(3, seed=1)))
   with tf.GradientTape(persistent=True) as tape:
     tape.watch([loc, scale])
