@@ -13,6 +13,7 @@ is, so a run that is interrupted and resumed draws what an uninterrupted one doe
 import contextlib
 import contextvars
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -193,13 +194,18 @@ def check(model: keras.Model, x: Any, context: Any) -> None:
   Layers must see the same noise and statistics wherever they are called. A distribution may call
   layers itself, as a flow or a joint distribution does, once to sample and once for each density;
   with `num_backward_samples`, prior and likelihood are evaluated twice. And the model must hold
-  the variables that the densities depend on: Keras trains and saves no others.
+  the variables that the densities depend on: Keras trains and saves no others. Warns if it has
+  none to train.
 
   Args:
     model: a compiled `LatentVariableModel` whose layers are built.
     x: a batch of observations.
     context: their contexts, or None.
   """
+  if not model.trainable_variables:
+    warnings.warn(
+      f"{type(model).__name__} has no trainable variables: training changes nothing.", stacklevel=2
+    )
   if tf.executing_eagerly():
     _check(model, x, context)
   else:

@@ -131,6 +131,9 @@ def _look_into(x, y):
 
 def _check(model: CheckedInputs, batch) -> None:
   """Raises if the parts of a batch, arrays or specs, are not what the model takes."""
+  for leaf in tf.nest.flatten(batches.parts(batch)[1]):
+    if not isinstance(leaf, tf.TypeSpec) and np.shape(leaf)[:1] == (0,):
+      raise ValueError(f"Observations must be examples, got none, in the shape {np.shape(leaf)}.")
   spec = tf.nest.map_structure(_spec_of, batch)
   model._check_parts(*batches.parts(spec)[:2])
   if _is_binary(model, spec):
@@ -144,10 +147,10 @@ def _first_checked(model: CheckedInputs, generator):
     yield batch
 
 
-def _explain(error: Exception, x, y) -> None:
-  """Adds a note to an error where batches look like (image, label)."""
+def _explain(error: Exception, data, y) -> None:
+  """Adds a note to an error where batches look like single examples, or like (image, label)."""
   with contextlib.suppress(ValueError):  # Of the wrong number of parts: the error says so.
-    batch = tf.nest.map_structure(_spec_of, _look_into(x, y))
+    batch = tf.nest.map_structure(_spec_of, _look_into(data, y))
     context, x, _ = batches.parts(batch)
     are_arrays = all(isinstance(part, tf.TensorSpec) for part in (context, x))
     if are_arrays and x.dtype.is_integer and x.shape.rank == 1 and context.shape.ndims != 1:
@@ -157,6 +160,14 @@ def _explain(error: Exception, x, y) -> None:
         "and their labels, turn them round, dataset.map(lambda image, label: (label, image)), or, "
         "without a context, drop the labels."
       )
+    if isinstance(data, tf.data.Dataset):
+      shapes = [part.shape for part in tf.nest.flatten(x) if isinstance(part, tf.TensorSpec)]
+      if all(shape.rank is not None and None not in shape[:1] for shape in shapes):
+        error.add_note(
+          "A Dataset yields batches. This one yields observations of the shape "
+          f"{', '.join(map(str, shapes))}. Where these are single examples, call "
+          "dataset.batch(batch_size)."
+        )
 
 
 # --- observations of a Bernoulli -----------------------------------------------------------------

@@ -1,0 +1,60 @@
+"""Tests of what is said where training could only do nothing, or fails for want of a batch."""
+
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.models import helpers
+from tests.models.layered import Layered, X
+
+METHODS = ("fit", "evaluate", "train_on_batch", "test_on_batch")
+
+
+def _quietly(method):
+  return {} if method.endswith("on_batch") else {"verbose": 0}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("x", [X[:0], {"x": X[:0]}, tf.constant(X[:0])])
+def test_no_examples_are_refused(method, x):
+  model = helpers.compiled(Layered(), run_eagerly=True)
+  with pytest.raises(ValueError, match=r"Observations.*none.*\(0, 6\)"):
+    getattr(model, method)(x, **_quietly(method))
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_training_without_trainable_variables_warns(run_eagerly):
+  model = helpers.compiled(Layered(), run_eagerly=run_eagerly)
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model.fit(X, verbose=0)
+  assert not [w for w in caught if "trainable" in str(w.message)]
+  model = helpers.compiled(Layered(), run_eagerly=run_eagerly)
+  model.trainable = False
+  before = model.get_weights()
+  with pytest.warns(UserWarning, match="Layered has no trainable variables"):
+    model.fit(X, verbose=0)
+  np.testing.assert_equal(model.get_weights(), before)
+
+
+@pytest.mark.parametrize("data", [X, (X, X), {"pixels": X}], ids=["x", "pair", "dict"])
+def test_an_unbatched_dataset_is_explained(data):
+  class Parts(Layered):
+    def proposal(self, x, context):
+      return super().proposal(x["pixels"] if isinstance(x, dict) else x, context)
+
+  model = helpers.compiled(Parts())
+  dataset = tf.data.Dataset.from_tensor_slices(data)
+  with pytest.raises(ValueError, match="shape") as error:
+    model.fit(dataset, verbose=0)
+  assert any("(6,)" in note and "dataset.batch" in note for note in error.value.__notes__)
+
+
+def test_other_errors_of_a_dataset_are_not_explained():
+  model = helpers.compiled(Layered())
+  dataset = tf.data.Dataset.from_tensor_slices(X[:, :4]).batch(2)
+  with pytest.raises(ValueError) as error:
+    model.fit(dataset, verbose=0)
+  assert not getattr(error.value, "__notes__", [])
