@@ -61,11 +61,13 @@ def run(blocks: list[str], name: str) -> dict:
   return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
 def test_the_code_of_a_page_runs(page, small):
   run(python_blocks(page), page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_runs(name, small):
   notebook = json.loads(read(f"docs/tutorials/{name}"))
