@@ -88,10 +88,10 @@ _BETAS = {
   )
 }
 _FACTORS = {
-  "a": _scalar(0.0, "factor of the score's control variate, where training starts"),
-  "b": _scalar(1.0, "factor of the second reparameterization, where training starts"),
-  "g": _scalar(0.0, "part of the leave-one-out baseline that is dropped, where training starts"),
-  "d": _scalar(0.0, "part of 1 / K that is dropped, where training starts"),
+  "a": _scalar(0.0, "factor of the score's control variate"),
+  "b": _scalar(1.0, "factor of the second reparameterization"),
+  "g": _scalar(0.0, "part of the leave-one-out baseline that is dropped"),
+  "d": _scalar(0.0, "part of 1 / K that is dropped"),
 }
 
 

@@ -175,10 +175,13 @@ def test_every_way_to_give_weights_is_the_same(run_eagerly):
 
 def test_validation_data_is_weighed():
   model = helpers.compiled(double(), optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
-  expected = model.evaluate(X, sample_weight=WEIGHTS, verbose=0)[0]
+
+  def bound(**options):
+    return model.evaluate(X, verbose=0, return_dict=True, **options)["bound"]
+
   history = model.fit(X, validation_data=(X, None, WEIGHTS), verbose=0).history
-  assert history["val_bound"] == [pytest.approx(expected)]
-  assert model.evaluate(X, verbose=0)[0] != pytest.approx(expected)
+  assert history["val_bound"] == [pytest.approx(bound(sample_weight=WEIGHTS))]
+  assert bound() != pytest.approx(bound(sample_weight=WEIGHTS))
 
 
 @pytest.mark.parametrize("weights", [np.ones((5, 2)), np.ones((5, 6)), np.ones(4)])
