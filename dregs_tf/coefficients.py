@@ -238,7 +238,7 @@ class Partial(Gradient):
 
 @dataclasses.dataclass(frozen=True)
 class ControlVariates(Gradient):
-  """A path and a score with four learned control variates (the authors' dreg-cv).
+  """A path and a score with four control variates (the authors' dreg-cv).
 
     b = (1 - A) wbar + B (wbar^2 - wbar)
     c = A (L - (1 - G) log mean_{j != i} w_j) + (1 - B) ((1 - D) / K - wbar)
