@@ -160,7 +160,7 @@ def _explain(error: Exception, data, y) -> None:
         "and their labels, turn them round, dataset.map(lambda image, label: (label, image)), or, "
         "without a context, drop the labels."
       )
-    if isinstance(data, tf.data.Dataset):
+    if isinstance(data, tf.data.Dataset) and isinstance(error, ValueError):
       shapes = [part.shape for part in tf.nest.flatten(x) if isinstance(part, tf.TensorSpec)]
       if all(shape.rank is not None and None not in shape[:1] for shape in shapes):
         error.add_note(

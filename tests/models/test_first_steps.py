@@ -2,6 +2,7 @@
 
 import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -52,7 +53,15 @@ def test_an_unbatched_dataset_is_explained(data):
   assert any("(6,)" in note and "dataset.batch" in note for note in error.value.__notes__)
 
 
-def test_other_errors_of_a_dataset_are_not_explained():
+def test_other_errors_are_not_explained():
+  def stop(batch, logs):
+    raise RuntimeError("stopped")
+
+  dataset = tf.data.Dataset.from_tensor_slices(X).batch(2, drop_remainder=True)
+  with pytest.raises(RuntimeError) as error:
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    helpers.compiled(Layered()).fit(dataset, verbose=0, callbacks=[callback])
+  assert not getattr(error.value, "__notes__", [])
   model = helpers.compiled(Layered())
   dataset = tf.data.Dataset.from_tensor_slices(X[:, :4]).batch(2)
   with pytest.raises(ValueError) as error:
