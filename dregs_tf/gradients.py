@@ -1,4 +1,4 @@
-"""Changes what autodiff does: gated gradients, stopped distributions. No other file does."""
+"""Changes what autodiff does: gates, stopped parameters, samples as functions of parameters."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -14,25 +14,28 @@ tfb = tfp.bijectors
 tfd = tfp.distributions
 
 
-def gate(samples: Any) -> tuple[object, Callable[[tf.Tensor], None]]:
-  """Returns the samples, with a gradient that a ratio chosen later scales sample by sample.
+def gate(*branches: Any) -> tuple[Any, Callable[..., None]]:
+  """Returns samples, with a gradient that ratios chosen later scale sample by sample.
 
   This is how one evaluation of log p(x, z) serves both marks of the paper's Eqs. 11-17: weighed by
   `a`, the model's parameters receive a * dlog p/dtheta, and behind a gate of ratio b / a the path
   receives b * dlog p/dz. The ratio depends on log p, which depends on the gated samples, so it is
   set afterwards, before the gradient is taken.
 
+  With several branches, the same samples as functions of different parameters, each receives the
+  gradient times a ratio of its own: still one evaluation.
+
   Args:
-    samples: a Tensor of shape [num_samples, ...], or a structure of them.
+    *branches: Tensors of shape [num_samples, ...], or structures of them, of the same values.
 
   Returns:
-    The gated samples, and a function that takes the ratio, a Tensor whose shape is a prefix of
-    every sample's shape.
+    The gated samples, the first branch in value, and a function that takes a ratio for each branch,
+    Tensors whose shape is a prefix of every sample's shape.
   """
-  ratios = []
+  ratios: list[tf.Tensor] = []
 
   @tf.custom_gradient
-  def gated(tensor):
+  def gated(*tensors):
     def backward(upstream):
       if not ratios:
         raise RuntimeError(
@@ -40,19 +43,64 @@ def gate(samples: Any) -> tuple[object, Callable[[tf.Tensor], None]]:
           "tf.GradientTape: forward-mode autodiff (tf.autodiff.ForwardAccumulator) differentiates "
           "before the ratio is known, and is not supported."
         )
-      ratio = expand_to(tf.cast(ratios[0], upstream.dtype), upstream)
       # A ratio of 0 closes the gate, whatever the gradient: 0 * inf is 0 here.
-      return tf.math.multiply_no_nan(upstream, ratio)
+      no_nan = tf.math.multiply_no_nan
+      return [no_nan(upstream, expand_to(tf.cast(r, upstream.dtype), upstream)) for r in ratios]
 
-    return tf.identity(tensor), backward
+    return tf.identity(tensors[0]), backward
 
-  return tf.nest.map_structure(gated, samples), ratios.append
+  return tf.nest.map_structure(gated, *branches), lambda *values: ratios.extend(values)
 
 
 def expand_to(ratio: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
   """Returns `ratio` with trailing axes of size 1, so that it has as many axes as `tensor`."""
   missing = tensor.shape.rank - ratio.shape.rank
   return tf.reshape(ratio, tf.concat([tf.shape(ratio), tf.ones([missing], tf.int32)], axis=0))
+
+
+# Distributions of loc + scale * noise.
+_LOCATION_SCALE = (tfd.Cauchy, tfd.Gumbel, tfd.Laplace, tfd.Logistic, tfd.Normal)
+
+
+def reparameterize(distribution: tfd.Distribution, samples: Any) -> Any:
+  """Returns samples as functions of a distribution's parameters: T(stop(T^-1(samples))).
+
+  The samples may be another distribution's; T is the transformation of noise to a sample. The parts
+  of a joint distribution are functions of their own parameters, with their parents held fixed.
+
+  Args:
+    distribution: of location-scale form, a transformed distribution with an invertible bijector,
+      or Independent or a joint distribution of such.
+    samples: a Tensor of shape [..., batch_size, ...], or a structure of them.
+
+  Returns:
+    The samples, equal in value up to rounding. No gradient flows to `samples`.
+
+  Raises:
+    ValueError: if the distribution is of another kind.
+  """
+  samples = tf.nest.map_structure(tf.stop_gradient, samples)
+  if isinstance(distribution, tfd.JointDistribution):
+    parts, _ = distribution.sample_distributions(value=samples)
+    flatten = distribution._model_flatten  # Private; checked in TFP 0.25.
+    leaves = [reparameterize(*pair) for pair in zip(flatten(parts), flatten(samples), strict=True)]
+    return tf.nest.pack_sequence_as(samples, tf.nest.flatten(leaves))
+  if isinstance(distribution, tfd.Independent):
+    return reparameterize(distribution.distribution, samples)
+  if isinstance(distribution, tfd.Sample):
+    one = distribution.distribution
+    axes = distribution.event_shape.rank - one.event_shape.rank
+    return reparameterize(one[(..., *[tf.newaxis] * axes)], samples)
+  if isinstance(distribution, tfd.TransformedDistribution):
+    noise = distribution.bijector.inverse(samples)
+    return distribution.bijector.forward(reparameterize(distribution.distribution, noise))
+  if isinstance(distribution, _LOCATION_SCALE):
+    loc, scale = distribution.loc, distribution.scale
+    return loc + scale * tf.stop_gradient((samples - loc) / scale)
+  raise ValueError(
+    f"{type(distribution).__name__} has no invertible transformation of noise that is known here: "
+    "use a distribution of location-scale form, or a tfd.TransformedDistribution of one."
+  )
 
 
 def value_and_derivatives(
