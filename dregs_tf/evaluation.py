@@ -215,7 +215,8 @@ def log_likelihood(
   proposal: tfd.Distribution,
   num_samples: int,
   seed: seeds.Seed = None,
-) -> tf.Tensor:
+  return_diagnostics: bool = False,
+) -> tf.Tensor | importance_weights.Diagnostics:
   """Estimates log p(x) in nats by the bound L_K with K = num_samples, streamed over samples.
 
   Samples are drawn and evaluated a few at a time, so that memory does not grow with num_samples
@@ -227,38 +228,78 @@ def log_likelihood(
     proposal: q(z | x), a distribution of batch shape [batch_size], reparameterized or not.
     num_samples: K, a positive int.
     seed: an int or a stateless seed of shape [2]; None draws new samples at every call.
+    return_diagnostics: whether to return figures that say how far to trust the estimate. They are
+      streamed as well: only the 3 sqrt(K) largest weights are kept.
 
   Returns:
-    A lower bound of log p(x) in expectation, [batch_size]. No gradient flows through it.
+    A lower bound of log p(x) in expectation, [batch_size], or `importance_weights.Diagnostics`,
+    whose `value` is that bound. No gradient flows through it.
 
   Raises:
     TypeError: if `proposal` is not a distribution or `num_samples` not an int.
     ValueError: if num_samples is not positive or target_log_prob_fn returns a wrong shape.
   """
   num_samples = check_int("num_samples", num_samples, at_least=1)
+  tail = importance_weights.tail_size(num_samples) if return_diagnostics else 0
+  summary = stream(
+    target_log_prob_fn,
+    proposal,
+    num_samples,
+    seed,
+    lambda log_weights, *_: importance_weights.summarize(log_weights, tail),
+    importance_weights.merge,
+  )
+  if return_diagnostics:
+    return importance_weights.Diagnostics(*map(tf.stop_gradient, summary.diagnostics()))
+  return tf.stop_gradient(tf.cast(summary.log_mean, summary.largest.dtype))
+
+
+def stream(
+  target_log_prob_fn: Callable[[Any], tf.Tensor],
+  proposal: tfd.Distribution,
+  num_samples: int,
+  seed: seeds.Seed,
+  summarize: Callable,
+  merge: Callable,
+) -> Any:
+  """Draws and weighs K samples a few at a time, and merges what is kept of each few.
+
+  Args:
+    target_log_prob_fn: log p(x, z) as a function of samples.
+    proposal: q(z | x).
+    num_samples: K.
+    seed: an int, a stateless seed or None.
+    summarize: a function of log-weights [n, batch_size], samples [n, batch_size, ...] and a seed;
+      it returns what is kept of them, a structure of Tensors whose shapes do not depend on n.
+    merge: a function of two such structures that returns that of their samples together.
+
+  Returns:
+    What is kept of all samples.
+
+  Raises:
+    TypeError, ValueError: as `log_likelihood`.
+  """
+  num_samples = check_int("num_samples", num_samples, at_least=1)
   proposal = proposals.unwrap(proposal)
   seed = seeds.stateless(seed)
 
-  def log_sum(count, chunk):
-    z = draw(proposal, count, seeds.fold_in(seed, chunk)).samples
+  def kept(count, chunk):
+    chunk_seed = seeds.fold_in(seed, chunk)
+    z = draw(proposal, count, chunk_seed).samples
     log_p = _log_prob_in_pieces(target_log_prob_fn, z, count, piece=-(-count // _PIECES))
     log_p, log_q = same_shape(log_p, proposal.log_prob(z), count)
-    return importance_weights.log_sum(stopped_log_weights(log_p, log_q, count))
+    return summarize(stopped_log_weights(log_p, log_q, count), z, chunk_seed)
 
   with _not_recorded():
-    batch_size = _batch_size(proposal)
-    at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // batch_size))
+    at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // _batch_size(proposal)))
     rest = num_samples % at_a_time or at_a_time
     chunks = 1 + (num_samples - rest) // at_a_time
-    _, total = tf.while_loop(
+    _, result = tf.while_loop(
       lambda chunk, _: chunk < chunks,
-      lambda chunk, total: (
-        chunk + 1,
-        tf.reduce_logsumexp([total, log_sum(at_a_time, chunk)], axis=0),
-      ),
-      [1, log_sum(rest, 0)],
+      lambda chunk, result: (chunk + 1, merge(result, kept(at_a_time, chunk))),
+      [1, kept(rest, 0)],
     )
-    return tf.stop_gradient(total - tf.math.log(tf.cast(num_samples, total.dtype)))
+    return result
 
 
 def _batch_size(proposal: tfd.Distribution) -> int:
