@@ -216,7 +216,7 @@ def log_likelihood(
   num_samples: int,
   seed: seeds.Seed = None,
   return_diagnostics: bool = False,
-) -> tf.Tensor | importance_weights.Diagnostics:
+) -> Any:
   """Estimates log p(x) in nats by the bound L_K with K = num_samples, streamed over samples.
 
   Samples are drawn and evaluated a few at a time, so that memory does not grow with num_samples
@@ -294,11 +294,13 @@ def stream(
     at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // _batch_size(proposal)))
     rest = num_samples % at_a_time or at_a_time
     chunks = 1 + (num_samples - rest) // at_a_time
-    _, result = tf.while_loop(
-      lambda chunk, _: chunk < chunks,
-      lambda chunk, result: (chunk + 1, merge(result, kept(at_a_time, chunk))),
-      [1, kept(rest, 0)],
-    )
+    result = kept(rest, 0)
+    if chunks > 1:
+      _, result = tf.while_loop(
+        lambda chunk, _: chunk < chunks,
+        lambda chunk, result: (chunk + 1, merge(result, kept(at_a_time, chunk))),
+        [1, result],
+      )
     return result
 
 

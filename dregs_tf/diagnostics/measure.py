@@ -135,7 +135,7 @@ class _Estimator(NamedTuple):
 
 def _has_path(model: LatentVariableModel, x, context) -> bool:
   with calls.mode(model, training=False):
-    return proposals.has_path(proposals.unwrap(calls.call(model.proposal, x, context)))
+    return proposals.has_path(proposals.unwrap(calls.propose(model, x, context)))
 
 
 def _reference(bound: Bound, has_path: bool) -> Bound:
@@ -286,7 +286,7 @@ def _gradients(
       result = side_by_side.differentiate(
         bounds,
         lambda z: model.target_log_prob(x, z, context),
-        lambda: calls.call(model.proposal, x, context),
+        lambda: calls.propose(model, x, context),
         model.trainable_variables,
         num_samples,
         seeds.fold_in(seed, number),

@@ -18,13 +18,14 @@ from dregs_tf.models import (
   freezing,
   generation,
   inputs,
-  log_likelihoods,
   metrics,
+  posterior,
   replicas,
   saved_bounds,
   steps,
 )
 from dregs_tf.models import kl_weight as kl
+from dregs_tf.models import missing as missing_data
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.followers import Followers
 
@@ -36,6 +37,8 @@ class LatentVariableModel(
   inputs.CheckedInputs,
   metrics.ReportingModel,
   generation.GenerativeModel,
+  posterior.PosteriorModel,
+  missing_data.IncompleteData,
 ):
   """A model p(x, z | context) with a proposal q(z | x, context), trained with a Monte Carlo bound.
 
@@ -126,7 +129,11 @@ class LatentVariableModel(
     prior = calls.call(self.prior, context)
     name = type(self).__name__
     contracts.check_latents(name, prior, z)
-    log_likelihood = likelihood.log_prob(batches.cast_for(likelihood, x))
+    x = batches.cast_for(likelihood, x)
+    if self.missing is None:
+      log_likelihood = likelihood.log_prob(x)
+    else:
+      log_likelihood = missing_data.log_prob(name, likelihood, x)
     return contracts.sum_of_log_probs(name, log_likelihood, prior.log_prob(z), kl_weight)
 
   def estimate(
@@ -164,7 +171,7 @@ class LatentVariableModel(
       return self.target_log_prob(x, z, context, **kl.arguments(kl_weight))
 
     with calls.mode(self, training):
-      proposal = calls.call(self.proposal, x, context)
+      proposal = calls.propose(self, x, context)
       with seeds.noise_of(part, seed, shared=draws_for_whole_batch(proposal)) as seed:
         return bounds.estimate(
           bound,
@@ -189,6 +196,7 @@ class LatentVariableModel(
     adapt_alpha: bool = False,
     freeze_model: bool = False,
     kl_weight: Any = 1.0,
+    missing: str | None = None,
     **kwargs: Any,
   ) -> None:
     """Says how the model is trained, as Keras' `compile` does.
@@ -214,6 +222,9 @@ class LatentVariableModel(
         KL annealing or a beta-VAE: a number, a scalar Variable, or a Keras schedule of the number
         of updates. The logs have it as `kl_weight`. `evaluate` and `log_likelihood` bound log p(x),
         whatever it is.
+      missing: "nan": features of observations that are NaN are not observed. Bounds and
+        log-likelihoods are those of the others; for a likelihood that factorizes over features
+        (see `impute`, `proposal_input`). None: NaN is an error.
       **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
 
     Raises:
@@ -227,6 +238,7 @@ class LatentVariableModel(
       bounds.check_num_samples(num_samples, each)
     bounds.check_num_backward_samples(num_backward_samples, num_samples)
     kl_weight = kl.KLWeight(kl_weight)
+    missing_data.check_argument(missing)
     if not kl_weight.is_one:
       for each in (bound, *tracked):
         bounds.check_weight(kl_weight.at(tf.constant(0)), each, num_samples, "kl_weight")
@@ -247,7 +259,7 @@ class LatentVariableModel(
     jit_compile_replica = distributed and kwargs.get("jit_compile") is True
     keras_arguments = kwargs | {"jit_compile": False} if jit_compile_replica else kwargs
     super().compile(optimizer=optimizer, **keras_arguments)
-    self.__dict__.pop("_log_likelihood", None)  # compiled for an earlier `jit_compile`
+    self._forget_graphs()
     compiled = functools.partial(tf.function, jit_compile=True, reduce_retracing=True)
     wrap = compiled if jit_compile_replica else (lambda function: function)
     self._replica_gradients = wrap(functools.partial(steps.gradients_of, self))
@@ -256,6 +268,7 @@ class LatentVariableModel(
     self.num_samples = int(num_samples)
     self.num_backward_samples = num_backward_samples
     self.kl_weight = kl_weight
+    self.missing = missing
     self.seed = random.randint(1, int(1e9)) if seed is None else seed
     self._calls_checked = False
     self._compile_arguments = {
@@ -278,6 +291,7 @@ class LatentVariableModel(
         **self._compile_arguments,
         "bound": saved_bounds.to_config(self.bound),
         "kl_weight": self.kl_weight.get_config(),
+        "missing": self.missing,
         "num_samples": self.num_samples,
         "num_backward_samples": self.num_backward_samples,
         "gradient_statistics": self.followers.gradient_statistics,
@@ -392,40 +406,3 @@ class LatentVariableModel(
 
   def _as_tensors(self, structure):
     return batches.as_tensors(structure, self.float_dtype)
-
-  def log_likelihood(
-    self, x: Any, num_samples: int = 5000, context: Any = None, seed: seeds.Seed = 0
-  ) -> tf.Tensor:
-    """Estimates log p(x | context) of each example in nats by the bound L_K with K = num_samples.
-
-    Samples are drawn and evaluated a few at a time, so that memory does not grow with num_samples,
-    and so are examples, 100 at a time, unless a graph does not know how many there are.
-
-    Args:
-      x: observations [batch_size, ...], or a `tf.data.Dataset` of batches x or (context, x).
-      num_samples: K; a positive int.
-      context: contexts [batch_size, ...], for a conditional model.
-      seed: as `bounds.estimate` takes it.
-
-    Returns:
-      A Tensor of shape [batch_size], or of as many examples as the Dataset has.
-
-    Raises:
-      TypeError: if num_samples is not an int.
-      ValueError: if num_samples is not positive, or if observations are outside [0, 1] and the
-        likelihood is Bernoulli.
-    """
-    bounds.check_num_samples(num_samples, bounds.get("iwae"))
-    num_samples = int(num_samples)
-    seed = seeds.fold_in(seeds.stateless(seed), steps.LOG_LIKELIHOOD)
-    if isinstance(x, tf.data.Dataset):
-      if context is not None:
-        raise ValueError("context must be part of the Dataset's batches, (context, x), got both.")
-      return log_likelihoods.of_dataset(self, x, num_samples, seed)
-    x, context = self._as_tensors(x), self._as_tensors(context)
-    return log_likelihoods.of_arrays(self, x, context, num_samples, seed)
-
-  @functools.cached_property
-  def _log_likelihood(self):
-    """`log_likelihood` of a batch that fits in memory, made once per shape."""
-    return log_likelihoods.compiled(self)

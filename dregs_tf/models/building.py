@@ -122,5 +122,5 @@ class BuiltFromData(keras.Model):
   def _evaluate_once(self, x, context) -> None:
     """Uses every layer, which builds those that are not."""
     with calls.looking(self):
-      z = calls.call(self.proposal, x, context).sample(1, seed=[0, 0])
+      z = calls.propose(self, x, context).sample(1, seed=[0, 0])
       self.target_log_prob(x, z, context)

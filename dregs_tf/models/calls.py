@@ -188,6 +188,11 @@ def call(method: Callable, *args: Any):
   return result
 
 
+def propose(model: keras.Model, x: Any, context: Any):
+  """Calls a model's proposal on what it is to see of observations x."""
+  return call(model.proposal, model.proposal_input(x), context)
+
+
 def check(model: keras.Model, x: Any, context: Any) -> None:
   """Raises if a step would train wrongly without a word; looks at the densities of one sample.
 
@@ -220,7 +225,7 @@ def _check(model, x, context) -> None:
     keras_privates.global_seed_generator(watch),
     keras_privates.call_context(True),
   ):
-    proposal = call(model.proposal, x, context)
+    proposal = propose(model, x, context)
     before = watch.count
     proposal, z, _ = evaluation.draw(proposal, 1, seed=tf.zeros([2], tf.int32))
     log_q = proposal.log_prob(z)

@@ -83,6 +83,20 @@ class IndependentBernoulli(tfd.Independent):
     event = tf.cast(event, logits.dtype)
     return tf.reduce_sum(event * logits, axis=-1) - sum_softplus(logits)
 
+  def observed_log_prob(self, event: tf.Tensor, is_missing: tf.Tensor) -> tf.Tensor:
+    """Returns log p of the features that are not missing, of the batch shape.
+
+    Args:
+      event: the observations, a Tensor of floats whose missing features may be anything.
+      is_missing: whether a feature is missing, of the shape of the event.
+    """
+    logits = self.distribution.logits_parameter()
+    zero, impossible = tf.zeros([], logits.dtype), tf.constant(-float("inf"), logits.dtype)
+    # What can only be 0 is 0 with the density 1.
+    event = tf.where(is_missing, zero, tf.cast(event, logits.dtype))
+    products = tf.where(is_missing, zero, event * logits)
+    return tf.reduce_sum(products, axis=-1) - sum_softplus(tf.where(is_missing, impossible, logits))
+
 
 # exp(-|x|) + 1 is at most 2, and float32 ends at 2^128, which limits the number of factors.
 _FACTORS_AT_MOST = 120

@@ -50,12 +50,12 @@ class GenerativeModel(keras.Model):
     """
     x, context = self._as_tensors(x), self._as_tensors(context)
     with calls.mode(self, training=False):
-      return calls.call(self.proposal, x, context).mean()
+      return calls.propose(self, x, context).mean()
 
   def reconstruct(self, x: Any, context: Any = None, seed: seeds.Seed = None):
     """Returns the likelihood's mean at one sample of the proposal, for x [batch_size, ...]."""
     x, context = self._as_tensors(x), self._as_tensors(context)
     with calls.mode(self, training=None):
-      z = calls.call(self.proposal, x, context).sample(1, seed=seeds.stateless(seed))
+      z = calls.propose(self, x, context).sample(1, seed=seeds.stateless(seed))
       mean = calls.call(self.likelihood, z, context).mean()
     return tf.nest.map_structure(lambda part: part[0], mean)

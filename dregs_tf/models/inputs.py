@@ -102,7 +102,8 @@ def _seen_to(model: CheckedInputs, x, y, sample_weight) -> tuple:
   if isinstance(x, types.GeneratorType):
     x = _first_checked(model, x)
   elif isinstance(x, tf.data.Dataset) and one_device and model.binary_observations:
-    x = x.enumerate().map(_assert_first_in_unit_interval)
+    check = functools.partial(_assert_first_in_unit_interval, may_miss=bool(model.missing))
+    x = x.enumerate().map(check)
   elif y is None and sample_weight is not None and not _makes_batches(x):
     context, x, own_weight = batches.parts(x)
     if own_weight is not None:
@@ -213,6 +214,8 @@ def _check_unit_interval(model: CheckedInputs, x) -> None:
   """Raises a ValueError unless the numbers in x, arrays or Tensors, are in [0, 1]; passes specs."""
   for leaf in tf.nest.flatten(x):
     values = np.asarray(leaf)
+    if model.missing and values.dtype.kind == "f":
+      values = values[~np.isnan(values)]
     if values.size and values.dtype.kind in "biuf":
       low, high = values.min(), values.max()
       if not (low >= 0 and high <= 1):
@@ -227,13 +230,15 @@ def _not_binary(model: CheckedInputs, low: float, high: float) -> ValueError:
   )
 
 
-def _assert_first_in_unit_interval(number: tf.Tensor, batch):
-  """Returns a batch of a tf.data pipeline, the first of which must be in [0, 1]."""
+def _assert_first_in_unit_interval(number: tf.Tensor, batch, may_miss: bool):
+  """Returns a batch of a tf.data pipeline, the first of which must be in [0, 1], or may be NaN."""
   leaves = tf.nest.flatten(batches.parts(batch)[1])
   leaves = [leaf for leaf in leaves if leaf.dtype.is_floating or leaf.dtype.is_integer]
 
   def check():
     for leaf in leaves:
+      if may_miss and leaf.dtype.is_floating:
+        leaf = tf.boolean_mask(leaf, tf.logical_not(tf.math.is_nan(leaf)))
       low, high = (tf.cast(f(leaf), tf.float64) for f in (tf.reduce_min, tf.reduce_max))
       inside = tf.logical_or(tf.equal(tf.size(leaf), 0), tf.logical_and(low >= 0, high <= 1))
       tf.debugging.Assert(inside, [_MARK, low, high])

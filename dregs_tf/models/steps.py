@@ -13,7 +13,7 @@ from dregs_tf.models import kl_weight as kl
 from dregs_tf.models.conditional import draws_for_whole_batch
 
 # What a seed is drawn for: these never share noise.
-TRAIN, EVALUATE, LOG_LIKELIHOOD, MEASURE = range(4)
+TRAIN, EVALUATE, LOG_LIKELIHOOD, MEASURE, POSTERIOR = range(5)
 
 
 class Values(NamedTuple):
@@ -103,7 +103,7 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
   shared = False
   if part is not None:
     with calls.looking(model):
-      shared = draws_for_whole_batch(calls.call(model.proposal, x, context))
+      shared = draws_for_whole_batch(calls.propose(model, x, context))
   with (
     calls.step(model, training=True, seed=seed, part=part),
     seeds.noise_of(part, seed, shared=shared) as seed,
@@ -111,7 +111,7 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
     result = side_by_side.differentiate(
       model.followers.estimators(),
       lambda z: model.target_log_prob(x, z, context, **kl.arguments(weight)),
-      lambda: calls.call(model.proposal, x, context),
+      lambda: calls.propose(model, x, context),
       model.trainable_variables,
       model.num_samples,
       seed,
@@ -159,7 +159,7 @@ def variable_groups(model: keras.Model, x: Any, context: Any) -> dict[str, list[
   """
   variables = model.trainable_variables
   with calls.looking(model), tf.GradientTape(persistent=True) as tape:
-    proposal = calls.call(model.proposal, x, context)
+    proposal = calls.propose(model, x, context)
     z = proposal.sample(1, seed=[0, 0])
     numbers = tf.nest.map_structure(tf.stop_gradient, z)
     log_q = proposal.log_prob(numbers)

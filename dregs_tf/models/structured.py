@@ -70,6 +70,10 @@ class StructuredVAE(LatentVariableModel):
     """Returns the conditional prior and the decoder."""
     return [self.conditional_prior, self.decoder]
 
+  def proposal_input(self, x: tf.Tensor):
+    """Returns x with its missing features, if `compile` allows any, set to the data's mean."""
+    return self._filled(x, self.data_mean)
+
   def prior(self, context: tf.Tensor) -> tfd.Distribution:
     """Returns p(z | c) for contexts [batch_size, C]: batch shape [batch_size]."""
     return self.conditional_prior.distribution(self._centered(context))

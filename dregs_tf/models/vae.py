@@ -63,6 +63,10 @@ class VAE(LatentVariableModel):
     """Returns the decoder; the prior has no parameters."""
     return [self.decoder]
 
+  def proposal_input(self, x: Any):
+    """Returns x with its missing features, if `compile` allows any, set to the data's mean."""
+    return self._filled(x, self.data_mean)
+
   def prior(self, context: Any = None) -> tfd.Distribution:
     """Returns p(z) = N(0, I): batch shape [], event shape [latent_dim]."""
     refuse_context(self, context)

@@ -1,0 +1,82 @@
+"""Computes something of many examples under a model, a batch that fits in memory at a time."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dregs_tf import seeds
+from dregs_tf.models import batches, calls, inputs
+
+_EXAMPLES_AT_A_TIME = 100
+
+
+def in_parts(
+  model: keras.Model,
+  function: Callable,
+  x: Any,
+  context: Any,
+  seed: tf.Tensor,
+  *,
+  axis: int = 0,
+  empty: Any = None,
+) -> Any:
+  """Computes a function of examples, some at a time, and concatenates the results.
+
+  Layers are in inference mode. Where a graph does not know how many examples there are, all are
+  evaluated at once.
+
+  Args:
+    model: a `LatentVariableModel`.
+    function: a function of observations and contexts, Tensors of some examples, and a stateless
+      seed; it returns a Tensor, or a structure of Tensors.
+    x: observations [batch_size, ...], or a Dataset of batches x or (context, x).
+    context: contexts, or None.
+    seed: a stateless seed, from which that of each part is derived.
+    axis: the axis of the examples in the results.
+    empty: what to return of no examples.
+
+  Raises:
+    ValueError: if a Dataset is given beside contexts, or if there are no examples and `empty` is
+      None.
+  """
+  if isinstance(x, tf.data.Dataset):
+    if context is not None:
+      raise ValueError("context must be part of the Dataset's batches, (context, x), got both.")
+    pairs: Iterator = (batches.split(batch, model.float_dtype)[1::-1] for batch in x)
+  else:
+    dtype = model.float_dtype
+    pairs = iter([(batches.as_tensors(x, dtype), batches.as_tensors(context, dtype))])
+  results, start = [], 0
+  for pair in pairs:
+    for first, part in _cut(pair):
+      with calls.mode(model, training=False):
+        results.append(function(*part, seeds.fold_in(seed, start + first)))
+      inputs.check_values(model, part[0])  # Only now the kind of likelihood is known for certain.
+    start += batches.static_size(pair[0]) or 0
+  if not results:
+    if empty is None:
+      raise ValueError("x must have examples, got none.")
+    return empty
+  return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=axis), *results)
+
+
+def _cut(pair: tuple) -> Iterator[tuple[int, tuple]]:
+  """Yields the number of a first example, and (x, context) of at most 100 from it on."""
+  num_examples = batches.static_size(pair[0])
+  if num_examples is None:
+    yield 0, pair
+    return
+  for first in range(0, num_examples, _EXAMPLES_AT_A_TIME):
+    yield first, batches.take(pair, slice(first, first + _EXAMPLES_AT_A_TIME))
+
+
+def compiled(model: keras.Model, function: Callable) -> Callable:
+  """Returns a function of Tensors as a graph.
+
+  With XLA if `fit` has it and there is a GPU: on a CPU, TensorFlow's own products are faster.
+  """
+  has_gpu = bool(tf.config.list_physical_devices("GPU"))
+  jit_compile = model.compiled and bool(model.jit_compile) and has_gpu
+  return tf.function(function, autograph=False, jit_compile=jit_compile)
