@@ -191,7 +191,9 @@ class PosteriorModel(keras.Model):
       self.__dict__.pop(name, None)
 
 
-def target_and_proposal(model, x: Any, context: Any) -> tuple[Callable, tfd.Distribution]:
+def target_and_proposal(
+  model: keras.Model, x: Any, context: Any
+) -> tuple[Callable, tfd.Distribution]:
   """Returns log p(x, z | context) as a function of z, and q(z | x, context)."""
 
   def target_log_prob(z):
