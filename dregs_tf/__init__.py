@@ -5,6 +5,7 @@ https://arxiv.org/abs/1810.04152) for any multi-sample bound, in one evaluation 
 
 Estimators, for a model of your own:
   bounds              the bounds by name, and `estimate`, which turns one into a gradient
+  sequential          the same for sequences: particle filters, `estimate` with FIVO's bounds
   importance_weights  functions of log-weights: log-mean, normalization, effective sample size
   gradients           stopped parameters and gated samples, from which the estimators are made
   stop_parameters     a distribution with its parameters stopped
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     gradients,
     importance_weights,
     models,
+    sequential,
     training,
   )
   from dregs_tf.gradients import PathOnly, stop_parameters
@@ -44,6 +46,7 @@ __all__ = [
   "gradients",
   "importance_weights",
   "models",
+  "sequential",
   "stop_parameters",
   "training",
 ]

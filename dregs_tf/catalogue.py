@@ -143,6 +143,43 @@ COMPARED = ("iwae", "iwae_dreg", "stl", "rws", "rws_dreg", "dreg_alpha", "jvi", 
 MIN_MEASUREMENTS = 30
 
 
+class SequenceRow(NamedTuple):
+  """Describes a bound of a sequence, see `dregs_tf/sequential`.
+
+  gradient: "total", the plain reparameterization, or "dreg", the double one of each block.
+  resamples: whether it resamples particles; if not, the whole sequence is one block.
+  label: what figures call it.
+  source: where it was published.
+  """
+
+  gradient: str
+  resamples: bool
+  label: str
+  source: str
+
+  def is_unbiased(self, with_resampling_term: bool = False) -> bool:
+    """Returns whether the expectation of the gradient is the gradient of the expected value."""
+    return with_resampling_term or not self.resamples
+
+
+SEQUENCE_BOUNDS = {
+  "iwae": SequenceRow("total", False, "IWAE", "Burda et al. 2016"),
+  "iwae_dreg": SequenceRow("dreg", False, "IWAE-DReG", "Eqs. 7, 12"),
+  "fivo": SequenceRow("total", True, "FIVO", "Maddison et al. 2017"),
+  "fivo_dreg": SequenceRow("dreg", True, "FIVO-DReG", "this library"),
+}
+
+# Schemes of resampling, the default first.
+RESAMPLING = ("systematic", "stratified", "multinomial")
+
+
+def sequence_row(name: str) -> SequenceRow:
+  """Returns the row of a bound of sequences; raises a ValueError if there is none of that name."""
+  if not isinstance(name, str) or name not in SEQUENCE_BOUNDS:
+    raise ValueError(f"bound must be one of {', '.join(SEQUENCE_BOUNDS)}, got {name!r}.")
+  return SEQUENCE_BOUNDS[name]
+
+
 def total_of(name: str) -> str:
   """Returns the bound of the same value whose gradient is the total derivative."""
   objective = BOUNDS[name].objective

@@ -75,7 +75,7 @@ def terms(
   a, b, *c = coefficients
   log_p, log_q, scores, set_ratio = densities
   if set_ratio:
-    a, ratio = _finite_ratio(a, b)
+    a, ratio = finite_ratio(a, b)
     set_ratio(ratio)
   # 0 * -inf is 0 here: a sample of weight 0 adds nothing. log_q has a total derivative's score.
   no_nan = tf.math.multiply_no_nan
@@ -93,7 +93,7 @@ def _stopped(proposal: tfd.Distribution):
     return gradients.PathOnly(proposal)
 
 
-def _finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def finite_ratio(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """Returns a and b / a, finite where a vanishes, as JVI's can: a becomes negligibly small."""
   tiny = tf.constant(1e-20 if a.dtype == tf.float32 else 1e-100, a.dtype)
   a = tf.where(tf.logical_and(tf.abs(a) < tiny, tf.not_equal(b, 0)), tiny, a)

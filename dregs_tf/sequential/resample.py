@@ -1,0 +1,124 @@
+"""Resampling of particles: which are drawn again, and when.
+
+A `Scheme` draws K ancestors such that each particle has K wbar_k offspring in expectation. They
+differ in how far the counts scatter (Douc, Cappe and Moulines 2005,
+https://arxiv.org/abs/cs/0507025).
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from dregs_tf import catalogue, importance_weights
+
+
+def ancestors(scheme: str, log_weights: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+  """Draws the ancestors of K particles; none of weight 0, unless all of them are.
+
+  Args:
+    scheme: one of `catalogue.RESAMPLING`.
+    log_weights: [num_particles, batch_size], in nats.
+    seed: a stateless seed, of shape [2].
+
+  Returns:
+    Numbers of particles, int32, [num_particles, batch_size]. The ancestors of an example rise,
+    except with multinomial resampling.
+  """
+  weights = importance_weights.normalize(log_weights)
+  num_particles, batch_size = tf.unstack(tf.shape(weights))
+  rows = {"systematic": 1, "stratified": num_particles, "multinomial": num_particles}[scheme]
+  uniform = tf.random.stateless_uniform([rows, batch_size], seed, dtype=weights.dtype, alg="philox")
+  return ancestors_at(points(scheme, uniform, num_particles), weights)
+
+
+def points(scheme: str, uniform: tf.Tensor, num_particles: int | tf.Tensor) -> tf.Tensor:
+  """Returns the K points in [0, 1), [num_particles, batch_size], at which ancestors are read off.
+
+  Args:
+    scheme: one of `catalogue.RESAMPLING`.
+    uniform: numbers from [0, 1), of shape [1, batch_size] for systematic resampling, otherwise
+      [num_particles, batch_size].
+    num_particles: K.
+  """
+  if scheme == "multinomial":
+    return uniform
+  number = tf.cast(tf.range(num_particles)[:, tf.newaxis], uniform.dtype)
+  return (number + uniform) / tf.cast(num_particles, uniform.dtype)
+
+
+def ancestors_at(points: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+  """Returns the particle at each point of the cumulative weights, [num_particles, batch_size].
+
+  Args:
+    points: in [0, 1], [num_particles, batch_size].
+    weights: normalized weights, of the same shape; all 0 gives the first particle.
+  """
+  cumulative = tf.cumsum(weights, axis=0)
+  total = cumulative[-1]
+  # The last particle with a weight has all the rest of the line: nothing lies beyond it.
+  end = tf.constant(math.inf, weights.dtype)
+  cumulative = tf.where(cumulative >= total, end, cumulative)
+  found = tf.searchsorted(
+    tf.transpose(cumulative), tf.transpose(points * total), side="right", out_type=tf.int32
+  )
+  return tf.minimum(tf.transpose(found), tf.shape(weights)[0] - 1)  # NaN finds no place.
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """Says before which steps particles are resampled.
+
+  description: what the user asked for.
+  is_due: from a step's number, a scalar, and the log-weights of the block so far [num_particles,
+    batch_size], returns bools that broadcast to [batch_size]. None: never.
+  has_long_blocks: whether a block can have more than one step.
+  is_fixed: whether it does not depend on the weights.
+  """
+
+  description: Any
+  is_due: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
+  has_long_blocks: bool = True
+  is_fixed: bool = True
+
+
+def schedule(resample_when: Any) -> Schedule:
+  """Makes a `Schedule` of what `estimate` takes as `resample_when`.
+
+  Raises:
+    ValueError: if it is none that `estimate` takes.
+  """
+  if isinstance(resample_when, str):
+    if resample_when == "always":
+      return Schedule(resample_when, lambda step, _: step >= 0, has_long_blocks=False)
+    if resample_when == "never":
+      return Schedule(resample_when, None)
+  elif catalogue.is_int(resample_when, 1):
+    length = int(resample_when)
+    return Schedule(resample_when, lambda step, _: step % length == 0, has_long_blocks=length > 1)
+  elif isinstance(resample_when, numbers.Real) and not catalogue.is_int(resample_when):
+    if 0 < resample_when < 1:
+      return Schedule(resample_when, _below(float(resample_when)), is_fixed=False)
+  elif isinstance(resample_when, Sequence) and all(catalogue.is_int(s, 1) for s in resample_when):
+    steps = [int(step) for step in resample_when]
+    is_due = (lambda step, _: tf.reduce_any(step == steps)) if steps else None
+    return Schedule(resample_when, is_due)
+  raise ValueError(
+    'resample_when must be "always", "never", the number of steps from one resampling to the next, '
+    "the numbers of the steps before which to resample, a sequence of ints of 1 or more, or the "
+    f"fraction of the effective sample size, in (0, 1), got {resample_when!r}."
+  )
+
+
+def _below(fraction: float) -> Callable:
+  """Returns whether the effective sample size is below a fraction of the number of particles."""
+
+  def is_due(step, log_weights):
+    del step
+    least = fraction * tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
+    return importance_weights.effective_sample_size(log_weights) < least
+
+  return is_due
