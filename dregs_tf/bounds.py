@@ -147,7 +147,6 @@ class Bound:
     """Returns a, b, c, each [num_samples, batch_size], from log_weights of that shape."""
     return self.value_and_coefficients(log_weights)[1]
 
-  @tf.autograph.experimental.do_not_convert
   def value_and_coefficients(
     self, log_weights: tf.Tensor, proposal_weight: float | tf.Tensor = 1
   ) -> tuple[tf.Tensor, Coefficients]:
@@ -157,32 +156,44 @@ class Bound:
       log_weights: [num_samples, batch_size], of log p - proposal_weight log q.
       proposal_weight: a number, or a scalar Tensor.
     """
+    value, coefficients, _ = self._evaluate(log_weights, proposal_weight)
+    return value, coefficients
+
+  def value_and_factors(
+    self,
+    drawn: evaluation.Draw,
+    log_weights: tf.Tensor,
+    proposal_weight: float | tf.Tensor = 1,
+    with_curvature: bool = False,
+  ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    """Returns the value, and the factors of the surrogate's terms: a, b, c, and two more at most.
+
+    Where only some latents have a path, the next is c of the others: c_i = F - B_i - weight F_i,
+    where B_i is F without sample i; s - wbar of vimco_star for L_K. The last is F_ii, if
+    `with_curvature`.
+    """
+    value, coefficients, curvature = self._evaluate(log_weights, proposal_weight)
+    factors = tuple(coefficients)
+    if drawn.is_mixed:
+      exact = tf.cast(log_weights, tf.float64)
+      c = objectives.added_by_each(self.objective, exact)
+      c -= as_scalar(proposal_weight, tf.float64) * self.objective(exact).u
+      factors += (tf.stop_gradient(tf.cast(c, value.dtype)),)
+    return value, factors + (curvature,) * with_curvature
+
+  @tf.autograph.experimental.do_not_convert
+  def _evaluate(self, log_weights, weight) -> tuple[tf.Tensor, Coefficients, tf.Tensor]:
+    """Returns the value, the coefficients and F_ii, all of them stopped."""
     log_weights = at_least_float32(tf.stop_gradient(tf.convert_to_tensor(log_weights)))
     if log_weights.shape[0] is not None:
       check_num_samples(log_weights.shape[0], self, "axis 0 of log_weights")
     value, *derivatives = self.objective(log_weights)
     # A sample of weight 0 has no say, also where the weights are 1/K.
     no_weight = log_weights == -math.inf
-    derivatives = [tf.where(no_weight, tf.zeros_like(d), d) for d in derivatives]
-    terms = Terms(value, *derivatives)
-    coefficients = self.gradient.coefficients(terms, log_weights, proposal_weight)
-    return tf.stop_gradient(value), Coefficients(*map(tf.stop_gradient, coefficients))
-
-  def value_and_factors(
-    self, drawn: evaluation.Draw, log_weights: tf.Tensor, proposal_weight: float | tf.Tensor = 1
-  ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-    """Returns the value, and a, b and c, and where only some latents have a path, c of the others.
-
-    That is c_i = F - B_i - weight F_i, where B_i is F without sample i: s - wbar of vimco_star for
-    L_K.
-    """
-    value, coefficients = self.value_and_coefficients(log_weights, proposal_weight)
-    if not drawn.is_mixed:
-      return value, tuple(coefficients)
-    exact = tf.cast(log_weights, tf.float64)
-    c = objectives.added_by_each(self.objective, exact)
-    c -= as_scalar(proposal_weight, tf.float64) * self.objective(exact).u
-    return value, (*coefficients, tf.stop_gradient(tf.cast(c, value.dtype)))
+    terms = Terms(value, *(tf.where(no_weight, tf.zeros_like(d), d) for d in derivatives))
+    coefficients = self.gradient.coefficients(terms, log_weights, weight)
+    stopped = Coefficients(*map(tf.stop_gradient, coefficients))
+    return tf.stop_gradient(value), stopped, tf.stop_gradient(terms.difference)
 
 
 def names() -> tuple[str, ...]:
@@ -301,6 +312,7 @@ def estimate(
   stopped_proposal: tfd.Distribution | None = None,
   num_backward_samples: int | None = None,
   proposal_weight: float | tf.Tensor = 1.0,
+  prior: tfd.Distribution | None = None,
 ) -> Estimate:
   """Estimates a bound and its gradient for each example with one evaluation of the model.
 
@@ -327,6 +339,12 @@ def estimate(
     proposal_weight: beta of log-weights log r(z) - beta log q(z), where target_log_prob_fn is log r
       rather than log p(x, z); a number or a scalar Tensor. With r = p(x | z) p(z)^beta it weighs
       the KL divergence, as annealing and the beta-VAE do.
+    prior: p(z), whose parameters are to receive the doubly reparameterized gradient as well (Bauer
+      and Mnih 2021, https://arxiv.org/abs/2101.11046). target_log_prob_fn is then log p(x | z)
+      alone, and a proposal_weight weighs log p(z) as it does log q(z | x). All other parameters
+      receive what they would without. Its samples must be an invertible transformation of noise,
+      see `gradients.reparameterize`, with a support that no parameter moves; it may be a joint
+      distribution of such conditionals.
 
   Returns:
     An `Estimate`. Log-weights, values and coefficients are float32 or better. The objective is to
@@ -336,7 +354,8 @@ def estimate(
   Raises:
     TypeError: if `proposal` is not a distribution or `num_samples` not an int.
     ValueError: if num_samples is too small for the bound, the proposal is none that the bound
-      takes, or target_log_prob_fn returns a wrong shape.
+      takes, the prior is none that can be reparameterized, or target_log_prob_fn returns a wrong
+      shape.
   """
   bound = as_bound(bound)
   check_num_samples(num_samples, bound)
@@ -352,17 +371,22 @@ def estimate(
   drawn = evaluation.draw(proposal, num_samples, seed, **evaluation.needs([bound]))
   samples = drawn.samples
   evaluate = functools.partial(
-    surrogate.evaluate, bound.gradient, target_log_prob_fn, drawn, stopped_proposal
+    surrogate.evaluate, bound.gradient, target_log_prob_fn, drawn, stopped_proposal, prior, weight
+  )
+  factors = functools.partial(
+    bound.value_and_factors, drawn, proposal_weight=weight, with_curvature=prior is not None
   )
   if num_backward_samples in (None, num_samples):
     densities = evaluate(samples, num_samples)
     log_weights = evaluation.stopped_log_weights(*densities[:2], num_samples, weight)
-    value, coefficients = bound.value_and_factors(drawn, log_weights, weight)
+    value, coefficients = factors(log_weights)
   else:
+    if prior is not None:
+      target_log_prob_fn = evaluation.log_joint(target_log_prob_fn, prior, weight)
     log_weights = evaluation.log_weights_without_recording(
       target_log_prob_fn, drawn.proposal, samples, num_samples, weight
     )
-    value, coefficients = bound.value_and_factors(drawn, log_weights, weight)
+    value, coefficients = factors(log_weights)
     chosen, coefficients = selection.select(
       coefficients, num_backward_samples, seeds.fold_in(seed, 1)
     )

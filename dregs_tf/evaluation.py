@@ -121,6 +121,33 @@ def needs(bounds: Sequence) -> dict[str, str | None]:
   }
 
 
+def log_joint(
+  log_likelihood_fn: Callable[[Any], tf.Tensor], prior: Any, weight: float | tf.Tensor = 1
+) -> Callable[[Any], tf.Tensor]:
+  """Returns log p(x | z) + weight log p(z) as a function of z; `prior` needs a log_prob alone."""
+  return lambda z: add_log_prior(log_likelihood_fn(z), prior.log_prob(z), weight)
+
+
+def add_log_prior(
+  log_likelihood: tf.Tensor, log_prior: tf.Tensor, weight: float | tf.Tensor = 1
+) -> tf.Tensor:
+  """Returns log p(x | z) + weight log p(z), in float64 if the two differ in dtype.
+
+  Raises:
+    ValueError: if the two differ in rank, which broadcasting would hide.
+  """
+  if log_likelihood.shape.rank != log_prior.shape.rank:
+    raise ValueError(
+      "log p(x | z) and log p(z) must have the shape [num_samples, batch_size], got "
+      f"{log_likelihood.shape} and {log_prior.shape}. Where axes of the event are left, wrap the "
+      "distribution in tfd.Independent."
+    )
+  log_prior *= importance_weights.as_scalar(weight, log_prior.dtype)
+  if log_likelihood.dtype != log_prior.dtype:
+    return tf.cast(log_likelihood, tf.float64) + tf.cast(log_prior, tf.float64)
+  return log_likelihood + log_prior
+
+
 def same_shape(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, tf.Tensor]:
   """Returns log p(x, z) and log q(z | x) in one dtype, float32 or better, and of one shape.
 

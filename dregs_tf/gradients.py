@@ -79,21 +79,43 @@ def reparameterize(distribution: tfd.Distribution, samples: Any) -> Any:
   Raises:
     ValueError: if the distribution is of another kind.
   """
+  return reparameterize_parts(distribution, samples)[0]
+
+
+def reparameterize_parts(
+  distribution: tfd.Distribution, samples: Any
+) -> tuple[Any, list[tuple[tfd.Distribution, tf.Tensor]]]:
+  """Returns what `reparameterize` does, and each part of a joint distribution with its own samples.
+
+  A part is a conditional distribution, given the samples of its parents, which are held fixed. A
+  distribution that is not joint is its only part.
+  """
   samples = tf.nest.map_structure(tf.stop_gradient, samples)
-  if isinstance(distribution, tfd.JointDistribution):
-    parts, _ = distribution.sample_distributions(value=samples)
-    flatten = distribution._model_flatten  # Private; checked in TFP 0.25.
-    leaves = [reparameterize(*pair) for pair in zip(flatten(parts), flatten(samples), strict=True)]
-    return tf.nest.pack_sequence_as(samples, tf.nest.flatten(leaves))
+  if not isinstance(distribution, tfd.JointDistribution):
+    moved = _transformed_noise(distribution, samples)
+    return moved, [(distribution, moved)]
+  if getattr(distribution, "use_vectorized_map", False):
+    kind = type(distribution).__name__
+    raise ValueError(f"{kind} must have use_vectorized_map=False: its parts see one sample alone.")
+  made, _ = distribution.sample_distributions(value=samples)
+  flatten = distribution._model_flatten  # Private, as is its inverse; checked in TFP 0.25.
+  pairs = zip(flatten(made), flatten(samples), strict=True)
+  moved, parts = zip(*(reparameterize_parts(*pair) for pair in pairs), strict=True)
+  leaves = tf.nest.flatten(distribution._model_unflatten(moved))
+  return tf.nest.pack_sequence_as(samples, leaves), [part for each in parts for part in each]
+
+
+def _transformed_noise(distribution: tfd.Distribution, samples: tf.Tensor) -> tf.Tensor:
+  """Returns T(stop(T^-1(samples))) of a distribution that is not joint."""
   if isinstance(distribution, tfd.Independent):
-    return reparameterize(distribution.distribution, samples)
+    return _transformed_noise(distribution.distribution, samples)
   if isinstance(distribution, tfd.Sample):
     one = distribution.distribution
     axes = distribution.event_shape.rank - one.event_shape.rank
-    return reparameterize(one[(..., *[tf.newaxis] * axes)], samples)
+    return _transformed_noise(one[(..., *[tf.newaxis] * axes)], samples)
   if isinstance(distribution, tfd.TransformedDistribution):
     noise = distribution.bijector.inverse(samples)
-    return distribution.bijector.forward(reparameterize(distribution.distribution, noise))
+    return distribution.bijector.forward(_transformed_noise(distribution.distribution, noise))
   if isinstance(distribution, _LOCATION_SCALE):
     loc, scale = distribution.loc, distribution.scale
     return loc + scale * tf.stop_gradient((samples - loc) / scale)
@@ -175,16 +197,17 @@ class PathOnly:
 
     @tf.custom_gradient
     def log_density(*leaves):
-      with tf.GradientTape() as tape:
+      with tf.GradientTape(persistent=True) as tape:
         # New tensors: a bijector's cache would answer for the old ones, past the tape.
         fresh = [tf.identity(leaf) for leaf in leaves]
         floating = [leaf for leaf in fresh if leaf.dtype.is_floating]
         tape.watch(floating)
         value = self._distribution.log_prob(tf.nest.pack_sequence_as(samples, fresh))
-      slopes = tape.gradient(value, floating, unconnected_gradients="zero")
 
       def backward(upstream, variables=None):
-        paths = iter([expand_to(upstream, slope) * slope for slope in slopes])
+        # Carried back as autodiff does, so that stopping parameters changes no bit of the path.
+        options = {"output_gradients": upstream, "unconnected_gradients": "zero"}
+        paths = iter(tape.gradient(value, floating, **options))
         path = [next(paths) if leaf.dtype.is_floating else None for leaf in fresh]
         return (path, [None] * len(variables)) if variables else path
 

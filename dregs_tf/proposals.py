@@ -1,4 +1,4 @@
-"""Checks proposals: unwraps them, and refuses those for which an estimator would be wrong.
+"""Checks proposals and priors: unwraps them, refuses those for which an estimator would be wrong.
 
 An estimator that carries a gradient along the samples needs a reparameterized proposal. The second
 reparameterization needs more: the mean of the score, E_q[dlog q / dphi], must be 0. It is 0 if the
@@ -18,6 +18,8 @@ import tensorflow_probability as tfp
 
 # Says whether a tape records computations with a Tensor. Private; checked in TensorFlow 2.21.
 from tensorflow.python.eager import record
+
+from dregs_tf import gradients
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -127,6 +129,31 @@ def check_fixed_support(distributions: list[tfd.Distribution], bound_name: str) 
         f"not 0, which {bound_name} relies on: it would be biased. A total derivative (iwae, jvi, "
         "elbo) takes this proposal. An end that is not learned is best a number."
       )
+
+
+def at_prior(prior: tfd.Distribution, samples: Any) -> tuple[Any, tf.Tensor]:
+  """Returns samples as functions of a prior's parameters, and log p of its parts at them.
+
+  The samples are `gradients.reparameterize`'s. Log p, [num_samples, batch_size], is the sum of the
+  prior's conditionals: its gradient flows into the samples, never into parents or parameters.
+
+  Raises:
+    TypeError: if the prior is not a distribution.
+    ValueError: if it cannot be reparameterized, or a learned parameter moves its support.
+  """
+  if not isinstance(prior, tfd.Distribution):
+    raise TypeError(f"prior must be a tfp Distribution, got {type(prior).__name__}.")
+  try:
+    moved, parts = gradients.reparameterize_parts(prior, samples)
+  except ValueError as error:
+    raise ValueError(f"prior: {error} Or use the direct gradient.") from error
+  for part, _ in parts:
+    for name in _moving_ends(part):
+      raise ValueError(
+        f"prior: {name} moves the support of {type(part).__name__}, so samples of the proposal "
+        "cannot be functions of it. Use the direct gradient."
+      )
+  return moved, tf.add_n([gradients.PathOnly(part).log_prob(z) for part, z in parts])
 
 
 def warn_of_wrong_gradients(distributions: list[tfd.Distribution]) -> None:

@@ -8,6 +8,11 @@ is the backward pass of log p with a; the proposal's is that of the samples and 
 So dlog w / dz is computed once, and every further estimator costs only a backward pass through the
 proposal's network, which sees 1/K of the rows that the model's network sees. If b and c mix the
 same weights, it costs even less: three backward passes give all estimators of L_K (`basis`).
+
+A prior's doubly reparameterized gradient (see `dregs_tf/surrogate.py`) needs the same slopes: with
+z' functions of its parameters,
+
+  sum_i  (F_ii dlog w_i / dz_i + u_i dlog q(z_i) / dz_i) dz'_i  -  u_i dlog p_l(z'_i | parents).
 """
 
 import dataclasses
@@ -18,9 +23,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import evaluation
+from dregs_tf import evaluation, proposals
 from dregs_tf.bounds import Bound, Mix, check_weight
-from dregs_tf.gradients import expand_to, of_loss, watch
+from dregs_tf.gradients import PathOnly, expand_to, of_loss, watch
 from dregs_tf.importance_weights import as_scalar
 
 tfd = tfp.distributions
@@ -35,7 +40,7 @@ class Gradients(NamedTuple):
 
   values: [batch_size] for each bound, in nats.
   log_weights: [num_samples, batch_size], in nats, stopped.
-  model: the first bound's gradient through log p(x, z), of each variable.
+  model: the first bound's gradient through log p(x, z) and a prior, of each variable.
   proposal: for each bound, its gradient through the proposal, of each variable.
   added: the gradient of `added_loss`, of each variable.
   """
@@ -63,6 +68,7 @@ def differentiate(
   with_model: bool = True,
   added_loss: Callable[[], tf.Tensor | None] | None = None,
   proposal_weight: float | tf.Tensor = 1,
+  make_prior: Callable[[], tfd.Distribution] | None = None,
 ) -> Gradients:
   """Computes gradients of sum_b scale * bound_b over the batch, for several bounds at once.
 
@@ -78,6 +84,7 @@ def differentiate(
     with_model: whether to take the gradient of the model as well; otherwise `model` is None.
     added_loss: returns the scalar loss that evaluating the proposal and log p has added, or None.
     proposal_weight: as `bounds.estimate` takes it.
+    make_prior: builds the `prior` of `bounds.estimate`; target_log_prob_fn is log p(x | z) then.
 
   Raises:
     TypeError, ValueError: as `bounds.estimate` does for any of the bounds.
@@ -97,14 +104,20 @@ def differentiate(
     # New tensors: a bijector's cache would answer for the old ones, past the watch.
     moved = tf.nest.map_structure(tf.identity, numbers)
     leaves = tf.nest.flatten(moved)
-    paths = [i for i, leaf in enumerate(leaves) if needs["path_for"] and leaf.dtype.is_floating]
     watch(tape, leaves)
+    prior = make_prior() if make_prior else None
+    if prior is not None:
+      at_prior = proposals.at_prior(prior, numbers)
+      target_log_prob_fn = evaluation.log_joint(
+        target_log_prob_fn, PathOnly(prior), proposal_weight
+      )
     log_p, log_q = evaluation.same_shape(target_log_prob_fn(moved), log_q, num_samples)
     scores = [tf.cast(score, log_p.dtype) for score in scores]
     loss = added_loss() if added_loss else None
   log_weights = evaluation.stopped_log_weights(log_p, log_q, num_samples, proposal_weight)
+  options = {"proposal_weight": proposal_weight, "with_curvature": prior is not None}
   values, coefficients = zip(
-    *(each.value_and_factors(drawn, log_weights, proposal_weight) for each in bounds), strict=True
+    *(each.value_and_factors(drawn, log_weights, **options) for each in bounds), strict=True
   )
 
   has_weight = log_weights > log_weights.dtype.min
@@ -113,24 +126,108 @@ def differentiate(
   else:
     weight = tf.ones_like(log_weights)
   weight = tf.where(has_weight, weight, tf.zeros_like(weight))
+  needs_slopes = needs["path_for"] or prior is not None
+  paths = [i for i, leaf in enumerate(leaves) if needs_slopes and leaf.dtype.is_floating]
   sources = [variables if with_model else [], [leaves[i] for i in paths]]
   model, slopes_p = tape.gradient(log_p, sources, output_gradients=weight)
-  slopes = []
-  for slope_p, slope_q in zip(slopes_p, _slopes(drawn.proposal, numbers, paths), strict=True):
-    slope = -as_scalar(proposal_weight, slope_q.dtype) * slope_q
-    if slope_p is not None:
-      slope += _times(tf.math.reciprocal_no_nan(weight), slope_p)
-    slopes.append(slope)
+  slopes_p = [s if s is None else _times(tf.math.reciprocal_no_nan(weight), s) for s in slopes_p]
+  slopes_q = _slopes(drawn.proposal, numbers, paths)
+  slopes = _slopes_of_log_weights(slopes_p, slopes_q, proposal_weight)
   targets = [*(samples[i] for i in paths), *scores]
   proposal_gradients = []
   for _, b, *c in coefficients:
     upstream = [_times(b * tf.cast(scale, b.dtype), slope) for slope in slopes]
-    upstream += [factor * tf.cast(scale, factor.dtype) for factor in c]
+    upstream += [factor * tf.cast(scale, factor.dtype) for factor in c[: len(scores)]]
     proposal_gradients.append(tape.gradient(targets, variables, output_gradients=upstream))
+  if prior is not None and with_model:
+    targets, upstream = _prior_terms(
+      at_prior, slopes, slopes_q, coefficients[0], proposal_weight, scale
+    )
+    model = add(model, tape.gradient(targets, variables, output_gradients=upstream))
   added = of_loss(tape, loss, variables, leaves, samples)
   return Gradients(
     list(values), log_weights, model if with_model else None, proposal_gradients, added
   )
+
+
+def differentiate_prior(
+  bounds: Sequence[Bound],
+  target_log_prob_fn: Callable[[Any], tf.Tensor],
+  make_proposal: Callable[[], tfd.Distribution],
+  make_prior: Callable[[], tfd.Distribution],
+  variables: Sequence,
+  num_samples: int,
+  seed: tf.Tensor,
+  *,
+  scale: float = 1.0,
+) -> list[list[tf.Tensor | None]]:
+  """Computes two gradients of each bound through the prior: direct, and twice reparameterized.
+
+  Args:
+    bounds: the bounds; two gradients of each are returned, of each variable.
+    target_log_prob_fn: log p(x | z), [num_samples, batch_size].
+    make_proposal: as `differentiate` takes it.
+    make_prior: builds p(z).
+    variables: the variables to take gradients in.
+    num_samples: K.
+    seed: a stateless seed, of shape [2].
+    scale: a factor of every gradient.
+
+  Raises:
+    TypeError, ValueError: as `bounds.estimate` does.
+  """
+  with tf.GradientTape(persistent=True) as tape:
+    drawn = evaluation.draw(make_proposal(), num_samples, seed)
+    numbers = tf.nest.map_structure(tf.stop_gradient, drawn.samples)
+    prior = make_prior()
+    at_prior = proposals.at_prior(prior, numbers)
+    log_prior = prior.log_prob(numbers)
+    moved = tf.nest.map_structure(tf.identity, numbers)
+    watch(tape, moved)
+    log_p = evaluation.log_joint(target_log_prob_fn, PathOnly(prior))(moved)
+  log_p, log_q = evaluation.same_shape(log_p, drawn.proposal.log_prob(numbers), num_samples)
+  log_weights = evaluation.stopped_log_weights(log_p, log_q, num_samples)
+  leaves = tf.nest.flatten(moved)
+  slopes_q = _slopes(drawn.proposal, numbers, range(len(leaves)))
+  slopes = _slopes_of_log_weights(tape.gradient(log_p, leaves), slopes_q, 1)
+  gradients = []
+  for each in bounds:
+    _, factors = each.value_and_factors(drawn, log_weights, with_curvature=True)
+    upstream = tf.cast(factors[0] * tf.cast(scale, factors[0].dtype), log_prior.dtype)
+    gradients.append(tape.gradient(log_prior, variables, output_gradients=upstream))
+    targets, upstream = _prior_terms(at_prior, slopes, slopes_q, factors, 1, scale)
+    gradients.append(tape.gradient(targets, variables, output_gradients=upstream))
+  return gradients
+
+
+def _prior_terms(at_prior, slopes, slopes_q, factors, proposal_weight, scale):
+  """Returns Tensors that depend on a prior's parameters, and what their gradients are weighed by.
+
+  Args:
+    at_prior: what `proposals.at_prior` returns.
+    slopes: dlog w / dz, of each leaf.
+    slopes_q: dlog q / dz, of each leaf.
+    factors: a, ..., F_ii of a bound.
+    proposal_weight: the weight of the KL divergence.
+    scale: a factor of every gradient.
+  """
+  moved, log_own = at_prior
+  scale = as_scalar(proposal_weight, factors[0].dtype) * tf.cast(scale, factors[0].dtype)
+  u, curvature = scale * factors[0], scale * factors[-1]
+  upstream = [
+    _times(curvature, slope) + _times(u, slope_q)
+    for slope, slope_q in zip(slopes, slopes_q, strict=True)
+  ]
+  return [*tf.nest.flatten(moved), log_own], [*upstream, -tf.cast(u, log_own.dtype)]
+
+
+def _slopes_of_log_weights(slopes_p, slopes_q, proposal_weight) -> list[tf.Tensor]:
+  """Returns dlog w / dz given dlog p / dz, None for 0, and dlog q / dz."""
+  slopes = []
+  for slope_p, slope_q in zip(slopes_p, slopes_q, strict=True):
+    slope = -as_scalar(proposal_weight, slope_q.dtype) * slope_q
+    slopes.append(slope if slope_p is None else slope + slope_p)
+  return slopes
 
 
 def _slopes(proposal: tfd.Distribution, samples, paths: Sequence[int]) -> list[tf.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf.importance_weights import as_scalar
+from dregs_tf import evaluation
 
 tfd = tfp.distributions
 
@@ -109,10 +109,7 @@ def sum_of_log_probs(
       f"prior(context).log_prob(z) of {log_prior.shape}. Where axes of the event are left, wrap "
       "the distribution in tfd.Independent."
     )
-  log_prior *= as_scalar(kl_weight, log_prior.dtype)
-  if log_likelihood.dtype != log_prior.dtype:
-    return tf.cast(log_likelihood, tf.float64) + tf.cast(log_prior, tf.float64)
-  return log_likelihood + log_prior
+  return evaluation.add_log_prior(log_likelihood, log_prior, kl_weight)
 
 
 def _check_dtype(name: str, what: str, dtype: tf.DType) -> None:

@@ -39,7 +39,7 @@ def total(
   no_nan = tf.math.multiply_no_nan  # 0 * -inf is 0 here: a particle of weight 0 adds nothing.
   result = 0.0
   if needs.gates:
-    a, ratio = surrogate.finite_ratio(a, b)
+    a, ratio = surrogate.finite_ratios(a, b)
     result = gates.set_ratios(outputs.ticket, tf.cast(ratio, outputs.ticket.dtype))
     result = tf.cast(result, a.dtype)
   result += tf.reduce_sum(no_nan(outputs.increments, a), axis=[0, 1])
