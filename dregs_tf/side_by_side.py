@@ -115,10 +115,8 @@ def differentiate(
     scores = [tf.cast(score, log_p.dtype) for score in scores]
     loss = added_loss() if added_loss else None
   log_weights = evaluation.stopped_log_weights(log_p, log_q, num_samples, proposal_weight)
-  options = {"proposal_weight": proposal_weight, "with_curvature": prior is not None}
-  values, coefficients = zip(
-    *(each.value_and_factors(drawn, log_weights, **options) for each in bounds), strict=True
-  )
+  arguments = (drawn, log_weights, proposal_weight, prior is not None)
+  values, coefficients = zip(*(each.value_and_factors(*arguments) for each in bounds), strict=True)
 
   has_weight = log_weights > log_weights.dtype.min
   if with_model:
