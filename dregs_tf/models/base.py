@@ -14,6 +14,7 @@ from dregs_tf.models import (
   batches,
   building,
   calls,
+  compile_config,
   contracts,
   freezing,
   generation,
@@ -21,7 +22,6 @@ from dregs_tf.models import (
   metrics,
   posterior,
   replicas,
-  saved_bounds,
   steps,
 )
 from dregs_tf.models import kl_weight as kl
@@ -79,6 +79,7 @@ class LatentVariableModel(
 
   # What `compile` makes.
   followers: Followers | None = None
+  prior_gradient = "direct"
   _calls_checked = False
 
   def __init__(self, *args: Any, **kwargs: Any):
@@ -123,18 +124,22 @@ class LatentVariableModel(
 
     In nats: log p(x, z | context), unless the KL divergence has another weight than 1.
     """
-    x, context = self._as_tensors(x), self._as_tensors(context)
-    likelihood = calls.call(self.likelihood, z, context)
-    inputs.note_likelihood(self, likelihood, x)
+    context = self._as_tensors(context)
+    log_likelihood = self.conditional_log_prob(x, z, context)
     prior = calls.call(self.prior, context)
     name = type(self).__name__
     contracts.check_latents(name, prior, z)
+    return contracts.sum_of_log_probs(name, log_likelihood, prior.log_prob(z), kl_weight)
+
+  def conditional_log_prob(self, x: Any, z: Any, context: Any = None) -> tf.Tensor:
+    """Computes log p(x | z, context) in nats, [num_samples, batch_size]."""
+    x, context = self._as_tensors(x), self._as_tensors(context)
+    likelihood = calls.call(self.likelihood, z, context)
+    inputs.note_likelihood(self, likelihood, x)
     x = batches.cast_for(likelihood, x)
     if self.missing is None:
-      log_likelihood = likelihood.log_prob(x)
-    else:
-      log_likelihood = missing_data.log_prob(name, likelihood, x)
-    return contracts.sum_of_log_probs(name, log_likelihood, prior.log_prob(z), kl_weight)
+      return likelihood.log_prob(x)
+    return missing_data.log_prob(type(self).__name__, likelihood, x)
 
   def estimate(
     self,
@@ -147,6 +152,7 @@ class LatentVariableModel(
     part: seeds.Part | None = None,
     training: bool | None = None,
     kl_weight: float | tf.Tensor = 1,
+    prior_gradient: str = "direct",
     **options: Any,
   ) -> bounds.Estimate:
     """Estimates the bound of observations x [batch_size, ...], and its gradient: `bounds.estimate`.
@@ -162,15 +168,21 @@ class LatentVariableModel(
         in inference mode outside of `fit`.
       kl_weight: beta of log-weights log p(x | z) + beta (log p(z) - log q(z | x)), a number or a
         scalar Tensor; a bound takes another than 1 only where it has an unbiased gradient then.
+      prior_gradient: "direct" or "dreg", as `compile` takes it.
       **options: `num_backward_samples`.
     """
     x, context = self._as_tensors(x), self._as_tensors(context)
+    steps.check_prior_gradient(self, prior_gradient)
 
     def target_log_prob(z):
       calls.note_samples(z)
+      if prior_gradient == "dreg":
+        return self.conditional_log_prob(x, z, context)
       return self.target_log_prob(x, z, context, **kl.arguments(kl_weight))
 
     with calls.mode(self, training):
+      if prior_gradient == "dreg":
+        options["prior"] = calls.call(self.prior, context)
       proposal = calls.propose(self, x, context)
       with seeds.noise_of(part, seed, shared=draws_for_whole_batch(proposal)) as seed:
         return bounds.estimate(
@@ -197,6 +209,7 @@ class LatentVariableModel(
     freeze_model: bool = False,
     kl_weight: Any = 1.0,
     missing: str | None = None,
+    prior_gradient: str = "direct",
     **kwargs: Any,
   ) -> None:
     """Says how the model is trained, as Keras' `compile` does.
@@ -225,6 +238,9 @@ class LatentVariableModel(
       missing: "nan": features of observations that are NaN are not observed. Bounds and
         log-likelihoods are those of the others; for a likelihood that factorizes over features
         (see `impute`, `proposal_input`). None: NaN is an error.
+      prior_gradient: how the parameters of p(z | context) are trained: "direct", by their score, or
+        "dreg", reparameterized twice as the proposal's are: unbiased, usually with less variance
+        (`diagnostics.compare` with gradient_of="prior" measures it). See `bounds.estimate`.
       **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
 
     Raises:
@@ -251,6 +267,7 @@ class LatentVariableModel(
       adapt_alpha=adapt_alpha,
     )
     self._check_side_by_side(followers.side_by_side_argument, num_backward_samples)
+    steps.check_prior_gradient(self, prior_gradient)
     for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
       if kwargs.get(argument) is not None:
         raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")
@@ -269,6 +286,7 @@ class LatentVariableModel(
     self.num_backward_samples = num_backward_samples
     self.kl_weight = kl_weight
     self.missing = missing
+    self.prior_gradient = prior_gradient
     self.seed = random.randint(1, int(1e9)) if seed is None else seed
     self._calls_checked = False
     self._compile_arguments = {
@@ -286,31 +304,11 @@ class LatentVariableModel(
     """Returns what `compile` was called with, for saving."""
     if not self.compiled:
       return {}
-    return keras.saving.serialize_keras_object(
-      {
-        **self._compile_arguments,
-        "bound": saved_bounds.to_config(self.bound),
-        "kl_weight": self.kl_weight.get_config(),
-        "missing": self.missing,
-        "num_samples": self.num_samples,
-        "num_backward_samples": self.num_backward_samples,
-        "gradient_statistics": self.followers.gradient_statistics,
-        "track_variance": [saved_bounds.to_config(b) for b in self.followers.tracked.values()],
-        "adapt_alpha": self.followers.adaptive_alpha is not None,
-      }
-    )
+    return compile_config.to_config(self)
 
   def compile_from_config(self, config: dict) -> None:
     """Compiles a loaded model as it was when it was saved."""
-    config = keras.saving.deserialize_keras_object(config)
-    if isinstance(config["bound"], str):  # as release 0.1 saved it
-      config["bound"] = [config["bound"], config.pop("bound_options")]
-    config["bound"] = saved_bounds.from_config(config["bound"])
-    config["track_variance"] = [
-      saved_bounds.from_config(each) for each in config.get("track_variance", [])
-    ]
-    config["kl_weight"] = kl.KLWeight.from_config(config.get("kl_weight", 1.0)).value
-    self.compile(**config)
+    self.compile(**compile_config.from_config(config))
     if self.built:
       self.optimizer.build(self.trainable_variables)
 

@@ -239,14 +239,26 @@ def _check(model, x, context) -> None:
       )
     before = watch.count
     log_p = model.target_log_prob(x, z, context)
+    noisy = watch.count > before
     all_recorded = model.num_backward_samples in (None, model.num_samples)
-    if not all_recorded and watch.count > before:
+    if not all_recorded and noisy:
       raise ValueError(
         f"num_backward_samples={model.num_backward_samples} evaluates prior and likelihood twice, "
         f"and {type(model).__name__} calls layers there that draw noise, keep statistics or add "
         "losses in training (such as Dropout, BatchNormalization, ActivityRegularization). Drop "
         "num_backward_samples, or call them with training=False."
       )
+    if model.prior_gradient == "dreg":
+      prior = call(model.prior, context)
+      before = watch.count
+      prior.log_prob(z)
+      if watch.count > before:
+        raise ValueError(
+          f'prior_gradient must be "direct" for {type(model).__name__}, got "dreg": the '
+          f"{type(prior).__name__} that its prior returns calls layers that draw noise, keep "
+          "statistics or add losses in training, but its density is evaluated more than once. Call "
+          "such layers with training=False."
+        )
   _check_variables(model, tape, (log_q, log_p))
 
 

@@ -1,5 +1,7 @@
 """A step of training or evaluation on one replica: what it computes before anything is updated."""
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -80,6 +82,8 @@ def gradients_of(
   ):
     current.tape = tape
     options = {"num_backward_samples": model.num_backward_samples, "kl_weight": kl_weight(model)}
+    if model.prior_gradient != "direct":
+      options["prior_gradient"] = model.prior_gradient
     estimate = _estimate(model, batch, seed, part, **options)
     objective = estimate.objective
     loss = -_weighted_sum(objective, batch.sample_weight) / tf.cast(total, objective.dtype)
@@ -100,6 +104,9 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
   scale = -model.optimizer.scale_loss(tf.ones([], model.float_dtype))
   scale /= tf.cast(total, scale.dtype)
   weight = kl_weight(model)
+  target, make_prior = functools.partial(model.target_log_prob, **kl.arguments(weight)), None
+  if model.prior_gradient == "dreg":
+    target, make_prior = model.conditional_log_prob, lambda: calls.call(model.prior, context)
   shared = False
   if part is not None:
     with calls.looking(model):
@@ -110,13 +117,14 @@ def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
   ):
     result = side_by_side.differentiate(
       model.followers.estimators(),
-      lambda z: model.target_log_prob(x, z, context, **kl.arguments(weight)),
+      lambda z: target(x, z, context),
       lambda: calls.propose(model, x, context),
       model.trainable_variables,
       model.num_samples,
       seed,
       scale=scale if sample_weight is None else scale * sample_weight,
       proposal_weight=weight,
+      make_prior=make_prior,
       added_loss=lambda: _scaled(model, calls.sum_of_losses(model)),
     )
     losses = calls.sum_of_losses(model)
@@ -132,6 +140,21 @@ def kl_weight(model: keras.Model) -> float | tf.Tensor:
   """Returns the weight of the KL divergence in the next update: a number, or a scalar Tensor."""
   optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
   return model.kl_weight.at(tf.convert_to_tensor(optimizer.iterations))
+
+
+def check_prior_gradient(model: keras.Model, prior_gradient: Any) -> None:
+  """Raises a ValueError unless it is "direct" or "dreg", and the model has log p(x | z) apart."""
+  if prior_gradient not in ("direct", "dreg"):
+    raise ValueError(f"prior_gradient must be direct or dreg, got {prior_gradient!r}.")
+  owners = (
+    next(i for i, kind in enumerate(type(model).__mro__) if name in vars(kind))
+    for name in ("target_log_prob", "conditional_log_prob")
+  )
+  if prior_gradient == "dreg" and operator.lt(*owners):
+    raise ValueError(
+      f"prior_gradient must be direct for {type(model).__name__}, which overrides target_log_prob, "
+      "got dreg: override conditional_log_prob, log p(x | z), instead."
+    )
 
 
 def evaluate(
