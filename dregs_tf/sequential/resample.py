@@ -5,11 +5,10 @@ differ in how far the counts scatter (Douc, Cappe and Moulines 2005,
 https://arxiv.org/abs/cs/0507025).
 """
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -68,18 +67,15 @@ def ancestors_at(points: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
   return tf.minimum(tf.transpose(found), tf.shape(weights)[0] - 1)  # NaN finds no place.
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule(NamedTuple):
   """Says before which steps particles are resampled.
 
-  description: what the user asked for.
   is_due: from a step's number, a scalar, and the log-weights of the block so far [num_particles,
     batch_size], returns bools that broadcast to [batch_size]. None: never.
   has_long_blocks: whether a block can have more than one step.
   is_fixed: whether it does not depend on the weights.
   """
 
-  description: Any
   is_due: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
   has_long_blocks: bool = True
   is_fixed: bool = True
@@ -93,19 +89,17 @@ def schedule(resample_when: Any) -> Schedule:
   """
   if isinstance(resample_when, str):
     if resample_when == "always":
-      return Schedule(resample_when, lambda step, _: step >= 0, has_long_blocks=False)
+      return Schedule(lambda step, _: step >= 0, has_long_blocks=False)
     if resample_when == "never":
-      return Schedule(resample_when, None)
+      return Schedule(None)
   elif catalogue.is_int(resample_when, 1):
     length = int(resample_when)
-    return Schedule(resample_when, lambda step, _: step % length == 0, has_long_blocks=length > 1)
-  elif isinstance(resample_when, numbers.Real) and not catalogue.is_int(resample_when):
-    if 0 < resample_when < 1:
-      return Schedule(resample_when, _below(float(resample_when)), is_fixed=False)
+    return Schedule(lambda step, _: step % length == 0, has_long_blocks=length > 1)
+  elif isinstance(resample_when, numbers.Real) and 0 < float(resample_when) < 1:
+    return Schedule(_below(float(resample_when)), is_fixed=False)
   elif isinstance(resample_when, Sequence) and all(catalogue.is_int(s, 1) for s in resample_when):
     steps = [int(step) for step in resample_when]
-    is_due = (lambda step, _: tf.reduce_any(step == steps)) if steps else None
-    return Schedule(resample_when, is_due)
+    return Schedule((lambda step, _: tf.reduce_any(step == steps)) if steps else None)
   raise ValueError(
     'resample_when must be "always", "never", the number of steps from one resampling to the next, '
     "the numbers of the steps before which to resample, a sequence of ints of 1 or more, or the "
