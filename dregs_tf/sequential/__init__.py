@@ -1,5 +1,6 @@
-"""Bounds on the log-likelihood of sequences by particle filters, and models to try them on."""
+"""Bounds on the log-likelihood of sequences by particle filters, and a model to check them with."""
 
 from dregs_tf.sequential.estimation import Estimate, estimate
+from dregs_tf.sequential.linear_gaussian import LinearGaussianSSM
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "LinearGaussianSSM", "estimate"]
