@@ -54,6 +54,14 @@ _PAIRS = (*_IWAE_AND_RWS, "jvi", "jvi_dreg")
 _WITH_STL = (*_IWAE_AND_RWS, "stl")
 _DIGITS = (*_bounds("elbo", "elbo_stl", *_PAIRS, "stl"), *_alphas(0.9))
 _DIGITS_ALPHA = (*_alphas(0, 0.25, 0.5, 0.75, 0.9, 1), *_adapted_alphas(0, 0.5, 1))
+_WITHOUT_PATH = ("elbo_loo", "vimco", "vimco_star")
+_OBJECTIVES = (
+  *_bounds("iwae", "iwae_dreg"),
+  *_bounds("vr_iwae", "vr_iwae_dreg", alpha=0.2),
+  *_bounds("ciwae", "ciwae_dreg", beta=0.05),
+  *_bounds("miwae", "miwae_dreg", groups=4),
+  *_bounds("tvo", "tvo_dreg", *_WITHOUT_PATH),
+)
 
 EXPERIMENTS = {
   "fig2": Experiment("mnist_generative", _bounds(*_PAIRS), "pairs"),
@@ -100,6 +108,8 @@ EXPERIMENTS = {
   "digits_generative_alpha": Experiment("digits_generative", _DIGITS_ALPHA, "alpha,adapted_alpha"),
   "digits_structured": Experiment("digits_structured", _DIGITS, "bounds"),
   "digits_structured_alpha": Experiment("digits_structured", _DIGITS_ALPHA, "alpha,adapted_alpha"),
+  "digits_objectives": Experiment("digits_objectives", _OBJECTIVES, "bounds"),
+  "digits_discrete": Experiment("digits_discrete", _bounds("rws", *_WITHOUT_PATH), "bounds"),
 }
 
 
