@@ -208,7 +208,8 @@ def get(name: str, **options: Any) -> Bound:
     name: one of `names()`.
     **options: the options of that bound in `catalogue.BOUNDS`, such as `alpha` for dreg_alpha and
       vr_iwae_dreg, `order` for jvi_dreg, `groups` for miwae_dreg. A number may also be a scalar
-      Tensor or Variable, unless it is a count.
+      Tensor or Variable, unless it is a count. Factors of iwae_cv that are not given are trained by
+      the model that is compiled with it; elsewhere they are those of iwae_dreg.
 
   Raises:
     ValueError: if there is no such bound, if it does not take the option, or the option's value
@@ -217,12 +218,13 @@ def get(name: str, **options: Any) -> Bound:
   options = catalogue.options_of(name, options)
   row = catalogue.BOUNDS[name]
   gradient = _GRADIENTS[row.gradient]
+  present = options | catalogue.trained_options(name, options)
   objective = _with_options(getattr(objectives, row.objective), options)
   total = catalogue.total_of(name)
   return Bound(
     name,
     objective=objective,
-    make_gradient=_with_options(gradient, options) if callable(gradient) else lambda: gradient,
+    make_gradient=_with_options(gradient, present) if callable(gradient) else lambda: gradient,
     options=tuple(sorted(options.items())),
     min_samples=row.min_samples(**options),
     groups=row.groups(**options),

@@ -13,12 +13,17 @@ from typing import Any, NamedTuple
 
 
 class Option(NamedTuple):
-  """Describes an option of a bound: a keyword of `bounds.get`, and a flag."""
+  """Describes an option of a bound: a keyword of `bounds.get`, and a flag.
+
+  start: of an option that training moves unless it is given: where it starts, and its value where
+    nothing trains it. Its default is None.
+  """
 
   default: Any
   is_valid: Callable[[Any], bool]
   allowed: str  # what a message says is allowed
   help: str
+  start: float | None = None
 
 
 class Row(NamedTuple):
@@ -68,8 +73,11 @@ def _unit(default: float, help: str) -> Option:
   return Option(default, lambda value: _is_number(value, 0, 1), "in [0, 1]", help)
 
 
-def _scalar(default: float, help: str) -> Option:
-  return Option(default, lambda value: _is_number(value, -math.inf, math.inf), "a number", help)
+def _trained(start: float, help: str) -> Option:
+  def is_valid(value):
+    return value is None or _is_number(value, -math.inf, math.inf)
+
+  return Option(None, is_valid, "a number", f"{help}; trained from {start:g} unless given", start)
 
 
 def _count(default: int, least: int, help: str) -> Option:
@@ -88,10 +96,10 @@ _BETAS = {
   )
 }
 _FACTORS = {
-  "a": _scalar(0.0, "factor of the score's control variate"),
-  "b": _scalar(1.0, "factor of the second reparameterization"),
-  "g": _scalar(0.0, "part of the leave-one-out baseline that is dropped"),
-  "d": _scalar(0.0, "part of 1 / K that is dropped"),
+  "a": _trained(0.0, "factor of the score's control variate"),
+  "b": _trained(1.0, "factor of the second reparameterization"),
+  "g": _trained(0.0, "part of the leave-one-out baseline that is dropped"),
+  "d": _trained(0.0, "part of 1 / K that is dropped"),
 }
 
 
@@ -225,3 +233,13 @@ def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if not options[option].is_valid(value):
       raise ValueError(f"{option} must be {options[option].allowed}, got {value!r}.")
   return {option: default for option, (default, *_) in options.items()} | dict(given)
+
+
+def trained_options(name: str, options: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the options that training moves, those that are None, with where they start."""
+  row = BOUNDS.get(name)
+  return {
+    option: spec.start
+    for option, spec in (row.options if row else {}).items()
+    if spec.start is not None and options[option] is None
+  }

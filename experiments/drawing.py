@@ -30,7 +30,8 @@ class Panel:
   """Curves over the steps.
 
   ylabel: their quantity and unit.
-  scale: `log`; `cut`: linear, without the first part of the curves; `unit`: from 0 to 1.
+  scale: `log`; `cut`: linear, without the first part of the curves; `unit`: from 0 to 1; `last`:
+    the last values alone, a row for each curve.
   shared: panels in a row with the same word here have the same axis.
   """
 
@@ -61,6 +62,9 @@ def draw(path: pathlib.Path, columns: Sequence[Sequence[Panel]], cut: float = CU
       sharing = [each for each in row if each.shared == panel.shared] if panel.shared else [panel]
       if panel.shared:
         axes.sharey(shared.setdefault((i, panel.shared), axes))
+      if panel.scale == "last":
+        _draw_last_values(axes, panel)
+        continue
       _draw_panel(axes, panel)
       if panel.scale == "cut":
         _cut_axis(axes, [curve for each in sharing for curve in _curves(each)], cut)
@@ -92,6 +96,19 @@ def _draw_panel(axes, panel: Panel) -> None:
     axes.set_yscale("log")
   elif panel.scale == "unit":
     axes.set_ylim(-0.03, 1.03)
+
+
+def _draw_last_values(axes, panel: Panel) -> None:
+  """Draws the last value of each trial, faint, and their mean."""
+  for i, line in enumerate(panel.lines):
+    last = [values[-1] for _, values in line.trials]
+    axes.plot(last, [i] * len(last), "o", color=line.color, alpha=0.4, markersize=5)
+    axes.plot(np.mean(last), i, "D", color=line.color, markersize=6)
+  axes.set_yticks(range(len(panel.lines)), [line.label for line in panel.lines], fontsize="small")
+  axes.invert_yaxis()
+  axes.set_xlabel(panel.ylabel)
+  axes.set_title(panel.title)
+  axes.grid(alpha=0.3)
 
 
 def _cut_axis(axes, curves: Sequence[Curve], cut: float) -> None:

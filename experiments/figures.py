@@ -224,12 +224,35 @@ def _adapted_alpha(groups: Sequence[Group], trajectory: None) -> list[list[Panel
   return columns
 
 
+def _log_likelihoods(groups: Sequence[Group], trajectory: None) -> list[list[Panel]]:
+  """Returns panels of log p(x) at the end of the runs, which compares objectives; DReG is blue."""
+  evaluated = [group for group in groups if any(run.evaluation for run in group.runs)]
+  if not evaluated:
+    raise ConfigError(
+      "--figure=log_likelihoods needs runs that bin/eval.py has evaluated with 5000 samples, as "
+      "run_experiment.py --evaluate does; --runs has none."
+    )
+  columns = []
+  for problem, members in by_problem(evaluated).items():
+    lines = []
+    for group, label in zip(members, labels(members), strict=True):
+      values = [run.evaluation["log_likelihood"] for run in group.runs if run.evaluation]
+      step = np.array([group.settings.max_steps])
+      trials = [(step, np.array([value])) for value in values]
+      is_dreg = group.settings.bound.endswith("_dreg")
+      color = _C["blue"] if is_dreg else _C["black"]
+      lines.append(Line(group, label, color, output.SOLID, trials, mean_curve(trials)))
+    columns.append([Panel(_name(problem, groups), "log p(x) (nats)", lines, "last")])
+  return columns
+
+
 FIGURES: dict[str, Callable[[Sequence[Group], str | None], list[list[Panel]]]] = {
   "pairs": _pairs,
   "variance": _variance,
   "bounds": _bounds,
   "alpha": _alpha,
   "adapted_alpha": _adapted_alpha,
+  "log_likelihoods": _log_likelihoods,
 }
 
 
@@ -329,7 +352,8 @@ class PlotConfig:
     list,
     "pairs: gradient variance above test bound, as in Figs. 2, 5 and 7; variance: the upper row; "
     "bounds: the test bound, a panel for each K; alpha: the test bound less that of IWAE-DReG; "
-    "bounds,alpha: both, as in Figs. 3, 4 and 6; adapted_alpha: alpha during training.",
+    "bounds,alpha: both, as in Figs. 3, 4 and 6; adapted_alpha: alpha during training; "
+    "log_likelihoods: log p(x) at the end.",
   )
   trajectory: str | None = flag(
     None,

@@ -189,17 +189,22 @@ def grouped(runs: Iterable[Result]) -> list[Group]:
 def _order(settings: config.TrainConfig) -> tuple:
   start = settings.bound_options.get("alpha", 0.0)
   return (
-    *(settings.dataset, settings.task, settings.num_samples),
+    *(settings.dataset, settings.task, settings.num_samples, settings.model != "vae"),
     *(config.BOUNDS.index(settings.bound), settings.adapt_alpha, start, str(settings)),
   )
 
 
 def by_problem(groups: Iterable[Group]) -> dict[tuple[str, str, int], list[Group]]:
-  """Returns the groups by data set, task and number of samples: those can be compared."""
+  """Returns the groups by data set, task and number of samples: those can be compared.
+
+  The task says so where the latents are other than the paper's.
+  """
   problems = {}
   for group in groups:
     settings = group.settings
-    problems.setdefault((settings.dataset, settings.task, settings.num_samples), []).append(group)
+    latents = "" if settings.model == "vae" else f", {settings.model} latents"
+    task = settings.task + latents
+    problems.setdefault((settings.dataset, task, settings.num_samples), []).append(group)
   return problems
 
 
@@ -295,11 +300,13 @@ def _table(groups: Sequence[Group]) -> str:
   notes = ["± is the standard deviation over the seeds."]
   if any(title in columns for title in (*_LATE_BOUNDS, *_STATISTICS)):
     notes.append(f"Late, and of gradients: the mean over the last {LAST_PART:.0%} of the steps.")
-  bounds = {group.settings.bound for group in groups}
-  if bounds & {"jvi", "jvi_dreg"}:
+  objectives = {catalogue.BOUNDS[group.settings.bound].objective for group in groups}
+  if "jvi" in objectives:
     notes.append("JVI's objective is not a bound.")
-  if bounds & {"elbo", "elbo_stl"}:
+  if "elbo" in objectives:
     notes.append("The ELBO's is the mean log-weight: a looser bound than the others'.")
+  if objectives - {"iwae", "jvi", "elbo"}:
+    notes.append("Values of different objectives cannot be compared; log p(x) can.")
   return f"{text}\n\n{' '.join(notes)}"
 
 

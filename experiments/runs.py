@@ -60,7 +60,7 @@ _OBJECTIVES = (
   *_bounds("vr_iwae", "vr_iwae_dreg", alpha=0.2),
   *_bounds("ciwae", "ciwae_dreg", beta=0.05),
   *_bounds("miwae", "miwae_dreg", groups=4),
-  *_bounds("tvo", "tvo_dreg", *_WITHOUT_PATH),
+  *_bounds("tvo", "tvo_dreg", "iwae_cv", *_WITHOUT_PATH),
 )
 
 EXPERIMENTS = {
@@ -108,8 +108,10 @@ EXPERIMENTS = {
   "digits_generative_alpha": Experiment("digits_generative", _DIGITS_ALPHA, "alpha,adapted_alpha"),
   "digits_structured": Experiment("digits_structured", _DIGITS, "bounds"),
   "digits_structured_alpha": Experiment("digits_structured", _DIGITS_ALPHA, "alpha,adapted_alpha"),
-  "digits_objectives": Experiment("digits_objectives", _OBJECTIVES, "bounds"),
-  "digits_discrete": Experiment("digits_discrete", _bounds("rws", *_WITHOUT_PATH), "bounds"),
+  "digits_objectives": Experiment("digits_objectives", _OBJECTIVES, "log_likelihoods"),
+  "digits_discrete": Experiment(
+    "digits_objectives", _bounds("rws", *_WITHOUT_PATH, model="discrete"), "log_likelihoods"
+  ),
 }
 
 

@@ -40,10 +40,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dregs_tf.models.averages import Averages
+from dregs_tf.models.averages import Averages, adams_direction, follow
 
 # Alpha's own Adam: it takes some hundred steps at least from one end of [0, 1] to the other.
-_LEARNING_RATE, _BETA_1, _BETA_2, _EPSILON = 2e-3, 0.9, 0.999, 1e-8
+_LEARNING_RATE = 2e-3
 
 # Options with which an optimizer's steps are no longer those of the formulas above.
 _REFUSED = ("gradient_accumulation_steps", "clipnorm", "clipvalue", "global_clipnorm")
@@ -100,10 +100,10 @@ class AdaptiveAlpha(Averages):
     for i, g_i, g_r in gradients:
       difference = g_r - g_i
       g = g_i + used * difference
-      _follow(self._m[i], g, self._beta_1)
-      _follow(self._m_slope[i], difference, self._beta_1)
-      _follow(self._v[i], g**2, self._beta_2)
-      _follow(self._v_slope[i], 2 * g * difference, self._beta_2)
+      follow(self._m[i], g, self._beta_1)
+      follow(self._m_slope[i], difference, self._beta_1)
+      follow(self._v[i], g**2, self._beta_2)
+      follow(self._v_slope[i], 2 * g * difference, self._beta_2)
       self._z[i].assign(self._beta_1 * self._z[i] + self._slope(i))
 
   def _slope(self, i: int) -> tf.Tensor:
@@ -118,16 +118,8 @@ class AdaptiveAlpha(Averages):
 
   def _move(self, hypergradient: tf.Tensor) -> None:
     """One step of Adam, upwards, within [0, 1]."""
-    _follow(self._h_mean, hypergradient, _BETA_1)
-    _follow(self._h_square, hypergradient**2, _BETA_2)
-    mean = tf.math.divide_no_nan(self._h_mean, 1 - _BETA_1**self._steps)
-    square = tf.math.divide_no_nan(self._h_square, 1 - _BETA_2**self._steps)
-    step = _LEARNING_RATE * mean / (tf.sqrt(square) + _EPSILON)
-    self.alpha.assign(tf.clip_by_value(self.alpha + step, 0.0, 1.0))
-
-
-def _follow(average, new, decay: float) -> None:
-  average.assign(decay * average + (1 - decay) * new)
+    direction = adams_direction(hypergradient, self._h_mean, self._h_square, self._steps)
+    self.alpha.assign(tf.clip_by_value(self.alpha + _LEARNING_RATE * direction, 0.0, 1.0))
 
 
 def _as_adam(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Adam:

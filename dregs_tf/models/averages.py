@@ -1,9 +1,13 @@
-"""The Keras layer that moving averages of gradients are kept in: files may have or lack them."""
+"""The Keras layer that moving averages of gradients are kept in, and what moves them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
+
+# Decays of Adam's averages, and what keeps its divisor from 0.
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 class Averages(keras.layers.Layer):
@@ -44,3 +48,26 @@ class Averages(keras.layers.Layer):
     if shapes == {name: tuple(variable.shape) for name, variable in self.by_name.items()}:
       for name, variable in self.by_name.items():
         variable.assign(values[name])
+
+
+def follow(average: keras.Variable, new: tf.Tensor, decay: float) -> None:
+  """Moves a moving average towards a new value."""
+  average.assign(decay * average + (1 - decay) * new)
+
+
+def adams_direction(
+  slope: tf.Tensor, mean: keras.Variable, square: keras.Variable, steps: keras.Variable
+) -> tf.Tensor:
+  """Returns the direction of a step of Adam along a slope, after moving its two averages.
+
+  Args:
+    slope: of any shape.
+    mean: Adam's average of the slope.
+    square: Adam's average of its square.
+    steps: the number of slopes so far, by which the averages are debiased; at 0 it is 0.
+  """
+  follow(mean, slope, _BETA_1)
+  follow(square, slope**2, _BETA_2)
+  first = tf.math.divide_no_nan(mean, 1 - _BETA_1**steps)
+  second = tf.math.divide_no_nan(square, 1 - _BETA_2**steps)
+  return first / (tf.sqrt(second) + _EPSILON)

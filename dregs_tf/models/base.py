@@ -217,7 +217,9 @@ class LatentVariableModel(
     Args:
       optimizer: a Keras optimizer or its name. The authors used
         `keras.optimizers.Adam(3e-4, epsilon=1e-8)`.
-      bound: a `bounds.Bound`, or a name that `bounds.get` takes.
+      bound: a `bounds.Bound`, or a name that `bounds.get` takes. Factors of iwae_cv that are not
+        given are trained, by an Adam of their own, towards the least variance of the gradient (see
+        `dregs_tf/models/adaptive_factors.py`); the logs have them as `factor_a` and so on.
       num_samples: K, the number of samples of each example.
       seed: the noise of a step is a function of the seed and of the step's number. None draws a
         seed, as Keras layers do: `keras.utils.set_random_seed` fixes it.

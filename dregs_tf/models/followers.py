@@ -1,12 +1,13 @@
-"""Follows gradients beside the one that is trained on: tracked bounds, their moments, alpha."""
+"""Follows gradients beside the one that is trained on: tracked bounds, moments, moving options."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import tensorflow as tf
 
-from dregs_tf import bounds, side_by_side
+from dregs_tf import bounds, catalogue, side_by_side
 from dregs_tf.models.adaptive_alpha import AdaptiveAlpha
+from dregs_tf.models.adaptive_factors import AdaptiveFactors
 from dregs_tf.models.gradient_moments import GradientMoments
 
 # The name that the moving averages give to the gradient that is trained on; no bound has it.
@@ -17,20 +18,21 @@ _ENDS = {"alpha=0": "iwae_dreg", "alpha=1": "rws_dreg"}
 
 
 class Followers:
-  """Holds what `compile` turns on beside training: tracked bounds, gradient moments, alpha.
+  """Holds what `compile` turns on beside training: tracked bounds, moments, options that move.
 
   A step asks `estimators` which bounds to differentiate, passes their gradients through `by_name`,
   and hands them to `update`, which returns logs.
 
   Args:
-    bound: the bound that is trained on.
+    bound: the bound that is trained on; factors that it is not given are trained beside the model.
     optimizer: the optimizer that trains on it.
     gradient_statistics: whether to follow the gradient that is trained on.
     track_variance: further bounds whose gradients of the proposal to follow.
     adapt_alpha: whether alpha of the bound dreg_alpha moves.
 
   Raises:
-    ValueError: if a bound is tracked twice, or there is no alpha to adapt, or no Adam to follow.
+    ValueError: if a bound is tracked twice, or there is no alpha to adapt, or no Adam to follow, or
+      if a tracked bound lacks factors that nothing trains.
   """
 
   def __init__(
@@ -48,18 +50,27 @@ class Followers:
     if len(self.tracked) < len(track_variance):
       tracked = ", ".join(each.name for each in track_variance)
       raise ValueError(f"track_variance names a bound twice, got {tracked}.")
+    for each in track_variance:
+      if missing := _trained_options(each) if each != bound else {}:
+        raise ValueError(
+          f"track_variance: {each.name} needs {', '.join(missing)}, which are trained only for the "
+          f"bound itself, got bound {bound.name}."
+        )
     self.gradient_statistics = gradient_statistics
     names = [_TRAINED] * gradient_statistics + list(self.tracked)
     self.moments = GradientMoments(names) if names else None
     self.adaptive_alpha = None
     if adapt_alpha:
       self.adaptive_alpha = AdaptiveAlpha(dict(bound.options)["alpha"], optimizer)
+    starts = _trained_options(bound)
+    self.adaptive_factors = AdaptiveFactors(starts) if starts else None
     self._bound = bound
 
   @property
   def layers(self) -> list:
     """The Keras layers that hold the variables."""
-    return [layer for layer in (self.moments, self.adaptive_alpha) if layer is not None]
+    layers = (self.moments, self.adaptive_alpha, self.adaptive_factors)
+    return [layer for layer in layers if layer is not None]
 
   @property
   def variables(self) -> list[keras.Variable]:
@@ -71,7 +82,19 @@ class Followers:
     """The argument of `compile` that needs gradients of several bounds, None if none does."""
     if self.adaptive_alpha is not None:
       return "adapt_alpha"
+    if self.adaptive_factors is not None:
+      return f"bound={self._bound.name}, without {', '.join(self.adaptive_factors.factors)},"
     return "track_variance" if self.tracked else None
+
+  @property
+  def moving_options(self) -> dict[str, tf.Tensor]:
+    """The options of the bound that training moves, with their present values."""
+    if self.adaptive_alpha is not None:
+      return {"alpha": tf.convert_to_tensor(self.adaptive_alpha.alpha)}
+    if self.adaptive_factors is not None:
+      factors = self.adaptive_factors.factors
+      return {name: tf.convert_to_tensor(factor) for name, factor in factors.items()}
+    return {}
 
   def build(self, variables: Sequence) -> None:
     """Makes the variables for gradients of these, unless they are made."""
@@ -86,7 +109,7 @@ class Followers:
   def by_name(self, result: side_by_side.Gradients) -> dict[str, list]:
     """Names the gradients of all `estimators()` but the first, each of every variable or None."""
     gradients = dict(zip(self._others(), result.proposal[1:], strict=True))
-    for name in _ENDS if self.adaptive_alpha is not None else ():
+    for name in self._beside():
       gradients[name] = side_by_side.add_where_both(gradients[name], result.model)
     return gradients
 
@@ -107,12 +130,18 @@ class Followers:
       scale: the factor of the gradients, over that of ascent on the mean bound.
 
     Returns:
-      Logs: alpha, and the variance of each gradient that is followed.
+      Logs: options that move, as they were in the step, and the variance of each gradient that is
+      followed.
     """
     logs, others = {}, dict(others)
+    for name, value in self.moving_options.items():
+      logs["alpha" if name == "alpha" else f"factor_{name}"] = tf.identity(value)
+    beside = {name: _unscaled(others.pop(name), scale) for name in self._beside()}
     if self.adaptive_alpha is not None:
-      logs["alpha"] = tf.identity(self.adaptive_alpha.alpha)
-      self.adaptive_alpha.update(*(_unscaled(others.pop(name), scale) for name in _ENDS))
+      self.adaptive_alpha.update(*(beside[name] for name in _ENDS))
+    if self.adaptive_factors is not None:
+      raised = dict(zip(self.adaptive_factors.factors, beside.values(), strict=True))
+      self.adaptive_factors.update(_unscaled(gradients, scale), raised)
     if self.moments is not None:
       logs |= self._update_moments({_TRAINED: gradients} | others, groups(), scale)
     return logs
@@ -158,17 +187,32 @@ class Followers:
     }
 
   def _trained(self) -> bounds.Bound:
-    if self.adaptive_alpha is None:
-      return self._bound
-    return bounds.get("dreg_alpha", alpha=tf.convert_to_tensor(self.adaptive_alpha.alpha))
+    return _with(self._bound, self.moving_options)
 
   def _others(self) -> dict[str, bounds.Bound]:
-    if self.adaptive_alpha is None:
-      return self.tracked
     # Tracked under its own name too, the bound that is trained on moves.
     trained = self._trained()
     tracked = {name: trained if b == self._bound else b for name, b in self.tracked.items()}
-    return tracked | {name: bounds.get(end) for name, end in _ENDS.items()}
+    return tracked | self._beside()
+
+  def _beside(self) -> dict[str, bounds.Bound]:
+    """Returns the bounds whose gradients move the options, by names that no tracked bound has."""
+    if self.adaptive_alpha is not None:
+      return {name: bounds.get(end) for name, end in _ENDS.items()}
+    options = self.moving_options
+    return {
+      f"{name}+1": _with(self._bound, options | {name: value + 1})
+      for name, value in options.items()
+    }
+
+
+def _trained_options(bound: bounds.Bound) -> dict[str, float]:
+  return catalogue.trained_options(bound.name, dict(bound.options))
+
+
+def _with(bound: bounds.Bound, options: dict[str, tf.Tensor]) -> bounds.Bound:
+  """Returns the bound with some options replaced."""
+  return bounds.get(bound.name, **dict(bound.options) | options) if options else bound
 
 
 def _unscaled(gradients: Iterable, scale: tf.Tensor) -> list:

@@ -57,8 +57,9 @@ def _option_flag(option: str, kind: type, note: str = ""):
   """Returns the field of a bound's option; the catalogue says what it does, and its default."""
   meanings = {}
   for name in _bounds_with(option):
-    default, _, allowed, help = catalogue.BOUNDS[name].options[option]
-    meanings.setdefault(f"{help}, {allowed} ({_short(default, ',')})", []).append(name)
+    default, _, allowed, help, _ = catalogue.BOUNDS[name].options[option]
+    shown = "" if default is None else f" ({_short(default, ',')})"
+    meanings.setdefault(f"{help}, {allowed}{shown}", []).append(name)
   texts = [f"For --bound={_any_of(names)}: {text}." for text, names in meanings.items()]
   return flag(None, kind, " ".join([*texts, *filter(None, [note])]))
 
@@ -200,6 +201,13 @@ class TrainConfig:
       checks.check_bound("track_variance", name)
     if len(set(names)) < len(names):
       raise ConfigError(f"--track_variance names a bound twice, got {self.track_variance}.")
+    for name in names:
+      missing = catalogue.trained_options(name, self.options_of(name))
+      if missing and name != self.bound:
+        raise ConfigError(
+          f"--track_variance={name} needs {', '.join(f'--{option}' for option in missing)}, which "
+          f"are trained only with --bound={name}, got --bound={self.bound}."
+        )
 
   def _convert_options(self) -> None:
     """Turns text into the numbers that it stands for; what is none is refused later."""
@@ -259,7 +267,13 @@ class TrainConfig:
         )
     if self.num_backward_samples is None:
       return
-    for name, given in (("track_variance", self.track_variance), ("alpha=auto", self.adapt_alpha)):
+    without = [f"--{option}" for option in self.trained_options]
+    takes_all = {
+      "track_variance": self.track_variance,
+      "alpha=auto": self.adapt_alpha,
+      f"bound={self.bound}, without {', '.join(without)},": without,
+    }
+    for name, given in takes_all.items():
       if given:
         raise ConfigError(
           f"--{name} takes all samples: it cannot be combined with "
@@ -291,6 +305,11 @@ class TrainConfig:
     return self.options_of(self.bound)
 
   @property
+  def trained_options(self) -> tuple[str, ...]:
+    """The options of the bound that are not given, but trained."""
+    return tuple(catalogue.trained_options(self.bound, self.bound_options))
+
+  @property
   def tracked_bounds(self) -> dict[str, dict]:
     """The options of `bounds.get` for each bound that --track_variance names."""
     return {name: self.options_of(name) for name in self._bounds[1:]}
@@ -315,7 +334,8 @@ class TrainConfig:
     """The run's directory: --logdir, or one that its main flags name."""
     if self.logdir:
       return pathlib.Path(self.logdir)
-    options = "".join(f"_{name}{_short(value, '-')}" for name, value in self.bound_options.items())
+    given = {name: value for name, value in self.bound_options.items() if value is not None}
+    options = "".join(f"_{name}{_short(value, '-')}" for name, value in given.items())
     if self.adapt_alpha:
       options = options.replace("_alpha", "_alpha-auto")
     data = pathlib.Path(self.dataset).stem

@@ -307,8 +307,9 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   options = {name: trained.options_of(name) for name in settings.bounds}
   for name, values in options.items():
     checks.check_defined(name, values, settings.num_samples)
-  if model.followers.adaptive_alpha is not None and trained.bound in options:
-    options[trained.bound] = {"alpha": float(model.followers.adaptive_alpha.alpha)}
+  if trained.bound in options:
+    moving = model.followers.moving_options
+    options[trained.bound] |= {name: float(value) for name, value in moving.items()}
   images = data.load(trained.dataset, settings.data_dir or trained.data_dir)
   gray = getattr(images, settings.split)[: settings.batch_size]
   batches = data.eval_batches(gray, len(gray), image_shape=images.image_shape, task=trained.task)

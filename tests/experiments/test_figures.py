@@ -153,6 +153,7 @@ def test_adapted_alphas(tmp_path):
     ("alpha", [{"bound": "dreg_alpha", "alpha": 0.5}], "needs runs of iwae_dreg"),
     ("alpha", [{}, {"learning_rate": 1.0}], "one configuration for each alpha"),
     ("adapted_alpha", [{}], "--alpha=auto"),
+    ("log_likelihoods", [{}], "--evaluate"),
   ],
 )
 def test_runs_without_what_the_figure_shows(figure, runs, words, tmp_path):
@@ -160,6 +161,24 @@ def test_runs_without_what_the_figure_shows(figure, runs, words, tmp_path):
     write(tmp_path / str(i), **values)
   with pytest.raises(ConfigError, match=f"--figure={figure} .*{re.escape(words)}"):
     figures.panels(groups_in(tmp_path), figure)
+
+
+def test_log_likelihoods_are_of_the_last_step_for_each_kind_of_latents(tmp_path):
+  evaluation = {"step": 40, "standard_error": 0.2}
+  for seed, value in enumerate((-21.0, -23.0)):
+    write(tmp_path / f"a{seed}", seed=seed, evaluation=evaluation | {"log_likelihood": value})
+  discrete = {"model": "discrete", "bound": "vimco_star"}
+  write(tmp_path / "b", evaluation=evaluation | {"log_likelihood": -25.0}, **discrete)
+  write(tmp_path / "c", bound="iwae")
+  (one,), (other,) = figures.panels(groups_in(tmp_path), "log_likelihoods")
+  assert [line.label for line in one.lines] == ["IWAE-DReG"]
+  assert [values_of(trial) for trial in one.lines[0].trials] == [([40], [-21.0]), ([40], [-23.0])]
+  assert values_of(one.lines[0].mean) == ([40], [-22.0])
+  assert other.title == "digits, generative, discrete latents, K = 64"
+  assert values_of(other.lines[0].mean) == ([40], [-25.0])
+  settings = figures.PlotConfig(figure=["log_likelihoods"], output=str(tmp_path / "figure.png"))
+  figures.plot(settings, groups_in(tmp_path))
+  assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_limits_leave_out_the_first_part_only():

@@ -221,6 +221,14 @@ def test_a_table_without_what_there_is_not(tmp_path):
   assert "looser" not in text.partition("K = 64")[2]
 
 
+def test_a_table_for_each_kind_of_latents_and_a_note_on_objectives(tmp_path):
+  write(tmp_path / "a", bound="vr_iwae")
+  write(tmp_path / "b", bound="elbo_loo", model="discrete")
+  first, second = tables(groups_in(tmp_path)).split("**digits, generative, discrete latents")
+  assert "**digits, generative, K = 64**" in first and "cannot be compared" in first
+  assert "looser" in second and "cannot be compared" not in second
+
+
 def test_the_fields_that_do_not_train_are_fields_of_the_configuration():
   names = {field.name for field in dataclasses.fields(config.TrainConfig)}
   assert set(results._OF_A_TRIAL) <= names

@@ -32,6 +32,12 @@ BAD = [
   ({"beta": 0.1}, "--beta", "--bound=iwae_dreg", "--bound=ciwae or ciwae_dreg"),
   ({"gamma": 0.1}, "--gamma", "--bound=iwae_dreg", "--bound=ovis"),
   ({"track_variance": "ovis", "a": 0.1}, "--a", "--bound=iwae_dreg", "--bound=iwae_cv"),
+  ({"track_variance": "iwae_cv", "b": 1.0}, "--track_variance=iwae_cv", "--a, --g, --d", "--bound"),
+  (
+    {"bound": "iwae_cv", "a": 0.5, "num_backward_samples": 3},
+    "--bound=iwae_cv, without --b, --g, --d,",
+    "--num_backward_samples=3",
+  ),
   ({"bound": "vr_iwae", "alpha": "auto"}, "--alpha=auto", "--bound=vr_iwae", "dreg_alpha"),
   ({"num_samples": -3}, "--num_samples", "got -3", "at least 1"),
   ({"num_samples": 2.5}, "--num_samples", "got 2.5", "whole number"),
@@ -113,7 +119,7 @@ def test_every_option_of_a_bound_is_a_flag():
     ({"bound": "vr_iwae_dreg", "alpha": "0.25"}, {"vr_iwae_dreg": {"alpha": 0.25}}),
     ({"bound": "tvo", "betas": ["0", "0.3", "1"]}, {"tvo": {"betas": (0.0, 0.3, 1.0)}}),
     ({"bound": "tvo"}, {"tvo": {"betas": (0.0, 0.1, 0.4, 1.0)}}),
-    ({"bound": "iwae_cv", "g": 0.5}, {"iwae_cv": {"a": 0.0, "b": 1.0, "g": 0.5, "d": 0.0}}),
+    ({"bound": "iwae_cv", "g": 0.5}, {"iwae_cv": {"a": None, "b": None, "g": 0.5, "d": None}}),
     # Each bound has its own default of alpha, and a value that is given is for both.
     (
       {"bound": "dreg_alpha", "track_variance": "vr_iwae,miwae", "groups": 4},

@@ -99,7 +99,7 @@ def test_options_of_bounds_are_flags(monkeypatch):
     {"alpha": 0.5},
     {"groups": 4},
     {"betas": (0.0, 0.1, 0.4, 1.0)},
-    {"a": -1.0, "b": 1.0, "g": 0.25, "d": 0.0},
+    {"a": -1.0, "b": None, "g": 0.25, "d": None},
   ]
 
 
