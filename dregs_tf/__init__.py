@@ -10,6 +10,7 @@ Estimators, for a model of your own:
   gradients           stopped parameters and gated samples, from which the estimators are made
   stop_parameters     a distribution with its parameters stopped
   PathOnly            the same for a distribution whose parameters are out of reach
+  StratifiedMixture   a mixture as a proposal, with samples of each component
 
 Around them:
   models              Keras models that train on a bound with `compile` and `fit`
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
     training,
   )
   from dregs_tf.gradients import PathOnly, stop_parameters
+  from dregs_tf.mixtures import StratifiedMixture
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
   "PathOnly",
+  "StratifiedMixture",
   "bounds",
   "data",
   "diagnostics",
@@ -52,7 +55,11 @@ __all__ = [
 ]
 
 # Where the names are that are no modules.
-_HOMES = {"PathOnly": "gradients", "stop_parameters": "gradients"}
+_HOMES = {
+  "PathOnly": "gradients",
+  "StratifiedMixture": "mixtures",
+  "stop_parameters": "gradients",
+}
 
 
 # `dregs-train --help` must not wait for TensorFlow.

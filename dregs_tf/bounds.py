@@ -30,6 +30,7 @@ from dregs_tf import (
   catalogue,
   evaluation,
   gradients,
+  mixtures,
   objectives,
   seeds,
   selection,
@@ -94,7 +95,8 @@ class Bound:
   Two bounds are equal if their names, options and functions are.
 
   name: what tables and logs call it.
-  objective: the value's `Terms` from log-weights [num_samples, batch_size].
+  objective: the value's `Terms` from log-weights [num_samples, batch_size]; one that takes `probs`
+    is given the probabilities of a `StratifiedMixture`.
   make_gradient: returns the gradient; called at each use, so that options may be Variables.
   options: pairs of names and values.
   function: a user's value function with the name of its gradient, see `from_function`.
@@ -106,7 +108,7 @@ class Bound:
   """
 
   name: str
-  objective: Callable[[tf.Tensor], Terms] = dataclasses.field(compare=False, repr=False)
+  objective: Callable[..., Terms] = dataclasses.field(compare=False, repr=False)
   make_gradient: Callable[[], Gradient] = dataclasses.field(compare=False, repr=False)
   options: tuple[tuple[str, Any], ...] = ()
   function: tuple[Callable, str] | None = dataclasses.field(default=None, repr=False)
@@ -170,9 +172,17 @@ class Bound:
 
     Where only some latents have a path, the next is c of the others: c_i = F - B_i - weight F_i,
     where B_i is F without sample i; s - wbar of vimco_star for L_K. The last is F_ii, if
-    `with_curvature`.
+    `with_curvature`. A value that depends on a mixture's probabilities has a gradient in them.
     """
-    value, coefficients, curvature = self._evaluate(log_weights, proposal_weight)
+    bound = self
+    if drawn.is_stratified and "probs" in inspect.signature(self.objective).parameters:
+      probs = tf.cast(tf.exp(drawn.proposal.log_probs()), log_weights.dtype)
+      bound = dataclasses.replace(self, objective=functools.partial(self.objective, probs=probs))
+    value, coefficients, curvature = bound._evaluate(log_weights, proposal_weight)
+    if bound is not self:
+      live = bound.objective(log_weights).value
+      live = tf.where(tf.math.is_finite(live), live, tf.zeros_like(live))
+      value += live - tf.stop_gradient(live)
     factors = tuple(coefficients)
     if drawn.is_mixed:
       exact = tf.cast(log_weights, tf.float64)
@@ -296,7 +306,8 @@ class Estimate(NamedTuple):
 
   objective: [batch_size]; its value is the bound in nats, its gradient the estimator's. Maximize
     it, by first derivatives: the coefficients are stopped, so its second ones are not the bound's.
-  log_weights: [num_samples, batch_size], in nats, stopped.
+  log_weights: [num_samples, batch_size], in nats, stopped; of a `StratifiedMixture` of M components
+    log (M pi_m w_mk), [M num_samples, batch_size].
   samples: [num_samples, batch_size, ...], or a structure of such Tensors.
   """
 
@@ -330,7 +341,8 @@ def estimate(
       distribution, or a joint one whose other parts do not depend on reparameterized ones; one
       without a path (rws, vimco, vimco_star, ovis, elbo_loo) takes discrete ones as well. All but
       total derivatives and rws need a support that no parameter moves.
-    num_samples: K, a positive int; for JVI more than its order.
+    num_samples: K, a positive int; for JVI more than its order. Of each component, if the proposal
+      is a `dregs_tf.StratifiedMixture`.
     seed: an int or a stateless seed of shape [2]: the same seed draws the same samples. None draws
       new ones at every call.
     stopped_proposal: the proposal with its parameters stopped, of which only `log_prob` is used.
@@ -371,12 +383,23 @@ def estimate(
     )
   seed = seeds.stateless(seed)
   drawn = evaluation.draw(proposal, num_samples, seed, **evaluation.needs([bound]))
+  if drawn.is_stratified:
+    mixtures.check_options(
+      bound,
+      stopped_proposal=stopped_proposal,
+      num_backward_samples=num_backward_samples,
+      prior=prior,
+    )
+    num_samples *= drawn.num_strata
   samples = drawn.samples
   evaluate = functools.partial(
     surrogate.evaluate, bound.gradient, target_log_prob_fn, drawn, stopped_proposal, prior, weight
   )
   factors = functools.partial(
-    bound.value_and_factors, drawn, proposal_weight=weight, with_curvature=prior is not None
+    bound.value_and_factors,
+    drawn,
+    proposal_weight=weight,
+    with_curvature=drawn.is_stratified or prior is not None,
   )
   if num_backward_samples in (None, num_samples):
     densities = evaluate(samples, num_samples)

@@ -134,6 +134,8 @@ BOUNDS = {
   "vr_iwae_dreg":   Row("vr_iwae", "dreg",       "VR-IWAE-DReG",   "Daudel et al. 2023", _VR_ALPHA),
   "ciwae":          Row("ciwae",   "total",      "CIWAE",          "Rainforth 2018", _BETA),
   "ciwae_dreg":     Row("ciwae",   "dreg",       "CIWAE-DReG",     "Rainforth 2018", _BETA),
+  "miselbo":        Row("miselbo", "total",      "MISELBO",        "Kviman et al. 2022"),
+  "miselbo_dreg":   Row("miselbo", "dreg",       "MISELBO-DReG",   "Kviman et al. 2022"),
   "miwae":          Row("miwae",   "total",      "MIWAE",          "Rainforth 2018", *_GROUPED),
   "miwae_dreg":     Row("miwae",   "dreg",       "MIWAE-DReG",     "Rainforth 2018", *_GROUPED),
   "piwae":          Row("iwae",    "piwae",      "PIWAE",          "Rainforth 2018", *_GROUPED),
@@ -202,6 +204,20 @@ _WITHOUT_PATH = {"iwae": "vimco", "elbo": "elbo_loo"}
 def without_path(name: str) -> str | None:
   """Returns the unbiased bound of the same value that needs no path, None if there is none."""
   return _WITHOUT_PATH.get(BOUNDS[name].objective)
+
+
+# The objectives that are bounds with samples of each component of a mixture, in their unequal
+# shares.
+_OF_STRATA = ("iwae", "miselbo", "vr_iwae")
+
+
+def for_strata() -> tuple[str, ...]:
+  """Returns the bounds that samples of each component of a mixture serve."""
+  return tuple(
+    name
+    for name, row in BOUNDS.items()
+    if row.objective in _OF_STRATA and row.gradient in ("total", "dreg")
+  )
 
 
 def needs_path(name: str) -> bool:

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import catalogue, importance_weights, proposals, seeds
+from dregs_tf.mixtures import StratifiedMixture
 
 tfd = tfp.distributions
 
@@ -34,7 +35,8 @@ class Draw(NamedTuple):
   """Holds a proposal and samples drawn from it.
 
   proposal: without TFP's wrappers.
-  samples: [num_samples, batch_size, ...], or a structure of such Tensors.
+  samples: [num_samples, batch_size, ...], or a structure of such Tensors; [M num_samples, ...]
+    from the M components of a `StratifiedMixture`.
   is_discrete: for each part of a joint distribution, whether it is not reparameterized; empty
     unless some parts are reparameterized and others are not.
   """
@@ -47,6 +49,22 @@ class Draw(NamedTuple):
   def is_mixed(self) -> bool:
     """Returns whether some parts are reparameterized and others are not."""
     return bool(self.is_discrete)
+
+  @property
+  def num_strata(self) -> int:
+    """Returns how many components have samples of their own: 1, or M of a `StratifiedMixture`."""
+    return _num_strata(self.proposal)
+
+  @property
+  def is_stratified(self) -> bool:
+    """Returns whether each component of a `StratifiedMixture` has samples of its own."""
+    return isinstance(self.proposal, StratifiedMixture)
+
+  def with_shares(self, log_p: tf.Tensor) -> tf.Tensor:
+    """Returns log p(x, z) plus, for samples drawn in strata, log (M pi_m); [n, batch_size]."""
+    if not self.is_stratified:
+      return log_p
+    return log_p + tf.cast(self.proposal.log_shares(log_p.shape[0]), log_p.dtype)
 
   def with_discrete_stopped(self, samples: Any):
     """Returns the samples with no gradient through the parts that are not reparameterized."""
@@ -85,7 +103,7 @@ def draw(
 
   Args:
     proposal: q(z | x), of batch shape [batch_size] or [].
-    num_samples: K.
+    num_samples: K; K samples of each component of a `StratifiedMixture`.
     seed: a stateless seed, of shape [2].
     path_for: the bound that needs samples that are differentiable in the parameters, if any does.
     fixed_support_for: the bound that needs a support that no parameter moves, if any does.
@@ -94,9 +112,14 @@ def draw(
     TypeError: if it is not a distribution.
     ValueError: if it is not what a bound needs; the message names both.
   """
-  proposal = proposals.unwrap(proposal)
-  is_discrete = proposals.discrete_parts(proposal, path_for) if path_for else ()
-  if isinstance(proposal, tfd.JointDistribution):
+  proposal = _unwrap(proposal)
+  is_stratified = isinstance(proposal, StratifiedMixture)
+  is_discrete: Sequence[bool] = ()
+  for part in proposal.components if is_stratified else [proposal]:
+    is_discrete = proposals.discrete_parts(part, path_for) if path_for else ()
+  if is_stratified:
+    distributions, samples = proposal.components, proposal.sample_strata(num_samples, seed)
+  elif isinstance(proposal, tfd.JointDistribution):
     # This draws the same samples and also returns the distributions that its functions made.
     distributions, samples = proposal.sample_distributions(num_samples, seed=seed)
     distributions = tf.nest.flatten(distributions)
@@ -107,6 +130,18 @@ def draw(
   if fixed_support_for:
     proposals.check_fixed_support(distributions, fixed_support_for)
   return Draw(proposal, samples, is_discrete)
+
+
+def _unwrap(proposal: Any) -> tfd.Distribution:
+  """Returns the distribution inside TFP's wrappers, or in a mixture of one component."""
+  proposal = proposals.unwrap(proposal)
+  if isinstance(proposal, StratifiedMixture) and len(proposal.components) == 1:
+    return proposal.components[0]
+  return proposal
+
+
+def _num_strata(proposal: tfd.Distribution) -> int:
+  return len(proposal.components) if isinstance(proposal, StratifiedMixture) else 1
 
 
 def needs(bounds: Sequence) -> dict[str, str | None]:
@@ -253,7 +288,7 @@ def log_likelihood(
     target_log_prob_fn: log p(x, z) as a function of samples [n, batch_size, ...], of shape
       [n, batch_size], for the n that it is given.
     proposal: q(z | x), a distribution of batch shape [batch_size], reparameterized or not.
-    num_samples: K, a positive int.
+    num_samples: K, a positive int; K samples of each component of a `StratifiedMixture`.
     seed: an int or a stateless seed of shape [2]; None draws new samples at every call.
     return_diagnostics: whether to return figures that say how far to trust the estimate. They are
       streamed as well: only the 3 sqrt(K) largest weights are kept.
@@ -267,7 +302,8 @@ def log_likelihood(
     ValueError: if num_samples is not positive or target_log_prob_fn returns a wrong shape.
   """
   num_samples = check_int("num_samples", num_samples, at_least=1)
-  tail = importance_weights.tail_size(num_samples) if return_diagnostics else 0
+  num_weights = num_samples * _num_strata(_unwrap(proposal))
+  tail = importance_weights.tail_size(num_weights) if return_diagnostics else 0
   summary = stream(
     target_log_prob_fn,
     proposal,
@@ -294,7 +330,7 @@ def stream(
   Args:
     target_log_prob_fn: log p(x, z) as a function of samples.
     proposal: q(z | x).
-    num_samples: K.
+    num_samples: K; K samples of each component of a `StratifiedMixture`.
     seed: an int, a stateless seed or None.
     summarize: a function of log-weights [n, batch_size], samples [n, batch_size, ...] and a seed;
       it returns what is kept of them, a structure of Tensors whose shapes do not depend on n.
@@ -307,18 +343,22 @@ def stream(
     TypeError, ValueError: as `log_likelihood`.
   """
   num_samples = check_int("num_samples", num_samples, at_least=1)
-  proposal = proposals.unwrap(proposal)
+  proposal = _unwrap(proposal)
+  num_strata = _num_strata(proposal)
   seed = seeds.stateless(seed)
 
   def kept(count, chunk):
     chunk_seed = seeds.fold_in(seed, chunk)
-    z = draw(proposal, count, chunk_seed).samples
+    drawn = draw(proposal, count, chunk_seed)
+    z, count = drawn.samples, count * num_strata
     log_p = _log_prob_in_pieces(target_log_prob_fn, z, count, piece=-(-count // _PIECES))
     log_p, log_q = same_shape(log_p, proposal.log_prob(z), count)
-    return summarize(stopped_log_weights(log_p, log_q, count), z, chunk_seed)
+    log_weights = stopped_log_weights(drawn.with_shares(log_p), log_q, count)
+    return summarize(log_weights, z, chunk_seed)
 
   with _not_recorded():
-    at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // _batch_size(proposal)))
+    rows_of_a_sample = num_strata * _batch_size(proposal)
+    at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // rows_of_a_sample))
     rest = num_samples % at_a_time or at_a_time
     chunks = 1 + (num_samples - rest) // at_a_time
     result = kept(rest, 0)

@@ -100,15 +100,42 @@ def miwae(log_weights: tf.Tensor, groups: int) -> Terms:
     log_weights: [num_samples, batch_size]; consecutive samples form a group.
     groups: M, which divides num_samples. https://arxiv.org/abs/1802.04537
   """
+  value, *weights = _iwae_of_groups(log_weights, groups)
+  return Terms(
+    tf.reduce_mean(value, axis=0),
+    *(tf.reshape(part / groups, tf.shape(log_weights)) for part in weights),
+  )
+
+
+def _iwae_of_groups(log_weights: tf.Tensor, groups: int) -> Terms:
+  """Computes `iwae` of each group: values [groups, ...], weights [groups, samples of each, ...]."""
   shape = tf.shape(log_weights)
-  # [groups, samples of a group, ...] -> [samples of a group, groups, ...]
   grouped = tf.reshape(log_weights, tf.concat([[groups, shape[0] // groups], shape[1:]], axis=0))
   value, *weights = iwae(tf.stack(tf.unstack(grouped, num=groups, axis=0), axis=1))
-  ungrouped = (
-    tf.reshape(tf.concat(tf.unstack(part, num=groups, axis=1), axis=0), shape) / groups
-    for part in weights
+  return Terms(value, *(tf.stack(tf.unstack(part, num=groups, axis=1)) for part in weights))
+
+
+def miselbo(log_weights: tf.Tensor, probs: tf.Tensor | None = None) -> Terms:
+  """Computes sum_m pi_m log (1/K) sum_k w_mk, the looser bound of a mixture (Kviman et al. 2022).
+
+  Args:
+    log_weights: log (M pi_m w_mk), [M K, batch_size], the samples of a component one after the
+      other. https://arxiv.org/abs/2202.10951
+    probs: pi, [M, 1 or batch_size]; the value is differentiable in them. None for one component,
+      where this is `iwae`.
+  """
+  if probs is None:
+    return iwae(log_weights)
+  groups = probs.shape[0]
+  value, *weights = _iwae_of_groups(log_weights, groups)
+  is_positive = probs > 0
+  shares = groups * tf.where(is_positive, probs, tf.ones_like(probs))
+  value = tf.where(is_positive, value - tf.math.log(shares), tf.zeros_like(value))
+  fixed = tf.stop_gradient(probs)[:, tf.newaxis]
+  return Terms(
+    tf.reduce_sum(tf.math.multiply_no_nan(value, probs), axis=0),
+    *(tf.reshape(part * fixed, tf.shape(log_weights)) for part in weights),
   )
-  return Terms(tf.reduce_mean(value, axis=0), *ungrouped)
 
 
 def tvo(log_weights: tf.Tensor, betas: Sequence[float]) -> Terms:

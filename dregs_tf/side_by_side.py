@@ -97,6 +97,11 @@ def differentiate(
   needs = evaluation.needs(bounds)
   with tf.GradientTape(persistent=True) as tape:
     drawn = evaluation.draw(make_proposal(), num_samples, seed, **needs)
+    if drawn.is_stratified:
+      raise ValueError(
+        "Several bounds at once (track_variance, adapt_alpha, compare) do not take samples of each "
+        "component of a StratifiedMixture: estimate one bound at a time."
+      )
     samples = tf.nest.flatten(drawn.with_discrete_stopped(drawn.samples))
     numbers = tf.nest.map_structure(tf.stop_gradient, drawn.samples)
     log_q = drawn.proposal.log_prob(numbers)

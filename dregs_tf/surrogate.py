@@ -8,6 +8,10 @@ With a prior, the samples have a second branch, z' as functions of the prior's p
 is evaluated with these stopped; in place of a times its score they receive
 
   F_ii dlog p(x, z)/dz' + (u - F_ii) dlog q(z)/dz' - u dlog p_l(z_l | parents)/dz',  u = F_i.
+
+With samples of each component of a mixture, the second branch is z' as functions of all components.
+In place of -u times the mixture's score they receive the same with -F_ii and q_m, the component
+that z is from, for F_ii and p_l, while z itself receives u: see `dregs_tf/mixtures.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,14 +35,16 @@ class Densities(NamedTuple):
   log_q: q itself for a total derivative, q^ where there is a path, otherwise q~.
   scores: log q~, one for each coefficient c.
   set_ratios: sets the gate's ratios; None where there is no gate.
-  at_prior: log q^ and the conditionals' own log p^ at z'; empty without a prior.
+  at_second: log q^ and log p_l^ or log q_m^ at the second branch z'; empty without one.
+  is_of_mixture: whether the second branch is a mixture's and not a prior's.
   """
 
   log_p: tf.Tensor
   log_q: tf.Tensor
   scores: Sequence[tf.Tensor]
   set_ratios: Callable[..., None] | None
-  at_prior: Sequence[tf.Tensor]
+  at_second: Sequence[tf.Tensor]
+  is_of_mixture: bool
 
 
 def evaluate(
@@ -57,9 +63,12 @@ def evaluate(
   is_total = gradient.is_total and not drawn.is_mixed
   has_path = is_total or Requirement.PATH in gradient.requirement
   branches = [drawn.with_discrete_stopped(samples) if has_path else numbers]
-  scores, at_prior = [], []
+  scores, at_second = [], []
   if is_total:
     log_q = proposal.log_prob(samples)
+  elif has_path and drawn.is_stratified:
+    log_q, moved, at_second = _at_mixture(proposal, samples)
+    branches.append(moved)
   elif has_path:
     log_q = _log_q_hat(proposal, stopped_proposal, branches[0])
     if drawn.is_mixed:
@@ -72,15 +81,16 @@ def evaluate(
   if prior is not None:
     moved, log_own = proposals.at_prior(prior, numbers)
     branches.append(moved)
-    at_prior = [_log_q_hat(proposal, stopped_proposal, moved), log_own]
+    at_second = [_log_q_hat(proposal, stopped_proposal, moved), log_own]
     target_log_prob_fn = evaluation.log_joint(target_log_prob_fn, gradients.PathOnly(prior), weight)
   # Of its own, so that gradients are added up in the same order with a gate as without.
   z, set_ratios = tf.nest.map_structure(tf.identity, branches[0]), None
-  if at_prior or (has_path and not is_total):
+  if at_second or (has_path and not is_total):
     z, set_ratios = gradients.gate(*branches)
   log_p, log_q = evaluation.same_shape(target_log_prob_fn(z), log_q, num_samples)
-  scores, at_prior = ([tf.cast(x, log_p.dtype) for x in each] for each in (scores, at_prior))
-  return Densities(log_p, log_q, scores, set_ratios, at_prior)
+  scores, at_second = ([tf.cast(x, log_p.dtype) for x in each] for each in (scores, at_second))
+  log_p = drawn.with_shares(log_p)
+  return Densities(log_p, log_q, scores, set_ratios, at_second, drawn.is_stratified)
 
 
 def terms(
@@ -88,13 +98,14 @@ def terms(
 ) -> tf.Tensor:
   """Returns a log p - weight b log q^ + c log q~, and the prior's: [num_samples, batch_size]."""
   a, b, *c = coefficients
-  log_p, log_q, scores, set_ratios, at_prior = densities
+  log_p, log_q, scores, set_ratios, at_second, is_of_mixture = densities
   weight = as_scalar(weight, b.dtype)
   added, paths = list(zip(scores, c, strict=False)), [b]
-  if at_prior:
-    curvature = weight * c[-1]
-    paths.append(curvature)
-    added += zip(at_prior, (weight * (a - curvature), -weight * a), strict=True)
+  if at_second:
+    curvature = weight * (-c[-1] if is_of_mixture else c[-1])
+    b = a if is_of_mixture else b
+    paths = [b, curvature]
+    added += zip(at_second, (weight * (a - curvature), -weight * a), strict=True)
   if set_ratios:
     a, *ratios = finite_ratios(a, *paths)
     set_ratios(*ratios)
@@ -106,12 +117,25 @@ def terms(
   return total
 
 
-def _log_q_hat(proposal: tfd.Distribution, stopped: tfd.Distribution | None, samples) -> tf.Tensor:
-  """Returns log q with its parameters stopped: by the caller, rebuilt, or wrapped."""
+def _at_mixture(mixture, samples) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+  """Returns log q^, whose probabilities keep their score, the second branch, and `at_second`."""
+  stopped, log_probs = [_stopped(part) for part in mixture.components], mixture.log_probs()
+  moved = mixture.reparameterize(samples)
+  log_q, _ = mixture.log_prob_with(stopped, log_probs, samples)
+  return log_q, moved, mixture.log_prob_with(stopped, tf.stop_gradient(log_probs), moved)
+
+
+def _stopped(proposal: tfd.Distribution):
+  """Returns the proposal with its parameters stopped: rebuilt, or wrapped."""
   try:
-    stopped = stopped or gradients.stop_parameters(proposal)
+    return gradients.stop_parameters(proposal)
   except ValueError:  # functions and networks, out of reach from outside
-    stopped = gradients.PathOnly(proposal)
+    return gradients.PathOnly(proposal)
+
+
+def _log_q_hat(proposal: tfd.Distribution, stopped: tfd.Distribution | None, samples) -> tf.Tensor:
+  """Returns log q with its parameters stopped, by the caller or here."""
+  stopped = stopped or _stopped(proposal)
   # New tensors: a bijector's cache would answer for the old ones, past the stopped parameters.
   return stopped.log_prob(tf.nest.map_structure(tf.identity, samples))
 

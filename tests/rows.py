@@ -19,6 +19,8 @@ ROWS = [
   *[(name, {"alpha": alpha}) for name in ("vr_iwae", "vr_iwae_dreg") for alpha in (0, 0.3, 1)],
   *[(name, {"beta": beta}) for name in ("ciwae", "ciwae_dreg") for beta in (0.05, 1)],
   *[(name, {"groups": 2}) for name in ("miwae", "miwae_dreg", "piwae", "piwae_dreg")],
+  ("miselbo", {}),  # of one component
+  ("miselbo_dreg", {}),
   *[(name, {"betas": (0, 0.1, 0.45, 1)}) for name in ("tvo", "tvo_dreg")],
 ]
 IDS = ["-".join([name, *map(str, options.values())]) for name, options in ROWS]
@@ -75,6 +77,8 @@ def coefficients(name, l, options):
     beta = options["beta"]
     u = beta / num_samples + (1 - beta) * wbar
     b = beta / num_samples + (1 - beta) * wbar**2
+  elif name.startswith("miselbo"):
+    u, b = wbar, wbar**2
   elif name.startswith(("miwae", "piwae")):
     groups = options["groups"]
     inside = np.concatenate([oracles.softmax(part) for part in np.split(l, groups)])

@@ -1,0 +1,247 @@
+"""Defines a mixture as a proposal that is sampled in strata: so many samples of each component.
+
+Its samples z_mk ~ q_m all have weights against the whole mixture, w = p(x, z) / q_mix(z), so each
+log-weight depends on the parameters of every component. The score that the second
+reparameterization replaces is therefore that of q_mix, at a sample of q_m. With r_j(z) = pi_j
+q_j(z) / q_mix(z) and T_j the transformation of noise to a sample of q_j,
+
+  y(z) = sum_j r_j(z) T_j(T_j^-1(z); phi_j),   r_j and z held fixed,
+
+is z as a function of the mixture's parameters, and for any function g, by parts for each j,
+
+  E_{q_m}[g dlog q_mix / dphi] = E_{q_m}[(dg/dz + g dlog q_m/dz - g dlog q_mix/dz) dy/dphi].
+
+With g = F_i, whose derivative is F_ii dlog w/dz, this is the gradient of any objective F of the
+log-weights: `surrogate.terms` adds it up. Weighing the path of z by F_i - F_ii, as if q_m were the
+density in its weight, is biased. The probabilities keep their score.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf import catalogue, gradients, proposals, seeds
+from dregs_tf.coefficients import Mix
+
+tfd = tfp.distributions
+
+
+class StratifiedMixture(tfd.Distribution):
+  """Mixes M distributions, q_mix = sum_m pi_m q_m; as a proposal, K samples of each are drawn.
+
+  `bounds.estimate` with num_samples = K draws samples [M K, batch_size, ...], those of the first
+  component first, and evaluates the model once, at all of them. With w = p(x, z) / q_mix(z),
+
+  - iwae, iwae_dreg: log (1/K) sum_mk pi_m w_mk, the tight bound (SIWAE; Morningstar et al. 2021,
+    https://arxiv.org/abs/2003.01687);
+  - miselbo, miselbo_dreg: sum_m pi_m log (1/K) sum_k w_mk, the looser bound (MMVAE; Shi et al.
+    2019, https://arxiv.org/abs/1911.03393; Kviman et al. 2022, https://arxiv.org/abs/2202.10951).
+
+  The log-weights, [M K, batch_size], are log (M pi_m w_mk), so that the mean weight is that of the
+  tight bound, as are the effective sample size and what else they tell. Learned probabilities have
+  a gradient as well. One component is the component itself.
+
+  As a distribution it is the mixture: `sample(n)` draws from q_mix, each sample from a component
+  at random, and is not differentiable.
+
+  Args:
+    components: distributions of a Tensor, of one dtype, batch shape and event shape. For "_dreg"
+      they are such that `gradients.reparameterize` takes them.
+    probs: probabilities, of shape [M] or [batch_size, M], numbers or a Tensor, divided by their
+      sum. A component of probability 0 has no say: its samples have weight 0. None: all the same.
+
+  Raises:
+    ValueError: if there are no components, or they or probs do not fit together.
+  """
+
+  def __init__(
+    self,
+    components: Sequence[tfd.Distribution],
+    probs: Any = None,
+    validate_args: bool = False,
+    allow_nan_stats: bool = True,
+    name: str = "StratifiedMixture",
+  ):
+    parameters = dict(locals())
+    components = [proposals.unwrap(component) for component in components]
+    _check_components(components)
+    probs = np.ones(len(components)) if probs is None else probs
+    _check_probs(probs, len(components), components[0].batch_shape)
+    self._components, self._probs = components, probs
+    super().__init__(
+      dtype=components[0].dtype,
+      reparameterization_type=tfd.NOT_REPARAMETERIZED,
+      validate_args=validate_args,
+      allow_nan_stats=allow_nan_stats,
+      parameters=parameters,
+      name=name,
+    )
+
+  @property
+  def components(self) -> Sequence[tfd.Distribution]:
+    """Returns q_1, ..., q_M."""
+    return self._components
+
+  def log_probs(self) -> tf.Tensor:
+    """Returns log pi, [M], or [M, 1 or batch_size] for a batch; -inf for a probability of 0."""
+    probs = tf.cast(self._probs, self.dtype)
+    probs /= tf.reduce_sum(probs, axis=-1, keepdims=True)
+    if probs.shape.rank == 2:
+      probs = tf.transpose(probs)
+    elif self.batch_shape.rank:
+      probs = probs[:, tf.newaxis]
+    is_positive = probs > 0
+    logs = tf.math.log(tf.where(is_positive, probs, tf.ones_like(probs)))
+    return tf.where(is_positive, logs, tf.constant(-np.inf, logs.dtype))
+
+  def log_shares(self, num_samples: int) -> tf.Tensor:
+    """Returns log (M pi_m) of each sample drawn in strata, [num_samples, 1 or batch_size]."""
+    num_components = len(self.components)
+    logs = self.log_probs()
+    return tf.repeat(logs + float(np.log(num_components)), num_samples // num_components, axis=0)
+
+  def sample_strata(self, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+    """Draws num_samples of each component, [M num_samples, batch_size, ...]."""
+    samples = [
+      component.sample(num_samples, seed=seeds.fold_in(seed, place))
+      for place, component in enumerate(self.components)
+    ]
+    return tf.concat(samples, axis=0)
+
+  def log_prob_with(
+    self, densities: Sequence, log_probs: tf.Tensor, samples: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Computes log q_mix, and log q_m of the component that a sample is from, each [n, batch_size].
+
+    Args:
+      densities: M objects with a log_prob, in place of the components.
+      log_probs: in place of `log_probs()`.
+      samples: [n, batch_size, ...], drawn in strata.
+    """
+    by_component = tf.stack([density.log_prob(samples) for density in densities])
+    num_components = len(densities)
+    own = [
+      tf.split(log_q, num_components, axis=0)[place]
+      for place, log_q in enumerate(tf.unstack(by_component, num_components))
+    ]
+    log_q = tf.reduce_logsumexp(log_probs[:, tf.newaxis] + by_component, axis=0)
+    return log_q, tf.concat(own, axis=0)
+
+  def reparameterize(self, samples: tf.Tensor) -> tf.Tensor:
+    """Returns samples as functions y of the components' parameters: see the top of this file.
+
+    Args:
+      samples: [n, batch_size, ...], of any component.
+
+    Raises:
+      ValueError: if a component has no invertible transformation that is known.
+    """
+    samples = tf.stop_gradient(samples)
+    shares = tf.stop_gradient(tf.nn.softmax(self._joint_log_probs(samples), axis=0))
+    parts = [
+      tf.math.multiply_no_nan(
+        gradients.reparameterize(component, samples), gradients.expand_to(share, samples)
+      )
+      for component, share in zip(self.components, tf.unstack(shares), strict=True)
+    ]
+    return tf.add_n(parts)
+
+  def _joint_log_probs(self, samples: tf.Tensor) -> tf.Tensor:
+    """Returns log (pi_m q_m(z)), [M, n, batch_size]."""
+    log_q = tf.stack([component.log_prob(samples) for component in self.components])
+    log_probs = self.log_probs()
+    missing = log_q.shape.rank - log_probs.shape.rank
+    return log_q + tf.reshape(log_probs, [log_probs.shape[0], *[1] * missing, *log_probs.shape[1:]])
+
+  def _log_prob(self, value):
+    return tf.reduce_logsumexp(self._joint_log_probs(value), axis=0)
+
+  def _sample_n(self, n, seed=None):
+    seed = seeds.fold_in(tfp.random.sanitize_seed(seed), len(self.components))
+    samples = [
+      component.sample(n, seed=seeds.fold_in(seed, place))
+      for place, component in enumerate(self.components)
+    ]
+    batch = tf.concat([[n], self.components[0].batch_shape_tensor()], axis=0)
+    ends = tf.cumsum(tf.exp(self.log_probs()), axis=0)[:, tf.newaxis]
+    uniform = tf.random.stateless_uniform(batch, seed, dtype=self.dtype)
+    passed = tf.reduce_sum(tf.cast(uniform >= ends[:-1], tf.int32), axis=0)
+    passed = gradients.expand_to(passed, samples[0])
+    drawn = samples[0]
+    for place, sample in enumerate(samples):
+      drawn = tf.where(passed == place, sample, drawn)
+    return tf.stop_gradient(drawn)
+
+  def _mean(self):
+    means = tf.stack([component.mean() for component in self.components])
+    weights = tf.exp(self.log_probs())
+    return tf.reduce_sum(means * gradients.expand_to(weights, means), axis=0)
+
+  def _batch_shape(self):
+    return self.components[0].batch_shape
+
+  def _batch_shape_tensor(self, **parameters):
+    return self.components[0].batch_shape_tensor()
+
+  def _event_shape(self):
+    return self.components[0].event_shape
+
+  def _event_shape_tensor(self, **parameters):
+    return self.components[0].event_shape_tensor()
+
+  @classmethod
+  def _parameter_properties(cls, dtype, num_classes=None):
+    raise NotImplementedError(f"{cls.__name__} has no parameter properties.")
+
+
+def check_options(bound: Any, **options: Any) -> None:
+  """Raises unless samples of each component serve a `Bound`, and the options are None."""
+  gradient, names = bound.gradient, catalogue.for_strata()
+  if bound.name in catalogue.BOUNDS:
+    is_served = bound.name in names
+  else:
+    is_served = gradient.is_total or gradient == Mix(1, 0, 0)
+  if not is_served:
+    raise ValueError(
+      f"bound must be one of {', '.join(names)} for a StratifiedMixture, or made by from_function "
+      f"with a total or dreg gradient, got {bound.name}."
+    )
+  for name, value in options.items():
+    if value is not None:
+      raise ValueError(f"{name} must be None for a StratifiedMixture, got {value!r}.")
+
+
+def _check_components(components: Sequence[tfd.Distribution]) -> None:
+  if not components:
+    raise ValueError("components must be one distribution or more, got none.")
+  for component in components:
+    if isinstance(component, StratifiedMixture) or tf.nest.is_nested(component.dtype):
+      raise ValueError(
+        "components must be distributions of one Tensor and no stratified mixtures, got a "
+        f"{type(component).__name__}."
+      )
+  for attribute in ("dtype", "batch_shape", "event_shape"):
+    first, *others = (getattr(component, attribute) for component in components)
+    is_same: Callable = getattr(first, "is_compatible_with", first.__eq__)
+    for other in others:
+      if not is_same(other):
+        raise ValueError(f"components must have one {attribute}, got {first} and {other}.")
+
+
+def _check_probs(probs: Any, num_components: int, batch_shape: tf.TensorShape) -> None:
+  if tf.is_tensor(probs) or isinstance(probs, tf.Variable) or hasattr(probs, "__tf_tensor__"):
+    shape = tf.TensorShape(probs.shape)
+  else:
+    numbers = np.asarray(probs, np.float64)
+    shape = tf.TensorShape(numbers.shape)
+    if not (numbers >= 0).all() or not (numbers.sum(axis=-1) > 0).all():
+      raise ValueError(f"probs must be 0 or more, and not all 0, got {probs!r}.")
+  fits = [[num_components], [*(batch_shape.dims or [None])[:1], num_components]]
+  if not any(shape.is_compatible_with(each) for each in fits):
+    raise ValueError(
+      f"probs must have the shape [{num_components}] or [batch_size, {num_components}], one for "
+      f"each component, got {shape}."
+    )

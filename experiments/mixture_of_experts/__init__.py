@@ -1,0 +1,1 @@
+"""A mixture of experts of two modalities, the halves of digits, with exact and biased gradients."""
