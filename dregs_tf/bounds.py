@@ -45,7 +45,7 @@ from dregs_tf.coefficients import (
   Mix,
   Partial,
 )
-from dregs_tf.evaluation import at_least_float32, log_likelihood
+from dregs_tf.evaluation import at_least_float32, check_num_backward_samples, log_likelihood
 from dregs_tf.importance_weights import as_scalar
 from dregs_tf.objectives import Terms
 
@@ -176,20 +176,19 @@ class Bound:
     """
     bound = self
     if drawn.is_stratified and "probs" in inspect.signature(self.objective).parameters:
-      probs = tf.cast(tf.exp(drawn.proposal.log_probs()), log_weights.dtype)
+      probs = tf.cast(drawn.proposal.probs(), log_weights.dtype)
       bound = dataclasses.replace(self, objective=functools.partial(self.objective, probs=probs))
     value, coefficients, curvature = bound._evaluate(log_weights, proposal_weight)
     if bound is not self:
       live = bound.objective(log_weights).value
-      live = tf.where(tf.math.is_finite(live), live, tf.zeros_like(live))
-      value += live - tf.stop_gradient(live)
+      value += tf.where(tf.math.is_finite(live), live - tf.stop_gradient(live), 0)
     factors = tuple(coefficients)
     if drawn.is_mixed:
       exact = tf.cast(log_weights, tf.float64)
       c = objectives.added_by_each(self.objective, exact)
       c -= as_scalar(proposal_weight, tf.float64) * self.objective(exact).u
       factors += (tf.stop_gradient(tf.cast(c, value.dtype)),)
-    return value, factors + (curvature,) * with_curvature
+    return value, factors + (curvature,) * (with_curvature or drawn.is_stratified)
 
   @tf.autograph.experimental.do_not_convert
   def _evaluate(self, log_weights, weight) -> tuple[tf.Tensor, Coefficients, tf.Tensor]:
@@ -384,22 +383,14 @@ def estimate(
   seed = seeds.stateless(seed)
   drawn = evaluation.draw(proposal, num_samples, seed, **evaluation.needs([bound]))
   if drawn.is_stratified:
-    mixtures.check_options(
-      bound,
-      stopped_proposal=stopped_proposal,
-      num_backward_samples=num_backward_samples,
-      prior=prior,
-    )
+    mixtures.check_options(bound, stopped_proposal, num_backward_samples, prior)
     num_samples *= drawn.num_strata
   samples = drawn.samples
   evaluate = functools.partial(
     surrogate.evaluate, bound.gradient, target_log_prob_fn, drawn, stopped_proposal, prior, weight
   )
   factors = functools.partial(
-    bound.value_and_factors,
-    drawn,
-    proposal_weight=weight,
-    with_curvature=drawn.is_stratified or prior is not None,
+    bound.value_and_factors, drawn, proposal_weight=weight, with_curvature=prior is not None
   )
   if num_backward_samples in (None, num_samples):
     densities = evaluate(samples, num_samples)
@@ -452,17 +443,4 @@ def check_weight(
     raise ValueError(
       f"{argument} must be 1 for {bound.name}, got {proposal_weight!r}: no unbiased gradient "
       f"of the weighted bound has this form. Use {bound.total.name}."
-    )
-
-
-def check_num_backward_samples(num_backward_samples: int | None, num_samples: int) -> None:
-  """Raises unless it is None or an int from 1 to num_samples."""
-  if num_backward_samples is None:
-    return
-  if not catalogue.is_int(num_backward_samples):
-    raise TypeError(f"num_backward_samples must be an int or None, got {num_backward_samples!r}.")
-  if not 1 <= num_backward_samples <= num_samples:
-    raise ValueError(
-      f"num_backward_samples must be from 1 to num_samples={num_samples}, "
-      f"got {num_backward_samples}."
     )

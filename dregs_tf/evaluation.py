@@ -403,3 +403,16 @@ def check_int(name: str, value: Any, at_least: int) -> int:
   if value < at_least:
     raise ValueError(f"{name} must be at least {at_least}, got {value}.")
   return int(value)
+
+
+def check_num_backward_samples(num_backward_samples: int | None, num_samples: int) -> None:
+  """Raises unless it is None or an int from 1 to num_samples."""
+  if num_backward_samples is None:
+    return
+  if not catalogue.is_int(num_backward_samples):
+    raise TypeError(f"num_backward_samples must be an int or None, got {num_backward_samples!r}.")
+  if not 1 <= num_backward_samples <= num_samples:
+    raise ValueError(
+      f"num_backward_samples must be from 1 to num_samples={num_samples}, "
+      f"got {num_backward_samples}."
+    )

@@ -97,6 +97,10 @@ class StratifiedMixture(tfd.Distribution):
     logs = tf.math.log(tf.where(is_positive, probs, tf.ones_like(probs)))
     return tf.where(is_positive, logs, tf.constant(-np.inf, logs.dtype))
 
+  def probs(self) -> tf.Tensor:
+    """Returns pi, of the shape of `log_probs()`."""
+    return tf.exp(self.log_probs())
+
   def log_shares(self, num_samples: int) -> tf.Tensor:
     """Returns log (M pi_m) of each sample drawn in strata, [num_samples, 1 or batch_size]."""
     num_components = len(self.components)
@@ -166,7 +170,7 @@ class StratifiedMixture(tfd.Distribution):
       for place, component in enumerate(self.components)
     ]
     batch = tf.concat([[n], self.components[0].batch_shape_tensor()], axis=0)
-    ends = tf.cumsum(tf.exp(self.log_probs()), axis=0)[:, tf.newaxis]
+    ends = tf.cumsum(self.probs(), axis=0)[:, tf.newaxis]
     uniform = tf.random.stateless_uniform(batch, seed, dtype=self.dtype)
     passed = tf.reduce_sum(tf.cast(uniform >= ends[:-1], tf.int32), axis=0)
     passed = gradients.expand_to(passed, samples[0])
@@ -177,7 +181,7 @@ class StratifiedMixture(tfd.Distribution):
 
   def _mean(self):
     means = tf.stack([component.mean() for component in self.components])
-    weights = tf.exp(self.log_probs())
+    weights = self.probs()
     return tf.reduce_sum(means * gradients.expand_to(weights, means), axis=0)
 
   def _batch_shape(self):
@@ -197,8 +201,11 @@ class StratifiedMixture(tfd.Distribution):
     raise NotImplementedError(f"{cls.__name__} has no parameter properties.")
 
 
-def check_options(bound: Any, **options: Any) -> None:
-  """Raises unless samples of each component serve a `Bound`, and the options are None."""
+def check_options(bound: Any, *options: Any) -> None:
+  """Raises unless samples of each component serve a `Bound`, and some options are None.
+
+  These are stopped_proposal, num_backward_samples and prior.
+  """
   gradient, names = bound.gradient, catalogue.for_strata()
   if bound.name in catalogue.BOUNDS:
     is_served = bound.name in names
@@ -209,7 +216,9 @@ def check_options(bound: Any, **options: Any) -> None:
       f"bound must be one of {', '.join(names)} for a StratifiedMixture, or made by from_function "
       f"with a total or dreg gradient, got {bound.name}."
     )
-  for name, value in options.items():
+  for name, value in zip(
+    ("stopped_proposal", "num_backward_samples", "prior"), options, strict=True
+  ):
     if value is not None:
       raise ValueError(f"{name} must be None for a StratifiedMixture, got {value!r}.")
 

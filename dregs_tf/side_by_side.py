@@ -96,12 +96,7 @@ def differentiate(
     check_weight(proposal_weight, each, num_samples)
   needs = evaluation.needs(bounds)
   with tf.GradientTape(persistent=True) as tape:
-    drawn = evaluation.draw(make_proposal(), num_samples, seed, **needs)
-    if drawn.is_stratified:
-      raise ValueError(
-        "Several bounds at once (track_variance, adapt_alpha, compare) do not take samples of each "
-        "component of a StratifiedMixture: estimate one bound at a time."
-      )
+    drawn = _draw(make_proposal(), num_samples, seed, **needs)
     samples = tf.nest.flatten(drawn.with_discrete_stopped(drawn.samples))
     numbers = tf.nest.map_structure(tf.stop_gradient, drawn.samples)
     log_q = drawn.proposal.log_prob(numbers)
@@ -180,7 +175,7 @@ def differentiate_prior(
     TypeError, ValueError: as `bounds.estimate` does.
   """
   with tf.GradientTape(persistent=True) as tape:
-    drawn = evaluation.draw(make_proposal(), num_samples, seed)
+    drawn = _draw(make_proposal(), num_samples, seed)
     numbers = tf.nest.map_structure(tf.stop_gradient, drawn.samples)
     prior = make_prior()
     at_prior = proposals.at_prior(prior, numbers)
@@ -201,6 +196,17 @@ def differentiate_prior(
     targets, upstream = _prior_terms(at_prior, slopes, slopes_q, factors, 1, scale)
     gradients.append(tape.gradient(targets, variables, output_gradients=upstream))
   return gradients
+
+
+def _draw(proposal: tfd.Distribution, num_samples: int, seed: tf.Tensor, **needs: str | None):
+  """Draws samples as `evaluation.draw`; raises a ValueError if they are of several components."""
+  drawn = evaluation.draw(proposal, num_samples, seed, **needs)
+  if drawn.is_stratified:
+    raise ValueError(
+      "track_variance, adapt_alpha and compare take several gradients at once, and no "
+      "StratifiedMixture as a proposal: estimate one bound at a time."
+    )
+  return drawn
 
 
 def _prior_terms(at_prior, slopes, slopes_q, factors, proposal_weight, scale):
