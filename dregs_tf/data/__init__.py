@@ -6,7 +6,7 @@ Naming and loading work without TensorFlow; what needs it is imported on first u
 import importlib
 from typing import TYPE_CHECKING
 
-from dregs_tf.data.images import DataError, Images
+from dregs_tf.data.images import DataError, Images, with_missing
 from dregs_tf.data.readers import load, names
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
   "names",
   "top_and_bottom",
   "train_batches",
+  "with_missing",
 ]
 
 _PIPELINE = ("EVAL_SEED", "TASKS", "binarize", "eval_batches", "top_and_bottom", "train_batches")

@@ -17,7 +17,8 @@ class Images:
   Attributes:
     name: A short name, fit for a file name or a plot legend.
     description: One line that says what the images are and how they are split.
-    train: A float32 array of shape [num_train, height * width], values in [0, 1].
+    train: A float32 array of shape [num_train, height * width], values in [0, 1], or NaN where
+      a pixel is missing, as in the others.
     valid: A float32 array of shape [num_valid, height * width], values in [0, 1].
     test: A float32 array of shape [num_test, height * width], values in [0, 1].
     image_shape: The pair (height, width).
@@ -32,9 +33,48 @@ class Images:
 
   @functools.cached_property
   def mean(self) -> np.ndarray:
-    """Returns the gray training mean: a float32 array of shape [height * width]."""
+    """Returns the gray training mean: a float32 array of shape [height * width].
+
+    It is that of the images that have the pixel; of a pixel that none has, 1/2.
+    """
     # Summed in float64: float32 loses digits over tens of thousands of images.
-    return self.train.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean = self.train.mean(axis=0, dtype=np.float64)
+    if np.isnan(mean).any():
+      is_there = ~np.isnan(self.train)
+      total = np.sum(self.train, axis=0, dtype=np.float64, where=is_there)
+      count = is_there.sum(axis=0)
+      mean = np.where(count, total / np.maximum(count, 1), 0.5)
+    return mean.astype(np.float32)
+
+
+def with_missing(images: Images, fraction: float, seed: int) -> Images:
+  """Returns the images with pixels missing, NaN in their place, completely at random.
+
+  Which pixels of an image are missing depends on the seed, its split and its place there, so it
+  stays the same in every epoch, and in a run that is resumed.
+
+  Args:
+    images: Images of which no pixel is missing.
+    fraction: The probability of a pixel to be missing, in [0, 1).
+    seed: An integer of at least 0.
+
+  Raises:
+    DataError: if the fraction is not in [0, 1).
+  """
+  if not 0 <= fraction < 1:
+    raise DataError(f"fraction must be in [0, 1), not {fraction!r}")
+
+  def incomplete(gray: np.ndarray, split: int) -> np.ndarray:
+    uniform = np.random.default_rng([seed, split]).random(gray.shape, np.float32)
+    return np.where(uniform < fraction, np.float32(np.nan), gray)
+
+  return dataclasses.replace(
+    images,
+    description=f"{images.description}, {fraction:.0%} of the pixels missing",
+    train=incomplete(images.train, 0),
+    valid=incomplete(images.valid, 1),
+    test=incomplete(images.test, 2),
+  )
 
 
 def first_line(error: Exception) -> str:

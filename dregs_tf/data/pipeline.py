@@ -56,7 +56,8 @@ def binarize(gray: tf.Tensor, seed: seeds.Seed) -> tf.Tensor:
     seed: An integer, or a stateless seed of shape [2]. The same seed gives the same pixels.
 
   Returns:
-    A float32 Tensor of 0 and 1 with the shape of `gray`. It is exact where `gray` is 0 or 1.
+    A float32 Tensor of 0 and 1 with the shape of `gray`. It is exact where `gray` is 0 or 1. NaN,
+    a missing pixel, stays NaN.
 
   Raises:
     ValueError: if the seed is neither.
@@ -64,7 +65,7 @@ def binarize(gray: tf.Tensor, seed: seeds.Seed) -> tf.Tensor:
   gray = tf.convert_to_tensor(gray, tf.float32)
   # Uniform on [0, 1): never below 0, always below 1.
   uniform = tf.random.stateless_uniform(tf.shape(gray), _stateless(seed), alg=_ALGORITHM)
-  return tf.cast(uniform < gray, tf.float32)
+  return tf.where(tf.math.is_nan(gray), gray, tf.cast(uniform < gray, tf.float32))
 
 
 def train_batches(
@@ -190,9 +191,9 @@ def eval_batches(
 
 
 def _binarize_in_chunks(gray: np.ndarray, seed) -> np.ndarray:
-  """Binarizes images as uint8, a quarter of the memory of the gray ones."""
+  """Binarizes images as uint8, a quarter of the memory of the gray ones, unless pixels are NaN."""
   stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)
-  binary = np.empty(gray.shape, np.uint8)
+  binary = np.empty(gray.shape, np.float32 if np.isnan(gray).any() else np.uint8)
   for start in range(0, len(gray), _EVAL_CHUNK_SIZE):
     chunk = gray[start : start + _EVAL_CHUNK_SIZE]
     # A last chunk is padded: draws of one shape are unrelated to those of a shorter one.

@@ -6,6 +6,7 @@ https://arxiv.org/abs/1812.02633). It is right where whether a feature is missin
 its value, given the observed ones.
 """
 
+import functools
 from typing import Any
 
 import keras
@@ -84,23 +85,31 @@ class IncompleteData(keras.Model):
     if multiple is not None:
       multiple = evaluation.check_int("multiple", multiple, at_least=1)
 
+    def function(x, context, seed):
+      return self._impute(x, context, multiple, num_samples, seed)
+
+    seed = seeds.fold_in(seeds.stateless(seed), steps.POSTERIOR)
+    return parts.in_parts(self, function, x, context, seed, axis=0 if multiple is None else 1)
+
+  @functools.cached_property
+  def _impute(self):
+    """`impute` of a batch that fits in memory, made once per shape."""
+
     def likelihood(z, context):
       return calls.call(self.likelihood, z, context)
 
-    def function(x, context, seed):
+    def function(x, context, multiple, num_samples, seed):
       arguments = posterior.target_and_proposal(self, x, context)
       if multiple is None:
-        mean = posterior.expectation(
+        values = posterior.expectation(
           lambda z: likelihood(z, context).mean(), *arguments, num_samples, seed
         )
-        return tf.where(is_nan(x), tf.cast(mean, x.dtype), x)
-      z = posterior.draws(*arguments, multiple, num_samples, seeds.fold_in(seed, 0))
-      drawn = likelihood(z, context).sample(seed=seeds.fold_in(seed, 1))
-      return tf.where(is_nan(x), tf.cast(drawn, x.dtype), x)
+      else:
+        z = posterior.draws(*arguments, multiple, num_samples, seeds.fold_in(seed, 0))
+        values = likelihood(z, context).sample(seed=seeds.fold_in(seed, 1))
+      return tf.where(is_nan(x), tf.cast(values, x.dtype), x)
 
-    seed = seeds.fold_in(seeds.stateless(seed), steps.POSTERIOR)
-    axis = 0 if multiple is None else 1
-    return parts.in_parts(self, parts.compiled(self, function), x, context, seed, axis=axis)
+    return parts.compiled(self, function)
 
 
 def check_argument(value: Any) -> None:

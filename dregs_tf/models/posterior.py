@@ -187,7 +187,7 @@ class PosteriorModel(keras.Model):
 
   def _forget_graphs(self) -> None:
     """Drops the graphs that were made for other arguments of `compile`."""
-    for name in ("_log_likelihood", "_posterior_sample"):
+    for name in ("_log_likelihood", "_posterior_sample", "_impute"):
       self.__dict__.pop(name, None)
 
 

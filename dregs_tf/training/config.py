@@ -146,6 +146,11 @@ class TrainConfig:
   kl_warmup_steps: int = flag(
     0, int, "Steps in which the KL divergence's weight rises from 0 to --kl_weight, linearly."
   )
+  missing_fraction: float = flag(
+    0.0,
+    float,
+    "Fraction of the pixels of all images that are missing, at random and for good, in [0, 1).",
+  )
 
   def __post_init__(self):
     checks.check_bound("bound", self.bound)
@@ -160,6 +165,7 @@ class TrainConfig:
       raise ConfigError(f"--kl_weight must be a number of 0 or more, got {self.kl_weight!r}.")
     if not (_is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
       raise ConfigError(f"--learning_rate must be a positive number, got {self.learning_rate!r}.")
+    self._check_missing()
     self._check_tracked()
     self._convert_options()
     for option in OPTION_FIELDS:
@@ -190,6 +196,15 @@ class TrainConfig:
           f"--{name} must be one of {allowed} for --model={self.model}, got {bound!r}: its latents "
           "have no path."
         )
+
+  def _check_missing(self) -> None:
+    if not (_is_number(self.missing_fraction) and 0 <= self.missing_fraction < 1):
+      raise ConfigError(f"--missing_fraction must be in [0, 1), got {self.missing_fraction!r}.")
+    if self.missing_fraction and self.task != "generative":
+      raise ConfigError(
+        f"--missing_fraction needs --task=generative, got --task={self.task}: contexts must be "
+        "complete."
+      )
 
   def _check_tracked(self) -> None:
     if self.track_variance == "":  # This is how a flag takes back what a flagfile has set.
@@ -347,6 +362,8 @@ class TrainConfig:
     kind = self.task if self.model == "vae" else self.model
     if (self.kl_weight, self.kl_warmup_steps) != (1, 0):
       samples += f"_kl{self.kl_weight:g}-{self.kl_warmup_steps}"
+    if self.missing_fraction:
+      samples += f"_missing{self.missing_fraction:g}"
     name = f"{data}_{kind}_{self.bound}{options}_{samples}_seed{self.seed}"
     return pathlib.Path("runs") / name
 

@@ -33,10 +33,7 @@ def pictures(
     context = np.asarray(context)[:_NUM_RECONSTRUCTIONS]
 
   def whole(observations):
-    if context is None:
-      return np.asarray(observations)
-    copies = np.broadcast_to(context, (*observations.shape[:-1], context.shape[-1]))
-    return np.concatenate([copies, observations], axis=-1)
+    return whole_images(observations, context)
 
   reconstructed = model.reconstruct(x, context, seed=_SEED)
   columns = len(x)
@@ -54,6 +51,20 @@ def pictures(
   }
 
 
+def whole_images(x: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+  """Returns flattened images [..., H * W] of observations [..., D] and their contexts, if any."""
+  x = np.asarray(x)
+  if context is None:
+    return x
+  copies = np.broadcast_to(context, (*x.shape[:-1], np.shape(context)[-1]))
+  return np.concatenate([copies, x], axis=-1)
+
+
+def visible(images: np.ndarray) -> np.ndarray:
+  """Returns images with missing pixels, NaN, in gray."""
+  return np.where(np.isnan(images), 0.5, images)
+
+
 def tile(images: np.ndarray, image_shape: tuple[int, int], columns: int) -> np.ndarray:
   """Arranges flattened images [N, H * W] in rows of `columns`, with white lines between them."""
   height, width = image_shape
@@ -61,7 +72,7 @@ def tile(images: np.ndarray, image_shape: tuple[int, int], columns: int) -> np.n
   canvas = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1), np.float32)
   for i, image in enumerate(images):
     top, left = i // columns * (height + 1), i % columns * (width + 1)
-    canvas[top : top + height, left : left + width] = np.reshape(image, image_shape)
+    canvas[top : top + height, left : left + width] = np.reshape(visible(image), image_shape)
   return canvas
 
 

@@ -10,7 +10,7 @@ import pathlib
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +33,7 @@ class Run:
   - metrics.csv: a row of numbers per summary; the first column is `step`.
   - checkpoints/: whole models, each written completely or not at all.
   - result.json: the step, and the bound on the test set in nats.
-  - evaluation_SPLIT_K.json: the log-likelihood of a split.
+  - evaluation_SPLIT_K.json, .csv and .png: the log-likelihood of a split, by image in the CSV.
   - run.png and tensorboard/.
   """
 
@@ -131,16 +131,31 @@ class Run:
     """Returns what result.json holds, None if there is none."""
     return _read_json(self.directory / "result.json")
 
-  def write_evaluation(self, result: Mapping) -> None:
-    """Writes the evaluation's file; `split` and `num_samples` in the result name it."""
-    self._evaluation(result["split"], result["num_samples"]).write_text(json.dumps(result) + "\n")
+  def write_evaluation(self, result: Mapping, rows: Sequence[Mapping]) -> None:
+    """Writes the evaluation's JSON and its CSV, a row for each image.
+
+    Args:
+      result: what the JSON holds; `split` and `num_samples` in it name the files.
+      rows: the figures of each image.
+    """
+    name = result["split"], result["num_samples"]
+    self._evaluation(*name).write_text(json.dumps(result) + "\n")
+    output.write_csv(self.evaluation_rows(*name), rows, digits=9)
 
   def read_evaluation(self, split: str = "test", num_samples: int = 5000) -> dict | None:
     """Returns the evaluation of a split with so many samples, None if there is none."""
     return _read_json(self._evaluation(split, num_samples))
 
-  def _evaluation(self, split: str, num_samples: int) -> pathlib.Path:
-    return self.directory / f"evaluation_{split}_{num_samples}.json"
+  def evaluation_rows(self, split: str, num_samples: int) -> pathlib.Path:
+    """Returns the path of the CSV of an evaluation."""
+    return self._evaluation(split, num_samples, "csv")
+
+  def evaluation_figure(self, split: str, num_samples: int) -> pathlib.Path:
+    """Returns the path of the figure of an evaluation."""
+    return self._evaluation(split, num_samples, "png")
+
+  def _evaluation(self, split: str, num_samples: int, suffix: str = "json") -> pathlib.Path:
+    return self.directory / f"evaluation_{split}_{num_samples}.{suffix}"
 
   # --- metrics.csv -------------------------------------------------------------------------------
 

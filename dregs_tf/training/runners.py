@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import shlex
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dregs_tf import bounds, data, diagnostics, models, output, seeds
-from dregs_tf.training import callbacks, checks, config, pictures
+from dregs_tf.training import callbacks, checks, config, pictures, trust
 from dregs_tf.training.devices import start as start_devices
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
@@ -50,7 +49,7 @@ def train(settings: config.TrainConfig) -> dict[str, float]:
     found = run.checkpoints()
     if saved and found:
       settings.check_resumes(saved, step=found[-1][0])
-    images = data.load(settings.dataset, settings.data_dir)
+    images = _incomplete(data.load(settings.dataset, settings.data_dir), settings)
     _say(f"{images.description}\n{devices.describe()}")
     step, model = _load_or_build(settings, images, devices)
     if devices.is_chief:
@@ -130,6 +129,7 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
     adapt_alpha=settings.adapt_alpha,
     freeze_model=settings.freeze_model,
     kl_weight=kl_weight,
+    missing="nan" if settings.missing_fraction else None,
     jit_compile=settings.jit_compile,
   )
   return model
@@ -252,44 +252,73 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
   """Estimates the log-likelihood of a split under a trained model, by a bound with many samples.
 
   Returns:
-    The mean over examples in nats, its standard error, and the settings: the content of
-    evaluation_SPLIT_K.json in the run's directory.
+    The mean over examples in nats, its standard error, what `trust.summary` says of it, and the
+    settings: the content of evaluation_SPLIT_K.json in the run's directory. Beside it are a CSV
+    with the figures of each image, and a figure.
 
   Raises:
     ConfigError: if the directory holds no run with a checkpoint.
     DataError: if the data set cannot be loaded.
   """
   trained, step, model = _load_run(settings.logdir)
-  images = data.load(trained.dataset, settings.data_dir or trained.data_dir)
-  gray = getattr(images, settings.split)
-  batches = data.eval_batches(
-    gray, settings.batch_size, image_shape=images.image_shape, task=trained.task
+  complete = data.load(trained.dataset, settings.data_dir or trained.data_dir)
+  images = _incomplete(complete, trained)
+
+  def batches_of(images: data.Images) -> tf.data.Dataset:
+    gray = getattr(images, settings.split)
+    return data.eval_batches(
+      gray, settings.batch_size, image_shape=images.image_shape, task=trained.task
+    )
+
+  num_images = len(getattr(images, settings.split))
+  figures, examples = _figures_of_trust(model, settings, batches_of(images), num_images)
+  result = dataclasses.asdict(settings) | {"step": step} | trust.summary(figures)
+  if trained.missing_fraction:
+    pairs = zip(batches_of(images), batches_of(complete), strict=True)
+    result |= _imputation_errors(model, settings, pairs, images.mean)
+  run = Run(settings.logdir)
+  run.write_evaluation(result, trust.rows(figures))
+  title = f"{images.name}, {trained.bound}, step {step}: {settings.split} set"
+  name = settings.split, settings.num_samples
+  trust.figure(run.evaluation_figure(*name), title, figures, examples, images.image_shape)
+  _say(
+    f"{trust.report(result)}\n"
+    f"By image:  {run.evaluation_rows(*name)}\n"
+    f"Figure:    {run.evaluation_figure(*name)}"
   )
-  parts = []
-  with output.Progress(len(gray), "images") as progress:
+  return result
+
+
+def _figures_of_trust(model, settings, batches: tf.data.Dataset, num_images: int):
+  """Estimates log p(x) of the images of batches; returns the figures of all, and whole images."""
+  parts, examples = [], []
+  with output.Progress(num_images, "images") as progress:
     for i, batch in enumerate(batches):
       context, x = batch if isinstance(batch, tuple) else (None, batch)
       seed = [settings.seed, i]
       parts.append(
-        model.log_likelihood(x, settings.num_samples, context=context, seed=seed).numpy()
+        model.log_likelihood(x, settings.num_samples, context, seed, return_diagnostics=True)
       )
-      progress.update(len(parts[-1]))
+      examples.append(pictures.whole_images(x, context))
+      progress.update(len(x))
       if (i + 1) % 20 == 0:
-        progress.write_without_bar(f"{(i + 1) * settings.batch_size} of {len(gray)} images")
-  values = np.concatenate(parts).astype(np.float64)
-  result = dataclasses.asdict(settings) | {
-    "step": step,
-    "num_images": len(values),
-    "log_likelihood": float(values.mean()),
-    "standard_error": float(values.std(ddof=1) / math.sqrt(len(values))),
+        progress.write_without_bar(f"{(i + 1) * settings.batch_size} of {num_images} images")
+  return trust.joined(parts), np.concatenate(examples)
+
+
+def _imputation_errors(model, settings, pairs, mean: np.ndarray) -> dict[str, float]:
+  """Returns the errors of imputed pixels, given batches with missing pixels and whole ones."""
+  errors, errors_of_mean = [], []
+  for i, (x, complete) in enumerate(pairs):
+    imputed = model.impute(x, settings.num_samples, seed=[settings.seed, i])
+    is_missing = np.isnan(x)
+    errors.append((imputed - complete)[is_missing])
+    errors_of_mean.append((mean - complete)[is_missing])
+  names = ("imputation_error", "mean_imputation_error")
+  return {
+    name: float(np.sqrt(np.mean(np.square(np.concatenate(parts)))))
+    for name, parts in zip(names, (errors, errors_of_mean), strict=True)
   }
-  Run(settings.logdir).write_evaluation(result)
-  _say(
-    f"log p(x) of the {settings.split} set ({len(values)} images, step {step}, lower bound with "
-    f"{settings.num_samples} samples): {result['log_likelihood']:.3f} +- "
-    f"{result['standard_error']:.3f} nats (standard error over images)."
-  )
-  return result
 
 
 def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
@@ -311,6 +340,7 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
     moving = model.followers.moving_options
     options[trained.bound] |= {name: float(value) for name, value in moving.items()}
   images = data.load(trained.dataset, settings.data_dir or trained.data_dir)
+  images = _incomplete(images, trained)
   gray = getattr(images, settings.split)[: settings.batch_size]
   batches = data.eval_batches(gray, len(gray), image_shape=images.image_shape, task=trained.task)
   directory = pathlib.Path(settings.output_dir or trained.directory)
@@ -348,6 +378,13 @@ def _load_run(logdir: str) -> tuple[config.TrainConfig, int, models.LatentVariab
   if loaded is None:
     raise ConfigError(f"--logdir={logdir} holds no checkpoint to evaluate.")
   return settings, *loaded
+
+
+def _incomplete(images: data.Images, settings: config.TrainConfig) -> data.Images:
+  """Returns the images of a run: without the pixels that its flags take away."""
+  if not settings.missing_fraction:
+    return images
+  return data.with_missing(images, settings.missing_fraction, settings.seed)
 
 
 def _eval_batch_size(settings) -> int:
