@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import seeds
+from dregs_tf.models.bernoulli import IndependentBernoulli, LinearLogits
 
 tfd = tfp.distributions
 
@@ -41,80 +42,6 @@ def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
   while isinstance(distribution, tfd.Independent):
     distribution = distribution.distribution
   return getattr(distribution, "draws_for_whole_batch", False)
-
-
-class Bernoulli(tfd.Bernoulli):
-  """Draws the samples of a Bernoulli with the Philox generator, as `Normal` does."""
-
-  draws_for_whole_batch = True
-
-  def _sample_n(self, n, seed=None):
-    probs = self.probs_parameter()
-    seed = tfp.random.sanitize_seed(seed)
-
-    def sampler(shape):
-      return tf.random.stateless_uniform(shape, seed, dtype=probs.dtype, alg="philox")
-
-    shape = tf.concat([[n], tf.shape(probs)], axis=0)
-    return tf.cast(seeds.draw(sampler, shape, axis=1) < probs, self.dtype)
-
-
-class IndependentBernoulli(tfd.Independent):
-  """Makes Bernoullis along the last axis, with a log-density that costs little more than one exp.
-
-  log p(x) = sum_d x_d logit_d - softplus(logit_d).
-  """
-
-  def __init__(self, logits: tf.Tensor, name: str = "IndependentBernoulli"):
-    super().__init__(Bernoulli(logits), reinterpreted_batch_ndims=1, name=name)
-    self._parameters = {"logits": logits, "name": name}
-
-  @property
-  def logits(self) -> tf.Tensor:
-    """Returns the logits, of the batch shape and the event shape."""
-    return self.distribution.logits
-
-  @classmethod
-  def _parameter_properties(cls, dtype, num_classes=None):
-    return {"logits": tfp.util.ParameterProperties(event_ndims=1)}
-
-  def _log_prob(self, event):
-    logits = self.distribution.logits_parameter()
-    event = tf.cast(event, logits.dtype)
-    return tf.reduce_sum(event * logits, axis=-1) - sum_softplus(logits)
-
-  def observed_log_prob(self, event: tf.Tensor, is_missing: tf.Tensor) -> tf.Tensor:
-    """Returns log p of the features that are not missing, of the batch shape.
-
-    Args:
-      event: the observations, a Tensor of floats whose missing features may be anything.
-      is_missing: whether a feature is missing, of the shape of the event.
-    """
-    logits = self.distribution.logits_parameter()
-    zero, impossible = tf.zeros([], logits.dtype), tf.constant(-float("inf"), logits.dtype)
-    # What can only be 0 is 0 with the density 1.
-    event = tf.where(is_missing, zero, tf.cast(event, logits.dtype))
-    products = tf.where(is_missing, zero, event * logits)
-    return tf.reduce_sum(products, axis=-1) - sum_softplus(tf.where(is_missing, impossible, logits))
-
-
-# exp(-|x|) + 1 is at most 2, and float32 ends at 2^128, which limits the number of factors.
-_FACTORS_AT_MOST = 120
-
-
-@tf.custom_gradient
-def sum_softplus(logits: tf.Tensor):
-  """Sums log(1 + exp(logits_d)) over the last axis, with one logarithm for many terms.
-
-  softplus(x) = max(x, 0) + log(1 + exp(-|x|)), and a sum of logarithms is the logarithm of a
-  product. The gradient is a sigmoid.
-  """
-  size = logits.shape[-1]
-  at_a_time = max(n for n in range(1, _FACTORS_AT_MOST + 1) if size % n == 0)
-  shape = tf.concat([tf.shape(logits)[:-1], [size // at_a_time, at_a_time]], axis=0)
-  products = tf.reduce_prod(tf.reshape(1 + tf.exp(-tf.abs(logits)), shape), axis=-1)
-  total = tf.reduce_sum(tf.nn.relu(logits), axis=-1) + tf.reduce_sum(tf.math.log(products), axis=-1)
-  return total, lambda upstream: upstream[..., tf.newaxis] * tf.sigmoid(logits)
 
 
 @keras.saving.register_keras_serializable("dregs_tf")
@@ -154,20 +81,23 @@ class MLP(keras.layers.Layer):
     shapes = _as_list_of_shapes(input_shape)
     return (*max(shapes, key=len)[:-1], self.output_size)
 
-  def call(self, inputs: tf.Tensor):
-    first, *others = self._layers_in_order
+  def call(self, inputs: tf.Tensor, hidden: bool = False):
+    """Computes the outputs, or those of the last hidden layer."""
+    layers = self._layers_in_order[:-1] if hidden else self._layers_in_order
     if isinstance(inputs, (list, tuple)):
-      outputs = self._first_layer(first, inputs)
+      outputs, layers = self._first_layer(layers[0], inputs), layers[1:]
     else:
-      outputs, others = inputs, self._layers_in_order
+      outputs = inputs
     leading = tf.shape(outputs)[:-1]
     static = outputs.shape[:-1]
     # Products of matrices are faster than batched products of more axes.
     outputs = tf.reshape(outputs, [-1, outputs.shape[-1]])
-    for layer in others:
+    for layer in layers:
       outputs = layer(outputs)
-    outputs = tf.reshape(outputs, tf.concat([leading, [self.output_size]], axis=0))
-    return tf.ensure_shape(outputs, [*static, self.output_size])
+    size = outputs.shape[-1]
+    return tf.ensure_shape(
+      tf.reshape(outputs, tf.concat([leading, [size]], axis=0)), [*static, size]
+    )
 
   def _first_layer(self, layer, inputs):
     """Applies the layer to the concatenated inputs, each multiplied before it is broadcast."""
@@ -261,8 +191,25 @@ class ConditionalBernoulli(_Conditional):
 
   def distribution(self, inputs: tf.Tensor) -> tfd.Distribution:
     """Returns the Bernoullis given inputs [..., size]: batch shape [...], event [event_size]."""
+    if self._is_of_samples(inputs):
+      return IndependentBernoulli(self._linear_logits(inputs))
     logits = self.parameters(inputs)
     return IndependentBernoulli(logits + tf.constant(self._offset, logits.dtype))
+
+  def _linear_logits(self, inputs) -> LinearLogits:
+    """Returns the logits as a function of the last hidden layer's outputs."""
+    hidden, last = self(inputs, hidden=True), self._layers_in_order[-1]
+    kernel, bias = (tf.convert_to_tensor(variable) for variable in (last.kernel, last.bias))
+    if bias.dtype.size < 4:
+      bias = tf.cast(bias, tf.float32)
+    return LinearLogits(hidden, kernel, bias + tf.constant(self._offset, bias.dtype))
+
+  def _is_of_samples(self, inputs) -> bool:
+    """Returns whether inputs have an axis of samples, and the last layer is an ordinary one."""
+    parts = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    ranks = [tf.TensorShape(part.shape).rank for part in parts]
+    is_ordinary = self.hidden_units and self._layers_in_order[-1].quantization_mode is None
+    return bool(is_ordinary) and None not in ranks and max(ranks) > 2
 
   def get_config(self):
     return super().get_config() | {"mean": None if self._mean is None else self._mean.tolist()}

@@ -1,0 +1,238 @@
+"""Makes independent Bernoullis with a log-density that costs little beside the net's products."""
+
+import itertools
+import math
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from dregs_tf import seeds
+
+tfd = tfp.distributions
+
+# A factor of `_log_of_product` is at least 1/2, and float32 ends at 2^-126.
+_FACTORS_AT_MOST = 120
+
+# Vectors of this many numbers are multiplied: a few registers of a processor.
+_LANES_AT_MOST = 64
+
+# `LinearLogits.log_prob` takes so many logits at a time, to keep them in a processor's cache.
+_LOGITS_AT_A_TIME = 2_000_000
+
+# The assumed number of rows that share a sample where the number is not known.
+_ASSUMED_BATCH_SIZE = 100
+
+
+class Bernoulli(tfd.Bernoulli):
+  """Draws the samples of a Bernoulli with the Philox generator, as `Normal` does."""
+
+  draws_for_whole_batch = True
+
+  def _sample_n(self, n, seed=None):
+    probs = self.probs_parameter()
+    seed = tfp.random.sanitize_seed(seed)
+
+    def sampler(shape):
+      return tf.random.stateless_uniform(shape, seed, dtype=probs.dtype, alg="philox")
+
+    shape = tf.concat([[n], tf.shape(probs)], axis=0)
+    return tf.cast(seeds.draw(sampler, shape, axis=1) < probs, self.dtype)
+
+
+class IndependentBernoulli(tfd.Independent):
+  """Makes Bernoullis along the last axis, with a log-density that costs little more than one exp.
+
+  log p(x) = sum_d x_d logit_d - softplus(logit_d).
+  """
+
+  def __init__(self, logits: "tf.Tensor | LinearLogits", name: str = "IndependentBernoulli"):
+    super().__init__(Bernoulli(logits), reinterpreted_batch_ndims=1, name=name)
+    self._parameters = {"logits": logits, "name": name}
+
+  @property
+  def logits(self) -> tf.Tensor:
+    """Returns the logits, of the batch shape and the event shape."""
+    return tf.convert_to_tensor(self.distribution.logits)
+
+  @classmethod
+  def _parameter_properties(cls, dtype, num_classes=None):
+    return {"logits": tfp.util.ParameterProperties(event_ndims=1)}
+
+  def _log_prob(self, event):
+    logits = self._parameters["logits"]
+    if isinstance(logits, LinearLogits) and logits.covers(event):
+      return logits.log_prob(event)
+    logits = self.distribution.logits_parameter()
+    event = tf.cast(event, logits.dtype)
+    return tf.reduce_sum(event * logits, axis=-1) - sum_softplus(logits)
+
+  def observed_log_prob(self, event: tf.Tensor, is_missing: tf.Tensor) -> tf.Tensor:
+    """Returns log p of the features that are not missing, of the batch shape.
+
+    Args:
+      event: the observations, a Tensor of floats whose missing features may be anything.
+      is_missing: whether a feature is missing, of the shape of the event.
+    """
+    logits = self.distribution.logits_parameter()
+    zero, impossible = tf.zeros([], logits.dtype), tf.constant(-float("inf"), logits.dtype)
+    # What can only be 0 is 0 with the density 1.
+    event = tf.where(is_missing, zero, tf.cast(event, logits.dtype))
+    products = tf.where(is_missing, zero, event * logits)
+    return tf.reduce_sum(products, axis=-1) - sum_softplus(tf.where(is_missing, impossible, logits))
+
+
+class LinearLogits(tfp.util.DeferredTensor):
+  """The logits hidden @ kernel + bias, computed where they are asked for.
+
+  The log-density of Bernoullis does not ask for them: it sees the net's last layer and itself as
+  one function, whose backward pass is three products with the residual x - sigmoid(logits), which
+  the forward pass has at hand. A weight of each row multiplies the narrow side of a product, so no
+  pass over the logits is left.
+
+  Args:
+    hidden: the last hidden layer's outputs, [..., units].
+    kernel: [units, event_size].
+    bias: [event_size], in float32 or better.
+  """
+
+  def __init__(self, hidden: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor):
+    self.kernel, self.bias = kernel, bias
+    shape = hidden.shape[:-1].concatenate(bias.shape)
+
+    def logits(hidden):
+      return _dense(hidden, kernel, bias)
+
+    super().__init__(hidden, logits, dtype=bias.dtype, shape=shape, name="logits")
+
+  def covers(self, event: tf.Tensor) -> bool:
+    """Returns whether events, of known rank, do not add to the logits' axes."""
+    rank = event.shape.rank
+    if rank is None or rank > self.shape.rank:
+      return False
+    sizes = zip(event.shape, self.shape[self.shape.rank - rank :], strict=True)
+    return all(size in (1, None, own) or own is None for size, own in sizes)
+
+  def log_prob(self, event: tf.Tensor) -> tf.Tensor:
+    """Computes log p(event) of Bernoullis with these logits: [..., event_size] -> [...]."""
+    event = tf.cast(event, self.dtype)
+    hidden = self.pretransformed_input
+    if not (hidden.shape.is_fully_defined() and event.shape.is_fully_defined()):
+      shape = tf.broadcast_dynamic_shape(tf.shape(hidden)[:-1], tf.shape(event)[:-1])
+      hidden = tf.broadcast_to(hidden, tf.concat([shape, tf.shape(hidden)[-1:]], axis=0))
+      hidden = tf.ensure_shape(hidden, self.pretransformed_input.shape)
+    value = _log_prob_of_linear(hidden, self.kernel, self.bias, event)
+    return value + self._slope_only(event, value)
+
+  def _slope_only(self, event: tf.Tensor, log_prob: tf.Tensor) -> tf.Tensor:
+    """Returns zeros with the gradient of log p in the event, which takes a product of its own.
+
+    An operation of its own: nothing is computed where that gradient is not asked for.
+    """
+
+    @tf.custom_gradient
+    def zeros(event):
+      def backward(upstream):
+        with tf.GradientTape() as tape:
+          tape.watch(event)
+          linear = tf.reduce_sum(event * tf.convert_to_tensor(self), axis=-1)
+        return tape.gradient(linear, event, output_gradients=upstream)
+
+      return tf.zeros_like(log_prob), backward
+
+    return zeros(event)
+
+
+def _log_prob_of_linear(hidden, kernel, bias, event) -> tf.Tensor:
+  """Computes log p(event) as a function of the last layer's inputs, [..., units] -> [...]."""
+  pieces = _pieces(hidden.shape, kernel.shape[-1])
+  is_shared = event.shape.rank < hidden.shape.rank or event.shape[0] == 1
+  events = [event if is_shared else event[piece] for piece in pieces]
+
+  @tf.custom_gradient
+  def log_prob(hidden, kernel, bias):
+    hiddens = [hidden[piece] for piece in pieces]
+    values, residuals = [], []
+    for part, event in zip(hiddens, events, strict=True):
+      logits = _dense(part, kernel, bias)
+      value, residual = _log_prob_and_residual(logits, event)
+      values.append(value)
+      residuals.append(_as_rows(residual))
+
+    def backward(upstream):
+      sums, slopes = [], []
+      for part, residual, piece in zip(hiddens, residuals, pieces, strict=True):
+        weight = tf.reshape(upstream[piece], [-1, 1])
+        weighted = weight * tf.cast(_as_rows(part), weight.dtype)
+        # The bias is the kernel's row of an input that is always 1.
+        weighted = tf.concat([weighted, weight], axis=1)
+        sums.append(_product(weighted, residual, part.dtype, transpose_a=True))
+        slopes.append(weight * _product(residual, kernel, part.dtype, transpose_b=True))
+      both = tf.add_n(sums)
+      slope = tf.reshape(tf.concat(slopes, axis=0), tf.shape(hidden))
+      return tf.cast(slope, hidden.dtype), tf.cast(both[:-1], kernel.dtype), both[-1]
+
+    return tf.concat(values, axis=0), backward
+
+  return log_prob(hidden, kernel, bias)
+
+
+def _pieces(shape: tf.TensorShape, event_size: int) -> list[slice]:
+  """Cuts axis 0 of hidden outputs such that a piece's logits stay in a processor's cache."""
+  if shape[0] is None:
+    return [slice(None)]
+  rows = math.prod(size or _ASSUMED_BATCH_SIZE for size in shape[1:-1])
+  at_a_time = max(1, _LOGITS_AT_A_TIME // (rows * event_size))
+  number = max(1, -(-shape[0] // at_a_time))
+  ends = [shape[0] * i // number for i in range(number + 1)]
+  return [slice(*each) for each in itertools.pairwise(ends)]
+
+
+def _dense(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+  """Computes inputs @ kernel + bias, [..., units] -> [..., event_size], in the bias' dtype."""
+  rows = _product(_as_rows(inputs), kernel, inputs.dtype) + bias
+  shape = tf.concat([tf.shape(inputs)[:-1], tf.shape(bias)], axis=0)
+  return tf.ensure_shape(tf.reshape(rows, shape), inputs.shape[:-1].concatenate(bias.shape))
+
+
+def _as_rows(tensor: tf.Tensor) -> tf.Tensor:
+  # Products of matrices are faster than batched products of more axes.
+  return tf.reshape(tensor, [-1, tensor.shape[-1]])
+
+
+def _product(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType, **transposed: bool) -> tf.Tensor:
+  """Multiplies matrices in a dtype; returns float32 or better."""
+  product = tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype), **transposed)
+  return tf.cast(product, tf.float32) if dtype.size < 4 else product
+
+
+def _log_prob_and_residual(logits: tf.Tensor, event: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Computes log p(event), [...], and its gradient in the logits, [..., event_size]."""
+  probs = tf.sigmoid(logits)
+  linear = tf.reduce_sum(_in_lanes(event * logits - tf.nn.relu(logits)), axis=-2)
+  return tf.reduce_sum(linear, axis=-1) + _sum_of_logs(probs), event - probs
+
+
+@tf.custom_gradient
+def sum_softplus(logits: tf.Tensor):
+  """Sums log(1 + exp(logits_d)) over the last axis; its gradient is a sigmoid."""
+  total = tf.reduce_sum(tf.nn.relu(logits), axis=-1) - _sum_of_logs(tf.sigmoid(logits))
+  return total, lambda upstream: upstream[..., tf.newaxis] * tf.sigmoid(logits)
+
+
+def _sum_of_logs(probs: tf.Tensor) -> tf.Tensor:
+  """Sums log(max(p_d, 1 - p_d)) over the last axis, with one logarithm for many terms.
+
+  For p = sigmoid(l), softplus(l) = max(l, 0) + log(1 + exp(-|l|)), and 1 / (1 + exp(-|l|)) is the
+  larger one of p and 1 - p. A sum of logarithms is the logarithm of a product.
+  """
+  products = tf.reduce_prod(_in_lanes(tf.maximum(probs, 1 - probs)), axis=-2)
+  return tf.reduce_sum(tf.math.log(products), axis=-1)
+
+
+def _in_lanes(tensor: tf.Tensor) -> tf.Tensor:
+  """Folds the last axis, [..., size] -> [..., factors, lanes], to reduce all lanes side by side."""
+  size = tensor.shape[-1]
+  factors = [n for n in range(1, _FACTORS_AT_MOST + 1) if size % n == 0]
+  number = next((n for n in factors if size // n <= _LANES_AT_MOST), factors[-1])
+  shape = tf.concat([tf.shape(tensor)[:-1], [number, size // number]], axis=0)
+  return tf.reshape(tensor, shape)
