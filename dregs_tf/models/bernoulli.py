@@ -10,7 +10,7 @@ from dregs_tf import seeds
 
 tfd = tfp.distributions
 
-# A factor of `_log_of_product` is at least 1/2, and float32 ends at 2^-126.
+# A factor in `_log_lanes` is at least 1/2, and float32 ends at 2^-126.
 _FACTORS_AT_MOST = 120
 
 # Vectors of this many numbers are multiplied: a few registers of a processor.
@@ -59,12 +59,7 @@ class IndependentBernoulli(tfd.Independent):
     return {"logits": tfp.util.ParameterProperties(event_ndims=1)}
 
   def _log_prob(self, event):
-    logits = self._parameters["logits"]
-    if isinstance(logits, LinearLogits) and logits.covers(event):
-      return logits.log_prob(event)
-    logits = self.distribution.logits_parameter()
-    event = tf.cast(event, logits.dtype)
-    return tf.reduce_sum(event * logits, axis=-1) - sum_softplus(logits)
+    return self._log_prob_where(event, None)
 
   def observed_log_prob(self, event: tf.Tensor, is_missing: tf.Tensor) -> tf.Tensor:
     """Returns log p of the features that are not missing, of the batch shape.
@@ -73,12 +68,18 @@ class IndependentBernoulli(tfd.Independent):
       event: the observations, a Tensor of floats whose missing features may be anything.
       is_missing: whether a feature is missing, of the shape of the event.
     """
+    return self._log_prob_where(event, is_missing)
+
+  def _log_prob_where(self, event, is_missing) -> tf.Tensor:
+    event = tf.cast(event, self.distribution.logits.dtype)
+    if is_missing is not None:
+      event = tf.where(is_missing, tf.zeros([], event.dtype), event)
+    logits = self._parameters["logits"]
+    if isinstance(logits, LinearLogits) and logits.covers(event):
+      return logits.log_prob(event, is_missing)
     logits = self.distribution.logits_parameter()
-    zero, impossible = tf.zeros([], logits.dtype), tf.constant(-float("inf"), logits.dtype)
-    # What can only be 0 is 0 with the density 1.
-    event = tf.where(is_missing, zero, tf.cast(event, logits.dtype))
-    products = tf.where(is_missing, zero, event * logits)
-    return tf.reduce_sum(products, axis=-1) - sum_softplus(tf.where(is_missing, impossible, logits))
+    products, logits = _observed(logits, event, is_missing)
+    return tf.reduce_sum(products, axis=-1) - sum_softplus(logits)
 
 
 class LinearLogits(tfp.util.DeferredTensor):
@@ -112,15 +113,19 @@ class LinearLogits(tfp.util.DeferredTensor):
     sizes = zip(event.shape, self.shape[self.shape.rank - rank :], strict=True)
     return all(size in (1, None, own) or own is None for size, own in sizes)
 
-  def log_prob(self, event: tf.Tensor) -> tf.Tensor:
-    """Computes log p(event) of Bernoullis with these logits: [..., event_size] -> [...]."""
-    event = tf.cast(event, self.dtype)
+  def log_prob(self, event: tf.Tensor, is_missing: tf.Tensor | None = None) -> tf.Tensor:
+    """Computes log p(event) of Bernoullis with these logits: [..., event_size] -> [...].
+
+    Args:
+      event: Bernoullis' values, of the logits' dtype, 0 where they are missing.
+      is_missing: which of them are, of the same shape; None if none is.
+    """
     hidden = self.pretransformed_input
     if not (hidden.shape.is_fully_defined() and event.shape.is_fully_defined()):
       shape = tf.broadcast_dynamic_shape(tf.shape(hidden)[:-1], tf.shape(event)[:-1])
       hidden = tf.broadcast_to(hidden, tf.concat([shape, tf.shape(hidden)[-1:]], axis=0))
       hidden = tf.ensure_shape(hidden, self.pretransformed_input.shape)
-    value = _log_prob_of_linear(hidden, self.kernel, self.bias, event)
+    value = _log_prob_of_linear(hidden, self.kernel, self.bias, event, is_missing)
     return value + self._slope_only(event, value)
 
   def _slope_only(self, event: tf.Tensor, log_prob: tf.Tensor) -> tf.Tensor:
@@ -142,19 +147,21 @@ class LinearLogits(tfp.util.DeferredTensor):
     return zeros(event)
 
 
-def _log_prob_of_linear(hidden, kernel, bias, event) -> tf.Tensor:
+def _log_prob_of_linear(hidden, kernel, bias, event, is_missing) -> tf.Tensor:
   """Computes log p(event) as a function of the last layer's inputs, [..., units] -> [...]."""
   pieces = _pieces(hidden.shape, kernel.shape[-1])
   is_shared = event.shape.rank < hidden.shape.rank or event.shape[0] == 1
-  events = [event if is_shared else event[piece] for piece in pieces]
+
+  def take(values, piece):
+    return values if is_shared or values is None else values[piece]
 
   @tf.custom_gradient
   def log_prob(hidden, kernel, bias):
     hiddens = [hidden[piece] for piece in pieces]
     values, residuals = [], []
-    for part, event in zip(hiddens, events, strict=True):
+    for part, piece in zip(hiddens, pieces, strict=True):
       logits = _dense(part, kernel, bias)
-      value, residual = _log_prob_and_residual(logits, event)
+      value, residual = _log_prob_and_residual(logits, take(event, piece), take(is_missing, piece))
       values.append(value)
       residuals.append(_as_rows(residual))
 
@@ -205,28 +212,38 @@ def _product(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType, **transposed: bool) ->
   return tf.cast(product, tf.float32) if dtype.size < 4 else product
 
 
-def _log_prob_and_residual(logits: tf.Tensor, event: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _log_prob_and_residual(logits, event, is_missing) -> tuple[tf.Tensor, tf.Tensor]:
   """Computes log p(event), [...], and its gradient in the logits, [..., event_size]."""
+  products, logits = _observed(logits, event, is_missing)
   probs = tf.sigmoid(logits)
-  linear = tf.reduce_sum(_in_lanes(event * logits - tf.nn.relu(logits)), axis=-2)
-  return tf.reduce_sum(linear, axis=-1) + _sum_of_logs(probs), event - probs
+  lanes = tf.reduce_sum(_in_lanes(products - tf.nn.relu(logits)), axis=-2)
+  return tf.reduce_sum(lanes + _log_lanes(probs), axis=-1), event - probs
+
+
+def _observed(logits, event, is_missing) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns event * logits, and the logits; a missing value is a 0 that can be nothing else."""
+  if is_missing is None:
+    return event * logits, logits
+  zero, impossible = tf.zeros([], logits.dtype), tf.constant(-math.inf, logits.dtype)
+  products = tf.where(is_missing, zero, event * logits)
+  return products, tf.where(is_missing, impossible, logits)
 
 
 @tf.custom_gradient
 def sum_softplus(logits: tf.Tensor):
   """Sums log(1 + exp(logits_d)) over the last axis; its gradient is a sigmoid."""
-  total = tf.reduce_sum(tf.nn.relu(logits), axis=-1) - _sum_of_logs(tf.sigmoid(logits))
+  lanes = tf.reduce_sum(_in_lanes(tf.nn.relu(logits)), axis=-2) - _log_lanes(tf.sigmoid(logits))
+  total = tf.reduce_sum(lanes, axis=-1)
   return total, lambda upstream: upstream[..., tf.newaxis] * tf.sigmoid(logits)
 
 
-def _sum_of_logs(probs: tf.Tensor) -> tf.Tensor:
-  """Sums log(max(p_d, 1 - p_d)) over the last axis, with one logarithm for many terms.
+def _log_lanes(probs: tf.Tensor) -> tf.Tensor:
+  """Sums log(max(p_d, 1 - p_d)) over factors, with one logarithm for each lane.
 
   For p = sigmoid(l), softplus(l) = max(l, 0) + log(1 + exp(-|l|)), and 1 / (1 + exp(-|l|)) is the
   larger one of p and 1 - p. A sum of logarithms is the logarithm of a product.
   """
-  products = tf.reduce_prod(_in_lanes(tf.maximum(probs, 1 - probs)), axis=-2)
-  return tf.reduce_sum(tf.math.log(products), axis=-1)
+  return tf.math.log(tf.reduce_prod(_in_lanes(tf.maximum(probs, 1 - probs)), axis=-2))
 
 
 def _in_lanes(tensor: tf.Tensor) -> tf.Tensor:
