@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import seeds
+from dregs_tf.mixtures import StratifiedMixture
 from dregs_tf.models.bernoulli import IndependentBernoulli, LinearLogits
 
 tfd = tfp.distributions
@@ -39,6 +40,8 @@ class Normal(tfd.Normal):
 
 def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
   """Returns whether the distribution, on replicas, draws its noise with `seeds.draw`."""
+  if isinstance(distribution, StratifiedMixture):
+    return all(map(draws_for_whole_batch, distribution.components))
   while isinstance(distribution, tfd.Independent):
     distribution = distribution.distribution
   return getattr(distribution, "draws_for_whole_batch", False)
