@@ -1,6 +1,6 @@
 """Checks the values of flags; a message names the flag, what was given and what is allowed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dregs_tf import catalogue
@@ -10,8 +10,17 @@ from dregs_tf.training.errors import ConfigError
 _LARGEST_INT = 2**31 - 1
 
 
-def check_lists(settings: Any, allowed: Sequence[str] = tuple(catalogue.BOUNDS)) -> None:
+def check_lists(
+  settings: Any,
+  allowed: Sequence[str] = tuple(catalogue.BOUNDS),
+  parse: Callable[[str], tuple[str, dict]] = lambda text: (text, {}),
+) -> None:
   """Checks --bounds and --num_samples, lists that may hold strings; drops repeats, sorts the K's.
+
+  Args:
+    settings: a dataclass with these fields.
+    allowed: the names of the bounds to allow.
+    parse: returns the name and the options that an element of --bounds stands for.
 
   Raises:
     ConfigError: if a list is empty, a value is not allowed, or a bound is not defined for any K.
@@ -21,20 +30,24 @@ def check_lists(settings: Any, allowed: Sequence[str] = tuple(catalogue.BOUNDS))
       raise ConfigError(f"--{name} must not be empty: separate values by commas.")
   names = [str(name).strip() for name in settings.bounds]
   for name in names:
-    check_bound("bounds", name)
-    check_choice("bounds", name, allowed)
+    check_bound("bounds", parse(name)[0])
+    check_choice("bounds", parse(name)[0], allowed)
   object.__setattr__(settings, "bounds", tuple(dict.fromkeys(names)))
   all_num_samples = [_as_int(value) for value in settings.num_samples]
   for value in all_num_samples:
     check_int("num_samples", value, at_least=1, note=", or several separated by commas")
   object.__setattr__(settings, "num_samples", tuple(sorted(set(all_num_samples))))
   for name in settings.bounds:
-    check_defined(name, {}, settings.num_samples)
+    check_defined(*parse(name), settings.num_samples)
 
 
 def check_defined(bound: str, options: dict, all_num_samples: Sequence[int]) -> None:
   """Raises unless --num_samples holds a K that a bound is defined for."""
-  row, options = catalogue.BOUNDS[bound], catalogue.options_of(bound, options)
+  row = catalogue.BOUNDS[bound]
+  try:
+    options = catalogue.options_of(bound, options)
+  except ValueError as error:
+    raise ConfigError(f"--bounds: {error}") from error
   least, groups = row.min_samples(**options), row.groups(**options)
   if not any(k >= least and k % groups == 0 for k in all_num_samples):
     given = "".join(f" with {name}={value}" for name, value in options.items())

@@ -1,6 +1,11 @@
 """Configuration of the toy experiment, checked before TensorFlow is loaded."""
 
+import ast
+import contextlib
 import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
 
 from dregs_tf import catalogue
 from dregs_tf.training import checks
@@ -10,9 +15,25 @@ from dregs_tf.training.flags import flag
 # The quadrature of the exact gradient would need more nodes for more latent dimensions.
 _LARGEST_LATENT_DIM = 50
 
-# The exact gradients of these objectives are sums of those of L_K.
-_OBJECTIVES = ("elbo", "iwae", "jvi", "ciwae", "miwae")
+# The exact gradients of these objectives are known: L_K's with tempered weights, and their sums.
+_OBJECTIVES = ("elbo", "iwae", "jvi", "ciwae", "miwae", "vr_iwae")
 BOUNDS = tuple(name for name, row in catalogue.BOUNDS.items() if row.objective in _OBJECTIVES)
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+  """Returns a bound's name and options: of "vr_iwae_dreg(alpha=0.2)", or of a name alone."""
+  match = re.fullmatch(r"(\w+)\((\w+)=([^=()]+)\)", text)
+  if not match:
+    return text, {}
+  name, option, value = match.groups()
+  with contextlib.suppress(ValueError, SyntaxError):
+    value = ast.literal_eval(value)
+  return name, {option: value}
+
+
+def unparse(name: str, options: Mapping[str, Any]) -> str:
+  """Returns the text that `parse` takes."""
+  return name + "".join(f"({option}={value})" for option, value in options.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +41,9 @@ class ToyConfig:
   """Flags of `bin/toy_gaussian.py`; lists may hold strings."""
 
   bounds: tuple[str, ...] = flag(
-    ("elbo", "iwae", "stl", "iwae_dreg"), list, f"Any of {', '.join(BOUNDS)}."
+    ("elbo", "iwae", "stl", "iwae_dreg"),
+    list,
+    f"Any of {', '.join(BOUNDS)}; with an option as in 'vr_iwae_dreg(alpha=0.2)'.",
   )
   num_samples: tuple[int, ...] = flag(
     (1, 3, 10, 30, 100, 300, 1000),
@@ -45,7 +68,7 @@ class ToyConfig:
   )
 
   def __post_init__(self):
-    checks.check_lists(self, BOUNDS)
+    checks.check_lists(self, BOUNDS, parse)
     for name in ("num_trials", "batch_size", "num_observations", "latent_dim"):
       checks.check_int(name, getattr(self, name), at_least=1)
     checks.check_int("num_measurements", self.num_measurements, 2, ", for a variance")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dregs_tf import output
 
 _PANELS = {"snr": "SNR", "bias_squared": "squared bias", "variance": "variance"}
-_COLUMNS_OF_LEGEND = 6
+_COLUMNS_OF_LEGEND = 5
 
 # A single trial's coordinate can be close to 0 by chance: axes end this factor below the lowest
 # mean.
@@ -24,7 +24,7 @@ def figure(
   """Writes a PNG of three panels against K, log-log: means bold, trials faint.
 
   Dotted in the panel of the bias: what an unbiased estimator shows, its variance over the number of
-  measurements. Values that are not above 0 are left out.
+  measurements. Crosses are exact values. Values that are not above 0 are left out.
 
   Args:
     path: where to write it.
@@ -50,6 +50,8 @@ def figure(
         axes.plot(*_points(rows, prefix + column), alpha=0.25, linewidth=0.8, **style)
       rows = [row for row in results if row["bound"] == name]
       axes.plot(*_points(rows, prefix + column), marker="o", markersize=4, linewidth=2.2, **style)
+      if rows and f"exact_{column}" in rows[0] and not prefix:
+        axes.plot(*_points(rows, f"exact_{column}"), "k+", markersize=9, zorder=4)
       if column == "bias_squared":
         k, floor = _points(rows, f"{prefix}variance", 1 / num_measurements)
         axes.plot(k, floor, linestyle=":", linewidth=1.5, zorder=3, color=color)
@@ -75,6 +77,8 @@ def figure(
     for name, style in styles.items()
   ]
   handles.append(Line2D([], [], color="gray", linestyle=":", label="expected without bias"))
+  if not prefix and any(row.get("exact_variance", 0) > 0 for row in results):
+    handles.append(Line2D([], [], color="black", linestyle="", marker="+", label="exact"))
   fig.legend(handles=handles, loc="outside lower center", ncols=_COLUMNS_OF_LEGEND)
   fig.suptitle(title, fontsize="medium")
   fig.savefig(path, dpi=120)

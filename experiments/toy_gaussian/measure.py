@@ -17,21 +17,29 @@ import tensorflow as tf
 
 from dregs_tf import bounds, catalogue, output
 from experiments.toy_gaussian import model
-from experiments.toy_gaussian.config import ToyConfig
+from experiments.toy_gaussian.config import ToyConfig, parse, unparse
 from experiments.toy_gaussian.statistics import Moments
 
 # Samples times rows (observations times measurements) at a time: float32 noise of about 20 MB.
 _PAIRS = 2**18
 
 
+def bound_of(name: str) -> bounds.Bound:
+  """Returns the bound that an element of --bounds stands for."""
+  name, options = parse(name)
+  return bounds.get(name, **options)
+
+
 def reference(name: str) -> str:
   """Names the unbiased estimator, the total derivative, of the gradient of a bound's value."""
-  return bounds.get(name).total.name
+  total, (_, options) = bound_of(name).total.name, parse(name)
+  taken = catalogue.BOUNDS[total].options
+  return unparse(total, {option: value for option, value in options.items() if option in taken})
 
 
 def is_defined(name: str, num_samples: int) -> bool:
-  """Returns whether a bound with its default options is defined for so many samples."""
-  bound = bounds.get(name)
+  """Returns whether a bound is defined for so many samples."""
+  bound = bound_of(name)
   return num_samples >= bound.min_samples and num_samples % bound.groups == 0
 
 
@@ -132,7 +140,7 @@ def estimate(
   gradients = {}
   for k in all_num_samples:
     defined = [name for name in names if is_defined(name, k)]
-    coefficients = [bounds.get(name).coefficients(log_weights[:k]) for name in defined]
+    coefficients = [bound_of(name).coefficients(log_weights[:k]) for name in defined]
     if not defined:
       continue
     per_row = model.loc_gradients(noise[:, :k], shift, coefficients)
@@ -159,12 +167,11 @@ def exact_gradients(
   """
 
   def parts(name, k):
-    """Returns (factor, K) pairs: the objective is the sum of factor * L_K."""
-    options = dict(bounds.get(name).options)
-    match catalogue.BOUNDS[name].objective:
-      case "elbo":
-        return [(1, 1)]
-      case "iwae":
+    """Returns (factor, K) pairs: the objective is the sum of factor * L_K, of tempered weights."""
+    bound = bound_of(name)
+    options = dict(bound.options)
+    match catalogue.BOUNDS[bound.name].objective:
+      case "elbo" | "iwae" | "vr_iwae":
         return [(1, k)]
       case "ciwae":
         return [(options["beta"], 1), (1 - options["beta"], k)]
@@ -176,10 +183,55 @@ def exact_gradients(
       for j in range(m + 1)
     ]
 
-  needed = sorted({k for key in keys for _, k in parts(*key)})
-  by_num_samples = model.exact_loc_gradients(shift, needed)
+  needed = {}
+  for name, k in keys:
+    needed.setdefault(_alpha(name), set()).update(of for _, of in parts(name, k))
+  exact = {
+    each: model.exact_loc_gradients(shift, sorted(all_k), each) for each, all_k in needed.items()
+  }
   inputs = np.concatenate([x, np.ones_like(x[:, :1])], axis=-1)
   return {
-    key: sum(factor * by_num_samples[k].T @ inputs / len(x) for factor, k in parts(*key)).ravel()
-    for key in keys
+    (name, k): sum(
+      factor * exact[_alpha(name)][of].T @ inputs / len(x) for factor, of in parts(name, k)
+    ).ravel()
+    for name, k in keys
   }
+
+
+def exact_variances(settings: ToyConfig) -> dict[tuple[str, int], np.ndarray]:
+  """Returns the exact variance of a measurement, averaged over coordinates, of each trial.
+
+  It is known for the total, dreg and stl gradients of the ELBO, L_K and VR-IWAE.
+
+  Returns:
+    For each (bound, K) that it is known for, [num_trials] in float64.
+  """
+  found = {}
+  for trial in range(settings.num_trials):
+    generator = np.random.default_rng([settings.seed, trial])
+    parameters, x = model.draw(generator, settings.latent_dim, settings.num_observations)
+    x = x[: settings.batch_size]
+    shift = model.shifts(parameters, x)
+    # loc = A x + b, and observations are independent.
+    factor = (1 + np.sum(x**2, axis=-1)) / len(x) ** 2 / (x.shape[1] * (x.shape[1] + 1))
+    for name in settings.bounds:
+      row = catalogue.BOUNDS[bound_of(name).name]
+      is_known = row.gradient in ("total", "dreg", "stl")
+      if not (is_known and row.objective in ("elbo", "iwae", "vr_iwae")):
+        continue
+      of = model.estimator(row.gradient, _alpha(name))
+      for k in settings.num_samples:
+        variance = float(factor @ model.exact_variances(shift, k, of))
+        found.setdefault((name, k), []).append(variance)
+  return {key: np.array(variances) for key, variances in found.items()}
+
+
+def _alpha(name: str) -> float:
+  """Returns the alpha of VR-IWAE that the bound's weights are tempered by."""
+  bound = bound_of(name)
+  match catalogue.BOUNDS[bound.name].objective:
+    case "vr_iwae":
+      return dict(bound.options)["alpha"]
+    case "elbo":
+      return 1.0
+  return 0.0

@@ -109,7 +109,9 @@ def loc_gradients(noise: tf.Tensor, shift: tf.Tensor, estimators: list[Coefficie
   return total - 2 * shift * tf.reduce_sum(path, axis=1)[..., tf.newaxis]
 
 
-def exact_loc_gradients(shift: np.ndarray, all_num_samples) -> dict[int, np.ndarray]:
+def exact_loc_gradients(
+  shift: np.ndarray, all_num_samples, alpha: float = 0.0
+) -> dict[int, np.ndarray]:
   """Computes the expected gradient of L_K in the proposal's mean, without sampling error.
 
   By symmetry the gradient points along d: it is -2 d h_K(|d|). `exact_slope` computes h_K, a
@@ -118,24 +120,38 @@ def exact_loc_gradients(shift: np.ndarray, all_num_samples) -> dict[int, np.ndar
   Args:
     shift: [batch_size, D].
     all_num_samples: the K's to compute it for.
+    alpha: that of VR-IWAE; 0 is L_K.
 
   Returns:
     For each K, [batch_size, D] in float64.
   """
+  latent_dim = shift.shape[-1]
+
+  def slopes(distance):
+    return list(exact_slope(distance, latent_dim, all_num_samples, alpha=alpha).values())
+
+  values = _interpolated(slopes, shift)
+  return {
+    k: -2 * shift * slope[:, np.newaxis] for k, slope in zip(all_num_samples, values, strict=True)
+  }
+
+
+def _interpolated(function, shift: np.ndarray) -> np.ndarray:
+  """Returns functions of |d|, [their number, batch_size], as polynomials in |d|^2."""
   squares = np.sum(shift**2, axis=-1)
   low, high = squares.min(), squares.max() + 1e-9
   nodes = low + (high - low) * (np.polynomial.chebyshev.chebpts1(_DEGREE + 1) + 1) / 2
-  slopes = [exact_slope(math.sqrt(node), shift.shape[-1], all_num_samples) for node in nodes]
-  gradients = {}
-  for num_samples in all_num_samples:
-    values = [slope[num_samples] for slope in slopes]
-    slope = np.polynomial.Chebyshev.fit(nodes, values, _DEGREE, domain=[low, high])
-    gradients[num_samples] = -2 * shift * slope(squares)[:, np.newaxis]
-  return gradients
+  values = np.array([function(math.sqrt(node)) for node in nodes]).T
+  fit = np.polynomial.Chebyshev.fit
+  return np.array([fit(nodes, each, _DEGREE, domain=[low, high])(squares) for each in values])
 
 
 def exact_slope(
-  distance: float, latent_dim: int, all_num_samples, doubly_reparameterized: bool = True
+  distance: float,
+  latent_dim: int,
+  all_num_samples,
+  doubly_reparameterized: bool = True,
+  alpha: float = 0.0,
 ) -> dict[int, float]:
   """Computes h_K of `exact_loc_gradients` at |d| = distance > 0, by quadrature.
 
@@ -153,28 +169,104 @@ def exact_slope(
     all_num_samples: the K's to compute it for.
     doubly_reparameterized: f is the path's, with wbar^2 (Eq. 7), or the total derivative's, with
       wbar (Eq. 3): the same mean, and for large K more digits in the first form.
+    alpha: that of VR-IWAE, whose weights are w^(1 - alpha), with the path's factor
+      alpha wbar + (1 - alpha) wbar^2; 0 is L_K.
 
   Returns:
     h_K for each K; h_1 = 1, and it falls like 1 / K.
   """
-  along, mass = special.roots_hermitenorm(_NODES)
-  log_weight = -(distance**2) - 2 * _SCALE * distance * along - (PROPOSAL_VARIANCE - 0.5) * along**2
-  if latent_dim > 1:
-    half_square, mass_across = special.roots_genlaguerre(_NODES, (latent_dim - 1) / 2 - 1)
-    rest = 2 * (PROPOSAL_VARIANCE - 0.5) * half_square
-    log_weight = (log_weight[:, np.newaxis] - rest).ravel()
-    mass = np.outer(mass, mass_across).ravel()
-    along = np.repeat(along, _NODES)
-  mass = mass / mass.sum()
-  power, of_noise = (2, _PATH_OF_NOISE) if doubly_reparameterized else (1, -2 * _SCALE)
+  log_weight, along, _, mass = _quadrature(distance, latent_dim)
+  of_noise = _PATH_OF_NOISE if doubly_reparameterized else -2 * _SCALE
   term = mass * (-2 * distance + of_noise * along)
 
-  t_w = np.exp(_LOG_T[:, np.newaxis] + log_weight)
-  mean = (t_w**power * np.exp(-t_w)) @ term
-  # log phi is computed from 1 - phi where phi is about 1; where it is about 0, the mean vanishes.
-  log_phi = np.log1p(-np.minimum(-np.expm1(-t_w) @ mass, 1 - 2.0**-53))
+  t_w = np.exp(_LOG_T[:, np.newaxis] + (1 - alpha) * log_weight)
+  factor = alpha + (1 - alpha) * t_w if doubly_reparameterized else 1.0
+  mean = (factor * t_w * np.exp(-t_w)) @ term
+  log_phi = _log_phi(t_w, mass)
   step = _LOG_T[1] - _LOG_T[0]
   return {
     k: k * step * np.sum(mean * np.exp((k - 1) * log_phi)) / (-2 * distance)
     for k in all_num_samples
   }
+
+
+class Estimator(NamedTuple):
+  """Describes sum_i b_i f_i with f_i = -2 d + of_noise eps_i and b_i a polynomial in wbar_i.
+
+  factors: of wbar^1, wbar^2 in b. of_noise: of the noise in f. alpha: of VR-IWAE's weights.
+  """
+
+  factors: tuple[float, ...]
+  of_noise: float
+  alpha: float
+
+
+def estimator(gradient: str, alpha: float) -> Estimator:
+  """Returns the estimator "total", "dreg" or "stl" of VR-IWAE; alpha = 0 is L_K, 1 the ELBO."""
+  if gradient == "dreg":
+    return Estimator((alpha, 1 - alpha), _PATH_OF_NOISE, alpha)
+  return Estimator((1.0,), -2 * _SCALE if gradient == "total" else _PATH_OF_NOISE, alpha)
+
+
+def exact_variances(shift: np.ndarray, num_samples: int, of: Estimator) -> np.ndarray:
+  """Computes the variance of a gradient in the proposal's mean, summed over coordinates.
+
+  Args:
+    shift: [batch_size, D].
+    num_samples: K.
+    of: the estimator.
+
+  Returns:
+    [batch_size] in float64, interpolated in |d|^2 as `exact_loc_gradients` is.
+  """
+  latent_dim = shift.shape[-1]
+  (values,) = _interpolated(lambda d: [_exact_variance(d, latent_dim, num_samples, of)], shift)
+  return values
+
+
+def _exact_variance(distance: float, latent_dim: int, num_samples: int, of: Estimator) -> float:
+  """Computes it by quadrature: as `exact_slope`, with 1 / S^n and pairs of samples.
+
+  E |sum_i wbar_i^p f_i|^2 = K E[wbar_1^2p |f_1|^2] + K (K - 1) E[wbar_1^p f_1 . wbar_2^p f_2]
+  """
+  log_weight, along, across, mass = _quadrature(distance, latent_dim)
+  along = -2 * distance + of.of_noise * along
+  norm = along**2 + of.of_noise**2 * across
+  t_w = np.exp(_LOG_T[:, np.newaxis] + (1 - of.alpha) * log_weight)
+  decay, log_phi = np.exp(-t_w), _log_phi(t_w, mass)
+  step, k = _LOG_T[1] - _LOG_T[0], num_samples
+
+  def integral(values, others, power):
+    return step * np.sum(values * np.exp(others * log_phi)) / math.gamma(power)
+
+  factors = dict(enumerate(of.factors, start=1))
+  one = {p: (t_w**p * decay) @ (mass * along) for p in factors}
+  mean = sum(factor * k * integral(one[p], k - 1, p) for p, factor in factors.items())
+  square = 0.0
+  for p, factor in factors.items():
+    for q, other in factors.items():
+      same = integral((t_w ** (p + q) * decay) @ (mass * norm), k - 1, p + q)
+      pairs = integral(one[p] * one[q], k - 2, p + q) if k > 1 else 0.0
+      square += factor * other * k * (same + (k - 1) * pairs)
+  return float(square - mean**2)
+
+
+def _quadrature(distance: float, latent_dim: int) -> tuple[np.ndarray, ...]:
+  """Returns log w - log p(x), eps along d, |eps|^2 across it, and probabilities, of all nodes."""
+  along, mass = special.roots_hermitenorm(_NODES)
+  across = np.zeros_like(along)
+  if latent_dim > 1:
+    half_square, mass_across = special.roots_genlaguerre(_NODES, (latent_dim - 1) / 2 - 1)
+    mass = np.outer(mass, mass_across).ravel()
+    along, across = np.repeat(along, _NODES), np.tile(2 * half_square, _NODES)
+  excess = PROPOSAL_VARIANCE - 0.5
+  log_weight = -(distance**2) - 2 * _SCALE * distance * along - excess * (along**2 + across)
+  return log_weight, along, across, mass / mass.sum()
+
+
+def _log_phi(t_w: np.ndarray, mass: np.ndarray) -> np.ndarray:
+  """Returns log E exp(-t w) from 1 - phi, which keeps its digits where phi is about 1.
+
+  Where phi is about 0, what it multiplies vanishes.
+  """
+  return np.log1p(-np.minimum(-np.expm1(-t_w) @ mass, 1 - 2.0**-53))

@@ -11,7 +11,13 @@ from dregs_tf import output
 from dregs_tf.training.errors import ConfigError
 from experiments.toy_gaussian import figure
 from experiments.toy_gaussian.config import ToyConfig
-from experiments.toy_gaussian.measure import is_defined, measure, reference
+from experiments.toy_gaussian.measure import (
+  bound_of,
+  exact_variances,
+  is_defined,
+  measure,
+  reference,
+)
 from experiments.toy_gaussian.statistics import Moments, slope, summarize
 
 # From this K on, slopes are printed as asymptotic.
@@ -41,14 +47,15 @@ def run(settings: ToyConfig) -> list[dict]:
     left_out = [str(k) for k in settings.num_samples if not is_defined(name, k)]
     if left_out:
       print(f"{name} is left out at K = {', '.join(left_out)}: it is not defined there.")
-  trials = measure(settings)
+  trials, exact = measure(settings), exact_variances(settings)
   coordinate = choose_coordinate(settings)
 
   results, rows = [], []
   for (name, num_samples), moments in trials.items():
     key = {"bound": name, "num_samples": num_samples}
     n = settings.num_measurements
-    results.append(key | _both(moments, n, coordinate) | {"reference": reference(name)})
+    known = _exact(moments, exact.get((name, num_samples)), bound_of(name).is_unbiased(num_samples))
+    results.append(key | _both(moments, n, coordinate) | {"reference": reference(name)} | known)
     for trial in range(settings.num_trials):
       one = Moments(*(part[trial : trial + 1] for part in moments))
       rows.append({"trial": trial} | key | _both(one, n, coordinate))
@@ -91,14 +98,29 @@ def _both(moments, n, coordinate) -> dict[str, float]:
   return summarize(moments, n) | single
 
 
+def _exact(moments, variances: np.ndarray | None, is_unbiased: bool) -> dict[str, float]:
+  """Returns the exact SNR and variance over all trials; NaN where they are not known."""
+  if variances is None:
+    return {"exact_snr": math.nan, "exact_variance": math.nan}
+  variance = float(np.mean(variances))
+  snr = math.sqrt(np.mean(moments.exact**2) / variance) if is_unbiased else math.nan
+  return {"exact_snr": snr, "exact_variance": variance}
+
+
 def _report(results) -> str:
   """Formats the results as a table, and the slopes."""
-  lines = [f"{'bound':15}{'K':>6}{'SNR':>11}{'bias^2':>11}{'variance':>11}{'p-value':>11}"]
+  columns = {
+    **{"snr": "SNR", "exact_snr": "exact", "variance": "variance", "exact_variance": "exact"},
+    **{"bias_squared": "bias^2", "p_value": "p-value"},
+  }
+  width = max(15, *(len(row["bound"]) for row in results))
+  lines = [f"{'bound':{width}}{'K':>6}" + "".join(f"{title:>11}" for title in columns.values())]
   for row in results:
     numbers = "".join(
-      f"{row[column]:11.3g}" for column in ("snr", "bias_squared", "variance", "p_value")
+      f"{'':11}" if math.isnan(row[column]) and "exact" in column else f"{row[column]:11.3g}"
+      for column in columns
     )
-    lines.append(f"{row['bound']:15}{row['num_samples']:6}{numbers}")
+    lines.append(f"{row['bound']:{width}}{row['num_samples']:6}{numbers}")
   for name in dict.fromkeys(row["bound"] for row in results):
     parts = []
     smallest = min(row["num_samples"] for row in results if row["bound"] == name)

@@ -7,7 +7,6 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import special
 
 from dregs_tf import bounds
 from dregs_tf.training.errors import ConfigError
@@ -112,50 +111,7 @@ def test_bias_is_found_where_there_is_one():
 # --- against exact second moments ---------------------------------------------------------------
 
 
-def exact_moments(name, distance, num_samples, latent_dim):
-  """Mean along d and mean squared norm of one observation's gradient in loc, by quadrature.
-
-  As `gaussian.exact_slope`, with 1 / S^4 and pairs of samples: E (sum_i wbar_i^p f_i)^2 =
-  K E[wbar_1^2p f_1^2] + K (K - 1) E[wbar_1^p f_1 wbar_2^p f_2].
-  """
-  scale = math.sqrt(2 / 3)
-  power, of_noise = {"iwae": (1, -2 * scale), "iwae_dreg": (2, 1 / scale - 2 * scale)}[name]
-  along, mass = special.roots_hermitenorm(24)
-  half, mass_across = special.roots_genlaguerre(24, (latent_dim - 1) / 2 - 1)
-  mass = np.outer(mass / mass.sum(), mass_across / mass_across.sum()).ravel()
-  along, across = np.repeat(along, 24), np.tile(2 * half, 24)
-  log_weight = -(distance**2) - 2 * scale * distance * along - (along**2 + across) / 6
-  f = -2 * distance + of_noise * along
-
-  step = 0.5
-  t_w = np.exp(np.arange(-25, 40, step)[:, np.newaxis] + log_weight)
-  decay = np.exp(-t_w)
-  log_phi = np.log1p(-np.minimum(-np.expm1(-t_w) @ mass, 1 - 2.0**-53))
-  k = num_samples
-
-  def integral(values, others, of_gamma):
-    return step * np.sum(values * np.exp(others * log_phi)) / math.gamma(of_gamma)
-
-  one = (t_w**power * decay) @ (mass * f)
-  same = (t_w ** (2 * power) * decay) @ (mass * (f**2 + of_noise**2 * across))
-  mean = k * integral(one, k - 1, power)
-  square = k * integral(same, k - 1, 2 * power)
-  if k > 1:
-    square += k * (k - 1) * integral(one**2, k - 2, 2 * power)
-  return mean, square
-
-
-def exact_variance(name, settings, num_samples):
-  """What `summarize` calls variance, of the first trial, computed."""
-  generator = np.random.default_rng([settings.seed, 0])
-  parameters, x = model.draw(generator, settings.latent_dim, settings.num_observations)
-  x = x[: settings.batch_size]
-  total = 0.0
-  for observation, shift in zip(x, model.shifts(parameters, x), strict=True):
-    distance = np.linalg.norm(shift)
-    mean, square = exact_moments(name, distance, num_samples, settings.latent_dim)
-    total += (1 + observation @ observation) * (square - mean**2)
-  return total / len(x) ** 2 / (settings.latent_dim * (settings.latent_dim + 1))
+TEMPERED = ("vr_iwae(alpha=0.2)", "vr_iwae_dreg(alpha=0.2)")
 
 
 def test_variances_are_the_exact_ones():
@@ -164,21 +120,51 @@ def test_variances_are_the_exact_ones():
   Sixteen repetitions had relative standard deviations of up to 0.7 % (of IWAE-DReG at K = 6): 4 %
   is 6 of them, and finds an error of 6 % with probability 0.99.
   """
-  settings = {"num_trials": 1, "num_measurements": 800, "batch_size": 24}
-  rows = summaries(["iwae", "iwae_dreg"], num_samples=[1, 6, 50], **settings)
-  settings = ToyConfig(**settings)
-  for (name, k), row in rows.items():
-    assert row["variance"] == pytest.approx(exact_variance(name, settings, k), rel=0.04), (name, k)
+  settings = {"num_samples": [1, 6, 50], "num_trials": 1, "num_measurements": 800, "batch_size": 24}
+  names = ["iwae", "iwae_dreg", "stl", "elbo", "vimco_star", *TEMPERED]
+  rows = summaries(names, **settings)
+  exact = measure.exact_variances(ToyConfig(bounds=names, **settings))
+  assert set(exact) == {key for key in rows if key[0] != "vimco_star"}
+  for (name, k), variances in exact.items():
+    assert rows[name, k]["variance"] == pytest.approx(variances[0], rel=0.04), (name, k)
+  for name in TEMPERED:
+    assert rows[name, 6]["exact_p_value"] > 1e-4  # once in 10,000
+
+
+def exact_snr(name, num_samples):
+  """Of the default settings' first trial, as `summarize` defines it."""
+  settings = ToyConfig(bounds=[name], num_samples=[num_samples], num_trials=1)
+  parameters, x = model.draw(np.random.default_rng([0, 0]), 20, settings.num_observations)
+  x = x[: settings.batch_size]
+  key = (name, num_samples)
+  gradient = measure.exact_gradients(model.shifts(parameters, x), x, [key])[key]
+  return math.sqrt(np.mean(gradient**2) / measure.exact_variances(settings)[key][0])
+
+
+def test_the_tempered_bound_has_twice_the_signal_at_many_samples():
+  """By quadrature: 8.1 and 3.9."""
+  tempered, tight = (exact_snr(name, 64) for name in ("vr_iwae_dreg(alpha=0.2)", "iwae_dreg"))
+  assert tempered > 1.5 * tight
+
+
+def test_exact_slopes_of_the_tempered_variances():
+  """D = 20: about K^-1.0 and K^-1.2, where iwae_dreg's falls like K^-3."""
+  num_samples = [16, 1024]
+  names = [*TEMPERED, "iwae_dreg"]
+  settings = ToyConfig(bounds=names, num_samples=num_samples, num_trials=1, batch_size=8)
+  exact = measure.exact_variances(settings)
+  slopes = [math.log(exact[name, 1024][0] / exact[name, 16][0], 64) for name in names]
+  np.testing.assert_allclose(slopes, [-1.0, -1.2, -2.95], atol=0.05)
 
 
 def test_slopes():
   """D = 3, where K = 4 is already many: variances like K^-1 and K^-3, the SNR of DReG like K^1/2.
 
   Quadrature gives the exponents -1.03, -3.05 and 0.50. Twelve repetitions had standard deviations
-  of 0.008: a tolerance of 7 of them.
+  of 0.008: a tolerance of 7 of them. Without any path, vimco has IWAE's rate and vimco_star DReG's.
   """
   rows = summaries(
-    ["iwae", "iwae_dreg"],
+    ["iwae", "iwae_dreg", "vimco", "vimco_star"],
     num_samples=[4, 16, 64],
     num_trials=3,
     num_measurements=500,
@@ -189,6 +175,8 @@ def test_slopes():
   assert statistics.slope(rows, "iwae", "variance") == pytest.approx(-1.03, abs=0.06)
   assert statistics.slope(rows, "iwae_dreg", "variance") == pytest.approx(-3.05, abs=0.06)
   assert statistics.slope(rows, "iwae_dreg", "snr") == pytest.approx(0.5, abs=0.06)
+  assert statistics.slope(rows, "vimco", "variance") == pytest.approx(-1, abs=0.15)
+  assert statistics.slope(rows, "vimco_star", "variance") == pytest.approx(-3, abs=0.3)
 
 
 # --- the statistics -----------------------------------------------------------------------------
@@ -322,14 +310,19 @@ def test_a_figure_without_a_value_to_show(tmp_path):
 
 
 def test_lists_may_be_strings():
-  settings = ToyConfig(bounds=["stl", "elbo", "stl"], num_samples=["10", " 1", "10"])
-  assert settings.bounds == ("stl", "elbo")
+  names = ["stl", "vr_iwae(alpha=0.2)", "stl"]
+  settings = ToyConfig(bounds=names, num_samples=["10", " 1", "10"])
+  assert settings.bounds == ("stl", "vr_iwae(alpha=0.2)")
   assert settings.num_samples == (1, 10)
 
 
 BAD = [
   ({"bounds": ["iwae", "svi"]}, "--bounds", "'svi'", "iwae_dreg"),
   ({"bounds": []}, "--bounds", "empty"),
+  ({"bounds": ["vr_iwae(alpha=2)"]}, "--bounds", "alpha must be in [0, 1]", "got 2"),
+  ({"bounds": ["iwae(alpha=0.2)"]}, "--bounds", "iwae takes no options", "alpha"),
+  ({"bounds": ["vr_iwae(0.2)"]}, "--bounds", "'vr_iwae(0.2)'"),
+  ({"bounds": ["tvo"]}, "--bounds", "'tvo'"),
   ({"num_samples": []}, "--num_samples", "empty"),
   ({"num_samples": ["1", "x"]}, "--num_samples", "'x'", "whole number"),
   ({"num_samples": ["0"]}, "--num_samples", "got 0", "at least 1"),

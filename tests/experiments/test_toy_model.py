@@ -55,19 +55,21 @@ def test_the_exact_gradient_of_the_elbo_is_in_closed_form():
   np.testing.assert_allclose(gradient, -2 * shift, rtol=1e-12)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
 @pytest.mark.parametrize("distance", [0.05, 0.4])
 @pytest.mark.parametrize("latent_dim", [1, 2, 20])
 def test_the_exact_gradient_is_the_same_before_and_after_the_second_reparameterization(
-  latent_dim, distance
+  latent_dim, distance, alpha
 ):
-  all_num_samples = (1, 2, 30, 1000)
-  once = model.exact_slope(distance, latent_dim, all_num_samples, doubly_reparameterized=False)
-  twice = model.exact_slope(distance, latent_dim, all_num_samples)
-  for num_samples in all_num_samples:
+  arguments = (distance, latent_dim, (1, 2, 30, 1000))
+  once = model.exact_slope(*arguments, doubly_reparameterized=False, alpha=alpha)
+  twice = model.exact_slope(*arguments, alpha=alpha)
+  for num_samples in once:
     assert once[num_samples] == pytest.approx(twice[num_samples], rel=1e-10)
 
 
-def test_the_exact_gradient_is_the_derivative_of_the_bound():
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_the_exact_gradient_is_the_derivative_of_the_bound(alpha):
   """D = 1, K = 2: the bound by a product of Gauss-Hermite rules, its derivative by differences."""
   noise, mass = np.polynomial.hermite_e.hermegauss(60)
   mass = mass / mass.sum()
@@ -75,11 +77,13 @@ def test_the_exact_gradient_is_the_derivative_of_the_bound():
   def bound(shift):
     z = shift + SCALE * noise
     log_weight = stats.norm.logpdf(z, 0, math.sqrt(0.5)) - stats.norm.logpdf(z, shift, SCALE)
-    return mass @ (np.logaddexp(log_weight[:, None], log_weight) - math.log(2)) @ mass
+    log_weight = (1 - alpha) * log_weight
+    value = (np.logaddexp(log_weight[:, None], log_weight) - math.log(2)) / (1 - alpha)
+    return mass @ value @ mass
 
   shift, step = 0.3, 1e-4
   derivative = (bound(shift + step) - bound(shift - step)) / (2 * step)
-  exact = -2 * shift * model.exact_slope(shift, 1, [2])[2]
+  exact = -2 * shift * model.exact_slope(shift, 1, [2], alpha=alpha)[2]
   assert exact == pytest.approx(derivative, rel=1e-6)
 
 
