@@ -23,9 +23,10 @@ FEW_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FE
 
 
 def every_bound():
-  """Every bound with its default options, but for the number of groups, which is 2."""
+  """Every bound with its default options, but for 2 groups and factors that are not trained."""
+  options = {"groups": 2, "a": 0.3, "b": 0.6, "g": 0.2, "d": -0.4}
   return [
-    bounds.get(name, **({"groups": 2} if "groups" in row.options else {}))
+    bounds.get(name, **{key: options[key] for key in options if key in row.options})
     for name, row in catalogue.BOUNDS.items()
   ]
 

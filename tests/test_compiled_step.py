@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dregs_tf import models
+from dregs_tf import bounds, models
 from tests.problems import every_bound
 
 BATCH, DIM, LATENT, NUM_SAMPLES = 4, 12, 3, 6
@@ -18,7 +18,7 @@ PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"}
 X = np.random.default_rng(0).integers(0, 2, (BATCH, DIM)).astype("float32")
 
 
-def model(bound: str, **options) -> models.VAE:
+def model(bound: bounds.Bound | str, **options) -> models.VAE:
   result = models.VAE(np.full(DIM, 0.3), latent_dim=LATENT, hidden_units=(7, 6))
   result.compile(keras.optimizers.Adam(), bound=bound, num_samples=NUM_SAMPLES, seed=1, **options)
   return result
@@ -29,7 +29,7 @@ def step_of(model: models.VAE, jit_compile: bool = False):
   return tf.function(model.train_step, jit_compile=jit_compile, autograph=False)
 
 
-def operations(bound: str, **options) -> list[str]:
+def operations(bound: bounds.Bound | str, **options) -> list[str]:
   """Types of the operations of a traced training step, those of its functions included."""
   definition = step_of(model(bound, **options)).get_concrete_function(tf.constant(X)).graph
   definition = definition.as_graph_def()
@@ -38,7 +38,7 @@ def operations(bound: str, **options) -> list[str]:
   return [node.op for part in nodes for node in part]
 
 
-def num_products(bound: str) -> int:
+def num_products(bound: bounds.Bound | str) -> int:
   return sum(operation in PRODUCTS for operation in operations(bound))
 
 
@@ -53,6 +53,11 @@ def products_of_iwae() -> int:
 @pytest.mark.parametrize("bound", every_bound(), ids=str)
 def test_no_bound_costs_more_matrix_products_than_iwae(bound, products_of_iwae):
   assert num_products(bound) <= products_of_iwae
+
+
+def test_trained_factors_cost_backward_passes_of_the_encoder_alone(products_of_iwae):
+  """Four, of five products each, which see 1 / K of the decoder's rows."""
+  assert num_products("iwae_cv") <= products_of_iwae + 4 * 5
 
 
 @pytest.mark.parametrize("options", [{}, {"num_backward_samples": 2, "gradient_statistics": True}])

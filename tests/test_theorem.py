@@ -333,10 +333,23 @@ def bound_value(bound, l):
   return tf.reduce_logsumexp(l, axis=0)
 
 
-@pytest.mark.parametrize("name", ["iwae", "iwae_dreg", "vr_iwae_dreg", "elbo", "elbo_stl", "vimco"])
-def test_mixed_latents(name):
+@pytest.mark.parametrize(
+  "name,atol",
+  [
+    *[("iwae", 1e-10), ("elbo", 1e-10), ("elbo_stl", 1e-10), ("vr_iwae_dreg", 1e-10)],
+    *[("iwae_dreg", 1e-6), ("vimco", 1e-6)],  # what their quadrature resolves
+  ],
+)
+def test_mixed_latents(name, atol):
   actual, expected = mixed(bounds.get(name), 2)
-  np.testing.assert_allclose(actual, expected, atol=1e-6)
+  np.testing.assert_allclose(actual, expected, atol=atol)
+
+
+def test_mixed_latents_of_three_samples(monkeypatch):
+  """The plain path agrees at each node, so that few of them show the enumerated score exactly."""
+  monkeypatch.setitem(NUM_NODES, 3, 8)
+  actual, expected = mixed(bounds.get("iwae"), 3)
+  np.testing.assert_allclose(actual, expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["iwae", "iwae_dreg"])
