@@ -4,6 +4,7 @@ from dregs_tf.models.base import LatentVariableModel
 from dregs_tf.models.conditional import ConditionalBernoulli, ConditionalNormal
 from dregs_tf.models.discrete import DiscreteVAE
 from dregs_tf.models.gradient_snr import GradientSNR
+from dregs_tf.models.hierarchical import HierarchicalVAE
 from dregs_tf.models.multimodal import MixtureOfExpertsVAE
 from dregs_tf.models.structured import StructuredVAE
 from dregs_tf.models.vae import VAE
@@ -14,6 +15,7 @@ __all__ = [
   "ConditionalNormal",
   "DiscreteVAE",
   "GradientSNR",
+  "HierarchicalVAE",
   "LatentVariableModel",
   "MixtureOfExpertsVAE",
   "StructuredVAE",

@@ -22,7 +22,7 @@ class Normal(tfd.Normal):
   """Draws the samples of a Normal with the Philox generator.
 
   On a CPU it is ten times faster than XLA's default generator. On replicas of a model, the noise is
-  that of the whole batch, split along the first axis of the batch shape.
+  that of the whole batch, split along the axis of the examples: the last but one.
   """
 
   draws_for_whole_batch = True
@@ -35,7 +35,7 @@ class Normal(tfd.Normal):
     def sampler(shape):
       return tf.random.stateless_normal(shape, seed, dtype=loc.dtype, alg="philox")
 
-    return loc + scale * seeds.draw(sampler, shape, axis=1)
+    return loc + scale * seeds.draw(sampler, shape, axis=_batch_axis(loc))
 
 
 def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
@@ -45,6 +45,14 @@ def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
   while isinstance(distribution, tfd.Independent):
     distribution = distribution.distribution
   return getattr(distribution, "draws_for_whole_batch", False)
+
+
+def _batch_axis(parameter: tf.Tensor) -> int:
+  """Returns the axis of the examples in samples of a net's outputs, [..., batch_size, size].
+
+  Below another latent the outputs have an axis of samples as well. Samples have one more axis.
+  """
+  return max(1, parameter.shape.rank - 1)
 
 
 @keras.saving.register_keras_serializable("dregs_tf")

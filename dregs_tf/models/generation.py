@@ -4,9 +4,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from dregs_tf import evaluation, seeds
-from dregs_tf.models import batches, calls
+from dregs_tf.models import batches, calls, steps
+
+tfd = tfp.distributions
 
 
 class GenerativeModel(keras.Model):
@@ -38,6 +41,8 @@ class GenerativeModel(keras.Model):
   def encode(self, x: Any, context: Any = None):
     """Computes the mean of the proposal q(z | x, context), layers in inference mode.
 
+    Of a joint proposal, each part's mean given the means of its parents.
+
     Args:
       x: observations [batch_size, ...].
       context: contexts [batch_size, ...], for a conditional model.
@@ -50,7 +55,7 @@ class GenerativeModel(keras.Model):
     """
     x, context = self._as_tensors(x), self._as_tensors(context)
     with calls.mode(self, training=False):
-      return calls.propose(self, x, context).mean()
+      return _mean(calls.propose(self, x, context))
 
   def reconstruct(self, x: Any, context: Any = None, seed: seeds.Seed = None):
     """Returns the likelihood's mean at one sample of the proposal, for x [batch_size, ...]."""
@@ -59,3 +64,44 @@ class GenerativeModel(keras.Model):
       z = calls.propose(self, x, context).sample(1, seed=seeds.stateless(seed))
       mean = calls.call(self.likelihood, z, context).mean()
     return tf.nest.map_structure(lambda part: part[0], mean)
+
+  def kl_divergence(
+    self, x: Any, context: Any = None, num_samples: int = 64, seed: seeds.Seed = 0
+  ) -> Any:
+    """Estimates KL(q(z | x, context) || p(z | context)) of each example in nats, by samples of q.
+
+    Args:
+      x: observations [batch_size, ...].
+      context: contexts [batch_size, ...], for a conditional model.
+      num_samples: a positive int.
+      seed: as `bounds.estimate` takes it.
+
+    Returns:
+      [batch_size]; where proposal and prior are joint distributions of parts of the same names, a
+      dict of such Tensors: the mean of log q - log p of each part given its parents. They add up to
+      the divergence.
+    """
+    num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
+    x, context = self._as_tensors(x), self._as_tensors(context)
+    with calls.mode(self, training=False):
+      proposal, prior = calls.propose(self, x, context), calls.call(self.prior, context)
+      z = proposal.sample(num_samples, seed=seeds.stateless(seed))
+      log_q, log_p = (steps.log_prob_parts(each, z) for each in (proposal, prior))
+      if not log_q or log_q.keys() != log_p.keys():
+        return tf.reduce_mean(proposal.log_prob(z) - prior.log_prob(z), axis=0)
+    return {name: tf.reduce_mean(log_q[name] - log_p[name], axis=0) for name in sorted(log_q)}
+
+
+def _mean(distribution: tfd.Distribution):
+  """Returns a distribution's mean; of a joint one, each part's given the means of its parents."""
+  is_joint = isinstance(distribution, tfd.JointDistribution)
+  if not is_joint or getattr(distribution, "use_vectorized_map", False):
+    return distribution.mean()
+  flatten, unflatten = distribution._model_flatten, distribution._model_unflatten
+  num_parts = len(flatten(distribution.dtype))
+  means = []
+  while len(means) < num_parts:
+    value = unflatten([*means, *[None] * (num_parts - len(means))])
+    parts, _ = distribution.sample_distributions(value=value, seed=[0, 0])
+    means.append(_mean(flatten(parts)[len(means)]))
+  return unflatten(means)

@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from dregs_tf import gradients, seeds, side_by_side
 from dregs_tf import importance_weights as iw
 from dregs_tf.models import batches, calls
 from dregs_tf.models import kl_weight as kl
 from dregs_tf.models.conditional import draws_for_whole_batch
+
+tfd = tfp.distributions
 
 # What a seed is drawn for: these never share noise.
 TRAIN, EVALUATE, LOG_LIKELIHOOD, MEASURE, POSTERIOR = range(5)
@@ -176,9 +179,10 @@ def evaluate(
 
 
 def variable_groups(model: keras.Model, x: Any, context: Any) -> dict[str, list[int]]:
-  """Returns the places among the trainable variables of those that q and that p depend on.
+  """Returns the places of the trainable variables that q, p(x, z) and p(z) depend on.
 
-  They are read off which gradients exist: in a compiled step, none of it is executed.
+  A joint proposal or prior has a group for each of its parts besides, such as `prior_z1`. They are
+  read off which gradients exist: in a compiled step, none of it is executed.
   """
   variables = model.trainable_variables
   with calls.looking(model), tf.GradientTape(persistent=True) as tape:
@@ -187,12 +191,26 @@ def variable_groups(model: keras.Model, x: Any, context: Any) -> dict[str, list[
     numbers = tf.nest.map_structure(tf.stop_gradient, z)
     log_q = proposal.log_prob(numbers)
     log_p = model.target_log_prob(x, numbers, context)
+    prior = calls.call(model.prior, context)
+    targets = {"model": log_p, "prior": prior.log_prob(numbers)}
+    for name, distribution in (("proposal", proposal), ("prior", prior)):
+      for part, log_prob in log_prob_parts(distribution, numbers).items():
+        targets[f"{name}_{part}"] = log_prob
   paths = [leaf for leaf in tf.nest.flatten(z) if leaf.dtype.is_floating]
+  targets = {"proposal": [*paths, log_q]} | targets
   groups = {
     name: [i for i, g in enumerate(tape.gradient(target, variables)) if g is not None]
-    for name, target in (("proposal", [*paths, log_q]), ("model", log_p))
+    for name, target in targets.items()
   }
   return {name: places for name, places in groups.items() if places}
+
+
+def log_prob_parts(distribution: tfd.Distribution, z: Any) -> dict[str, tf.Tensor]:
+  """Returns the log-density of each part of a joint distribution by its name; {} of any other."""
+  if not isinstance(distribution, tfd.JointDistribution):
+    return {}
+  parts = distribution._model_flatten(distribution.log_prob_parts(z))
+  return dict(zip(distribution._flat_resolve_names(), parts, strict=True))
 
 
 def _weighted_sum(values: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:

@@ -88,6 +88,21 @@ class FollowTest(keras.callbacks.Callback):
     logs |= {f"test_{name}": value for name, value in values.items()}
 
 
+class FollowLayers(keras.callbacks.Callback):
+  """Adds the KL divergence and the number of active units of each layer of latents to the logs."""
+
+  def __init__(self, example: tf.Tensor):
+    super().__init__()
+    self._example = example
+
+  def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
+    # Keras hands the same logs to the callbacks that follow.
+    divergences = self.model.kl_divergence(self._example)
+    active = self.model.active_units(self._example)
+    logs |= {f"val_kl_{name}": float(tf.reduce_mean(kl)) for name, kl in divergences.items()}
+    logs |= {f"val_active_units_{name}": float(count) for name, count in active.items()}
+
+
 class Summaries(StepCallback):
   """Writes a row of metrics.csv, TensorBoard scalars and pictures at the end of each interval."""
 

@@ -33,7 +33,7 @@ def check_lists(
     check_bound("bounds", parse(name)[0])
     check_choice("bounds", parse(name)[0], allowed)
   object.__setattr__(settings, "bounds", tuple(dict.fromkeys(names)))
-  all_num_samples = [_as_int(value) for value in settings.num_samples]
+  all_num_samples = [as_int(value) for value in settings.num_samples]
   for value in all_num_samples:
     check_int("num_samples", value, at_least=1, note=", or several separated by commas")
   object.__setattr__(settings, "num_samples", tuple(sorted(set(all_num_samples))))
@@ -83,7 +83,12 @@ def check_int(name: str, value: Any, at_least: int, note: str = "") -> None:
     raise ConfigError(f"--{name} must be at most {_LARGEST_INT}, got {value}.")
 
 
-def _as_int(value):
+def is_number(value: Any) -> bool:
+  """Returns whether it is an int or a float."""
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def as_int(value: Any) -> Any:
   """Returns the int that a string stands for; anything else as it is."""
   try:
     return int(value) if isinstance(value, str) else value

@@ -10,12 +10,11 @@ import pathlib
 from collections.abc import Sequence
 
 from dregs_tf import catalogue
-from dregs_tf.training import checks
+from dregs_tf.training import checks, model_flags
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.flags import flag
 
 TASKS = ("generative", "structured")
-MODELS = ("vae", "discrete")
 DISTRIBUTE = ("none", "mirrored", "multi_worker")
 SPLITS = ("train", "valid", "test")
 BOUNDS = tuple(catalogue.BOUNDS)
@@ -92,7 +91,7 @@ class TrainConfig:
     "Folder of prepared TensorFlow Datasets; $TFDS_DATA_DIR, or a download, by default.",
   )
   batch_size: int = flag(32, int, "Examples in a step, on all devices together.")
-  latent_dim: int = flag(50, int, "Number of latent variables.")
+  latent_dim: int = flag(model_flags.LATENT_DIM, int, "Number of latent variables.")
   learning_rate: float = flag(3e-4, float, "Adam's learning rate.")
   max_steps: int = flag(5000, int, "Steps to train; a resumed run may have more.")
   summarize_every: int = flag(500, int, "Steps between summaries.")
@@ -140,7 +139,10 @@ class TrainConfig:
   g: float | None = _option_flag("g", float)
   d: float | None = _option_flag("d", float)
   model: str = flag(
-    "vae", str, "The paper's model with Normal latents, or one with Bernoulli latents.", MODELS
+    "vae",
+    str,
+    "The paper's model with Normal latents, with Bernoulli latents, or with several layers.",
+    model_flags.MODELS,
   )
   kl_weight: float = flag(1.0, float, "Weight of the KL divergence in training.")
   kl_warmup_steps: int = flag(
@@ -151,28 +153,41 @@ class TrainConfig:
     float,
     "Fraction of the pixels of all images that are missing, at random and for good, in [0, 1).",
   )
+  latent_dims: tuple[int, ...] | None = flag(
+    None,
+    list,
+    "For --model=hierarchical: latent variables of each layer, from x up "
+    f"({_short(model_flags.LATENT_DIMS, ',')}).",
+  )
+  prior_gradient: str = flag(
+    "direct",
+    str,
+    "Gradient of a learned prior: by its score, or reparameterized twice.",
+    model_flags.PRIOR_GRADIENTS,
+  )
 
   def __post_init__(self):
     checks.check_bound("bound", self.bound)
     checks.check_choice("task", self.task, TASKS)
-    checks.check_choice("model", self.model, MODELS)
+    checks.check_choice("model", self.model, model_flags.MODELS)
+    checks.check_choice("prior_gradient", self.prior_gradient, model_flags.PRIOR_GRADIENTS)
     checks.check_choice("distribute", self.distribute, DISTRIBUTE)
     for name in ("batch_size", "latent_dim", "max_steps", "summarize_every", "checkpoint_every"):
       checks.check_int(name, getattr(self, name), at_least=1)
     checks.check_int("seed", self.seed, at_least=0)
     checks.check_int("kl_warmup_steps", self.kl_warmup_steps, at_least=0)
-    if not (_is_number(self.kl_weight) and 0 <= self.kl_weight < math.inf):
+    if not (checks.is_number(self.kl_weight) and 0 <= self.kl_weight < math.inf):
       raise ConfigError(f"--kl_weight must be a number of 0 or more, got {self.kl_weight!r}.")
-    if not (_is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
+    if not (checks.is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
       raise ConfigError(f"--learning_rate must be a positive number, got {self.learning_rate!r}.")
-    self._check_missing()
     self._check_tracked()
     self._convert_options()
     for option in OPTION_FIELDS:
       self._check_option(option)
     self._check_adapted_alpha()
     self._check_num_samples()
-    self._check_model()
+    self._set("latent_dims", model_flags.checked_latent_dims(self))
+    model_flags.check(self, self._bounds)
     if self.num_devices is not None:
       if self.distribute != "mirrored":
         raise ConfigError(
@@ -182,29 +197,6 @@ class TrainConfig:
       checks.check_int("num_devices", self.num_devices, at_least=1)
     if self.freeze_model and not self.init_from:
       raise ConfigError("--freeze_model needs --init_from, the run whose model is kept.")
-
-  def _check_model(self) -> None:
-    if self.model == "vae":
-      return
-    if self.task != "generative":
-      raise ConfigError(f"--model={self.model} needs --task=generative, got --task={self.task}.")
-    for i, bound in enumerate(self._bounds):
-      if catalogue.needs_path(bound):
-        name = "track_variance" if i else "bound"
-        allowed = ", ".join(each for each in BOUNDS if not catalogue.needs_path(each))
-        raise ConfigError(
-          f"--{name} must be one of {allowed} for --model={self.model}, got {bound!r}: its latents "
-          "have no path."
-        )
-
-  def _check_missing(self) -> None:
-    if not (_is_number(self.missing_fraction) and 0 <= self.missing_fraction < 1):
-      raise ConfigError(f"--missing_fraction must be in [0, 1), got {self.missing_fraction!r}.")
-    if self.missing_fraction and self.task != "generative":
-      raise ConfigError(
-        f"--missing_fraction needs --task=generative, got --task={self.task}: contexts must be "
-        "complete."
-      )
 
   def _check_tracked(self) -> None:
     if self.track_variance == "":  # This is how a flag takes back what a flagfile has set.
@@ -267,7 +259,7 @@ class TrainConfig:
         raise ConfigError(
           f"--initial_alpha is only valid with --alpha=auto, got --alpha={self.alpha}."
         )
-      if not (_is_number(self.initial_alpha) and 0 <= self.initial_alpha <= 1):
+      if not (checks.is_number(self.initial_alpha) and 0 <= self.initial_alpha <= 1):
         raise ConfigError(f"--initial_alpha must be in [0, 1], got {self.initial_alpha!r}.")
 
   def _check_num_samples(self) -> None:
@@ -360,6 +352,10 @@ class TrainConfig:
     if self.freeze_model:
       samples += "_frozen"
     kind = self.task if self.model == "vae" else self.model
+    if self.latent_dims not in (None, model_flags.LATENT_DIMS):
+      kind += f"-{_short(self.latent_dims, '-')}"
+    if self.prior_gradient != "direct":
+      samples += f"_prior-{self.prior_gradient}"
     if (self.kl_weight, self.kl_warmup_steps) != (1, 0):
       samples += f"_kl{self.kl_weight:g}-{self.kl_warmup_steps}"
     if self.missing_fraction:
@@ -438,7 +434,3 @@ class CompareConfig:
     checks.check_int("batch_size", self.batch_size, at_least=1)
     checks.check_choice("split", self.split, SPLITS)
     checks.check_int("seed", self.seed, at_least=0)
-
-
-def _is_number(value) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -93,15 +93,11 @@ def _new_model(settings, images) -> models.LatentVariableModel:
     if differ:
       raise ConfigError(
         f"--init_from={settings.init_from} holds another model, different in {', '.join(differ)}: "
-        "give that run's --dataset, --task and --latent_dim."
+        "give that run's --dataset, --task, --model, --latent_dim and --latent_dims."
       )
-    for net, source in zip(_nets(model), _nets(trained), strict=True):
+    for net, source in zip(model.layers, trained.layers, strict=True):
       net.set_weights(source.get_weights())
   return model
-
-
-def _nets(model) -> list[keras.layers.Layer]:
-  return [model.encoder, *model.model_layers]
 
 
 def build_model(settings: config.TrainConfig, images: data.Images) -> models.LatentVariableModel:
@@ -110,6 +106,8 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
   if settings.task == "structured":
     top, bottom = data.top_and_bottom(images.mean, images.image_shape)
     model = models.StructuredVAE(top, bottom, latent_dim=settings.latent_dim)
+  elif settings.model == "hierarchical":
+    model = models.HierarchicalVAE(images.mean, latent_dims=settings.latent_dims)
   else:
     kind = {"vae": models.VAE, "discrete": models.DiscreteVAE}[settings.model]
     model = kind(images.mean, latent_dim=settings.latent_dim)
@@ -130,6 +128,7 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
     freeze_model=settings.freeze_model,
     kl_weight=kl_weight,
     missing="nan" if settings.missing_fraction else None,
+    prior_gradient=settings.prior_gradient,
     jit_compile=settings.jit_compile,
   )
   return model
@@ -150,7 +149,8 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
   if devices.is_chief:
     example = _example(valid)
     summaries = callbacks.Summaries(start_step, run, example, images.image_shape)
-    observers[-1:] = [summaries, checkpointing, progress]
+    layers = [callbacks.FollowLayers(example)] if settings.model == "hierarchical" else []
+    observers[-1:] = [*layers, summaries, checkpointing, progress]
   if settings.follow_test:
     test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
     batches = devices.distribute(test, _eval_batch_size(settings))

@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from dregs_tf import bounds, catalogue
 from dregs_tf.proposals import Requirement
-from dregs_tf.training import config
+from dregs_tf.training import config, run_directory
 from dregs_tf.training.errors import ConfigError
 from tests import binaries
 
@@ -33,6 +34,27 @@ def test_which_bounds_need_a_path():
       {"model": "discrete", "bound": "rws", "task": "structured"},
       ["--model=discrete", "--task=structured"],
     ),
+    ({"latent_dims": (3, 2)}, ["--latent_dims", "--model=hierarchical", "--model=vae"]),
+    ({"model": "hierarchical", "latent_dims": ["3", "x"]}, ["--latent_dims", "'x'"]),
+    ({"model": "hierarchical", "latent_dims": ()}, ["--latent_dims", "none"]),
+    ({"model": "hierarchical", "latent_dim": 4}, ["--latent_dims", "--latent_dim=4"]),
+    (
+      {"model": "hierarchical", "task": "structured"},
+      ["--model=hierarchical", "--task=structured"],
+    ),
+    ({"prior_gradient": "stl"}, ["--prior_gradient", "'stl'", "direct, dreg"]),
+    (
+      {"prior_gradient": "dreg"},
+      ["--prior_gradient", "'dreg'", "--model=vae", "--task=structured", "--model=hierarchical"],
+    ),
+    (
+      {"prior_gradient": "dreg", "model": "hierarchical", "latent_dims": ["4"]},
+      ["--prior_gradient", "--latent_dims=4"],
+    ),
+    (
+      {"prior_gradient": "dreg", "task": "structured", "init_from": "x", "freeze_model": True},
+      ["--prior_gradient", "--freeze_model"],
+    ),
     ({"kl_weight": -1.0}, ["--kl_weight", "-1.0"]),
     ({"kl_weight": float("nan")}, ["--kl_weight", "nan"]),
     ({"kl_warmup_steps": -1}, ["--kl_warmup_steps", "-1"]),
@@ -53,9 +75,12 @@ def test_directories_tell_models_and_weights_apart():
       {"kl_warmup_steps": 10},
       {"bound": "rws"},
       {"bound": "rws", "model": "discrete"},
+      {"model": "hierarchical"},
+      {"model": "hierarchical", "latent_dims": (4, 3)},
+      {"model": "hierarchical", "prior_gradient": "dreg"},
     )
   }
-  assert len(names) == 5
+  assert len(names) == 8
   assert "digits_generative_iwae_dreg_K64_seed0" in names
 
 
@@ -82,3 +107,15 @@ def test_a_weight_that_a_bound_does_not_take(tmp_path, capsys):
   assert binaries.run("train.py", *arguments) == 1
   error = capsys.readouterr().err
   assert "kl_weight must be 1 for rws, got 0.5" in error
+
+
+def test_layers_are_followed(tmp_path):
+  """By metrics.csv, which TensorBoard shows as well."""
+  arguments = [*SMALL, "--model=hierarchical", "--latent_dims=4,3", "--prior_gradient=dreg"]
+  arguments.remove("--latent_dim=3")
+  assert binaries.run("train.py", *arguments, "--max_steps=2", f"--logdir={tmp_path}") == 0
+  metrics = run_directory.Run(tmp_path).read_metrics()
+  assert np.isfinite([metrics[f"valid_kl_{name}"] for name in ("z1", "z2")]).all()
+  assert 0 <= metrics["valid_active_units_z1"][-1] <= 4
+  model = run_directory.Run(tmp_path).load(2)
+  assert model.prior_gradient == "dreg" and model.latent_dims == (4, 3)
