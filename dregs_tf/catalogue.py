@@ -257,5 +257,5 @@ def trained_options(name: str, options: Mapping[str, Any]) -> dict[str, float]:
   return {
     option: spec.start
     for option, spec in (row.options if row else {}).items()
-    if spec.start is not None and options[option] is None
+    if spec.start is not None and option in options and options[option] is None
   }

@@ -70,7 +70,8 @@ def compare(
       are made if it has not seen a batch yet. Its layers are in inference mode: measurements share
       one function of the parameters, without dropout.
     batch: observations [batch_size, ...], or a pair (context, observation) of such.
-    bounds: `bounds.Bound`s or names. The references that they need are measured as well.
+    bounds: `bounds.Bound`s or names. The references that they need are measured as well. The bound
+      that the model is trained with has the alpha or the factors that training has come to.
     num_samples: K, or several of them; a bound is left out where K is too small for it.
     num_measurements: n at each K, at least 30. Errors fall like n^-1/2. The first half is drawn
       twice.
@@ -94,7 +95,8 @@ def compare(
   if tf.as_dtype(model.compute_dtype) == tf.float16:
     raise ValueError("model: compare needs more range than float16 has, use mixed_bfloat16.")
   context, x = _split(batch, model.float_dtype)
-  bounds, all_num_samples = _as_bounds(bounds), _as_ints("num_samples", num_samples)
+  compared = [_at_present(model, bound) for bound in _as_bounds(bounds)]
+  all_num_samples = _as_ints("num_samples", num_samples)
   num_measurements = evaluation.check_int(
     "num_measurements", num_measurements, catalogue.MIN_MEASUREMENTS
   )
@@ -103,7 +105,7 @@ def compare(
     jit_compile = model.compiled and bool(model.jit_compile)
   if not model.built:
     model._build_for(x, context)
-  plan = _plan(bounds, all_num_samples, _has_path(model, x, context))
+  plan = _plan(compared, all_num_samples, _has_path(model, x, context))
 
   rows = []
   total = len(plan) * (num_measurements + num_measurements // 2)
@@ -172,6 +174,14 @@ def _plan(
     for k in all_num_samples
   }
   return {k: defined for k, defined in plan.items() if defined}
+
+
+def _at_present(model: LatentVariableModel, bound: Bound) -> Bound:
+  """Returns the bound with the options that training moves as they are now."""
+  if model.followers is None or bound != model.bound:
+    return bound
+  moving = {name: float(value) for name, value in model.followers.moving_options.items()}
+  return get_bound(bound.name, **dict(bound.options) | moving) if moving else bound
 
 
 def _is_defined(bound: Bound, num_samples: int) -> bool:

@@ -336,9 +336,6 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   options = {name: trained.options_of(name) for name in settings.bounds}
   for name, values in options.items():
     checks.check_defined(name, values, settings.num_samples)
-  if trained.bound in options:
-    moving = model.followers.moving_options
-    options[trained.bound] |= {name: float(value) for name, value in moving.items()}
   images = data.load(trained.dataset, settings.data_dir or trained.data_dir)
   images = _incomplete(images, trained)
   gray = getattr(images, settings.split)[: settings.batch_size]

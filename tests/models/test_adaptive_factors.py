@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dregs_tf import bounds
+from dregs_tf import bounds, diagnostics
 from dregs_tf.models import adaptive_factors, batches, steps
 from tests.models import helpers
 
@@ -106,6 +106,18 @@ def test_factors_are_saved_and_resumed(tmp_path):
     logs, expected = (m.train_step(tf.constant(X)) for m in (loaded, model))
     assert {k: float(v) for k, v in logs.items()} == {k: float(v) for k, v in expected.items()}
   assert factors_of(loaded) == factors_of(model)
+
+
+def test_compare_takes_the_factors_of_the_moment():
+  model = compiled()
+  for name, factor in model.followers.adaptive_factors.factors.items():
+    factor.assign(FACTORS[name])
+  names = ["iwae_cv", cv(**FACTORS), cv(a=0.5)]
+  result = diagnostics.compare(
+    model, X, names, num_samples=4, num_measurements=30, measure_cost=False
+  )
+  rows = {row.bound: row for row in result.rows}
+  assert set(rows) == {"iwae", "iwae_cv(a=0.25, b=0.75, d=1.5, g=-0.5)", "iwae_cv(a=0.5)"}
 
 
 def test_factors_that_are_given_stay():

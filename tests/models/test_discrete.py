@@ -78,13 +78,15 @@ def test_bernoulli_samples_have_their_probabilities():
   np.testing.assert_allclose(means, tf.sigmoid(logits), atol=0.018)
 
 
-def test_compare_has_vimco_as_the_reference():
-  model = helpers.compiled(discrete(), bound="vimco_star")
+def test_compare_has_vimco_as_the_reference_and_prefers_vimco_star():
+  """At K = 64 its variance is 1e-4 of vimco's: no noise of 60 measurements hides that."""
+  model = helpers.compiled(discrete(), optimizer=keras.optimizers.Adam(0.03), bound="vimco_star")
+  model.fit(X, batch_size=4, epochs=5, verbose=0)
   result = diagnostics.compare(
     model,
     X,
     ["vimco", "vimco_star", "ovis", "rws"],
-    num_samples=8,
+    num_samples=64,
     num_measurements=60,
     measure_cost=False,
   )
@@ -92,4 +94,5 @@ def test_compare_has_vimco_as_the_reference():
   assert set(rows) == {"vimco", "vimco_star", "ovis", "rws"}
   assert all(row.reference == "vimco" for row in rows.values())
   assert rows["vimco_star"].unbiased and not rows["ovis"].unbiased
-  assert "vimco" in result.recommendation
+  assert rows["vimco_star"].variance < 0.1 * rows["vimco"].variance
+  assert "take vimco_star" in result.recommendation
