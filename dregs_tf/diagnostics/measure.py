@@ -1,19 +1,19 @@
 """Measurements of the gradients of several estimators on one batch."""
 
-import numbers
+import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from dregs_tf import catalogue, evaluation, output, proposals, seeds, side_by_side
-from dregs_tf.bounds import Bound, check_num_samples
+from dregs_tf import catalogue, evaluation, output, seeds, side_by_side
+from dregs_tf.bounds import Bound
 from dregs_tf.bounds import get as get_bound
-from dregs_tf.diagnostics import statistics
+from dregs_tf.diagnostics import plan, statistics
 from dregs_tf.diagnostics.report import Comparison, Row
-from dregs_tf.models import batches, calls
+from dregs_tf.models import batches, calls, steps
 from dregs_tf.models.base import LatentVariableModel
 
 # Between two calls of a compiled loop of measurements, the progress bar moves and Ctrl-C works.
@@ -32,6 +32,7 @@ def compare(
   seed: seeds.Seed = 0,
   jit_compile: bool | None = None,
   measure_cost: bool = True,
+  gradient_of: str = "proposal",
 ) -> Comparison:
   """Compares estimators of the proposal's gradient on one batch, at the model's parameters.
 
@@ -65,6 +66,9 @@ def compare(
   without bias in at most 0.17 % of comparisons; tests/diagnostics/test_calibration.py repeats some
   of them. No test can know of a tail that none of its measurements meets.
 
+  With gradient_of="prior", the gradient of the parameters of p(z | context) is measured instead,
+  for each value among the bounds: "direct" and "dreg" as `compile` has them. Both are unbiased.
+
   Args:
     model: a model, compiled by Keras or not. Nothing of it is changed, except that its variables
       are made if it has not seen a batch yet. Its layers are in inference mode: measurements share
@@ -80,6 +84,7 @@ def compare(
     jit_compile: whether XLA compiles the gradients; None for the model's own setting.
     measure_cost: whether to time a training step's gradient of each bound as well, which has to be
       compiled for that.
+    gradient_of: "proposal", or "prior" for a model with a learned prior.
 
   Returns:
     A `Comparison`. Several numbers for each coordinate and estimator are kept while measuring.
@@ -87,7 +92,7 @@ def compare(
   Raises:
     TypeError: if an argument is of the wrong kind; the message names it.
     ValueError: if a value is out of range, or if the proposal is none that the bounds take (see
-      `bounds.estimate`).
+      `bounds.estimate`), or the prior has no parameters or cannot be reparameterized.
     FloatingPointError: if a gradient is not finite.
   """
   if not isinstance(model, LatentVariableModel):
@@ -105,15 +110,20 @@ def compare(
     jit_compile = model.compiled and bool(model.jit_compile)
   if not model.built:
     model._build_for(x, context)
-  plan = _plan(compared, all_num_samples, _has_path(model, x, context))
+  is_prior = plan.is_prior(gradient_of)
+  if is_prior:
+    steps.check_prior_gradient(model, "dreg")
+    planned = plan.of_priors(compared, all_num_samples)
+  else:
+    planned = plan.of_bounds(compared, all_num_samples, plan.has_path(model, x, context))
 
   rows = []
-  total = len(plan) * (num_measurements + num_measurements // 2)
+  total = len(planned) * (num_measurements + num_measurements // 2)
   with output.Progress(total, "measurements") as progress:
-    for k, estimators in plan.items():
-      basis, matrix = side_by_side.basis([estimator.bound for estimator in estimators])
-      gradients = _gradients(model, x, context, k, basis, seed, jit_compile)
-      groups = _groups(estimators)
+    for k, estimators in planned.items():
+      basis, matrix = _basis(estimators, is_prior)
+      gradients = _gradients(model, x, context, k, basis, seed, jit_compile, is_prior)
+      groups = plan.groups(estimators)
       measured = _measure(gradients, matrix, groups, num_measurements, progress.update)
       _check_finite(measured, estimators, k)
       times = {}
@@ -121,59 +131,11 @@ def compare(
         times = _milliseconds(model, x, context, k, estimators, seed, jit_compile)
       for estimator, values in zip(estimators, statistics.summarize(measured, groups), strict=True):
         rows.append(_row(estimator, k, values, times))
-  return Comparison(tuple(rows), num_measurements, measured.center.shape[1], batches.static_size(x))
+  sizes = measured.center.shape[1], batches.static_size(x)
+  return Comparison(tuple(rows), num_measurements, *sizes, gradient_of)
 
 
-# --- what to measure ----------------------------------------------------------------------------
-
-
-class _Estimator(NamedTuple):
-  """An estimator to measure, and the name of its reference, which may be its own."""
-
-  name: str
-  bound: Bound
-  reference: str
-
-
-def _has_path(model: LatentVariableModel, x, context) -> bool:
-  with calls.mode(model, training=False):
-    return proposals.has_path(proposals.unwrap(calls.propose(model, x, context)))
-
-
-def _reference(bound: Bound, has_path: bool) -> Bound:
-  """Returns the unbiased estimator of the same value's gradient that a bound is compared with."""
-  if has_path or bound.function is not None:
-    return bound.total
-  name = catalogue.without_path(bound.name)
-  if name is None:
-    raise ValueError(
-      f"bounds: there is no reference for {bound.name} where the proposal has no path: compare "
-      "vimco, vimco_star, ovis, rws or elbo_loo."
-    )
-  return get_bound(name)
-
-
-def _plan(
-  bounds: list[Bound], all_num_samples: list[int], has_path: bool = True
-) -> dict[int, list[_Estimator]]:
-  """Returns the estimators to measure at each K, grouped by reference, which comes first."""
-  groups = {}
-  for bound in bounds:
-    check_num_samples(max(all_num_samples), bound)
-    reference = _reference(bound, has_path)
-    check_num_samples(max(all_num_samples), reference)
-    group = groups.setdefault(_name(reference), {_name(reference): reference})
-    group[_name(bound)] = bound
-  plan = {
-    k: [
-      _Estimator(name, bound, reference)
-      for reference, group in groups.items()
-      for name, bound in group.items()
-      if _is_defined(bound, k) and _is_defined(group[reference], k)
-    ]
-    for k in all_num_samples
-  }
-  return {k: defined for k, defined in plan.items() if defined}
+# --- bounds and rows -----------------------------------------------------------------------------
 
 
 def _at_present(model: LatentVariableModel, bound: Bound) -> Bound:
@@ -184,34 +146,13 @@ def _at_present(model: LatentVariableModel, bound: Bound) -> Bound:
   return get_bound(bound.name, **dict(bound.options) | moving) if moving else bound
 
 
-def _is_defined(bound: Bound, num_samples: int) -> bool:
-  return num_samples >= bound.min_samples and num_samples % bound.groups == 0
-
-
-def _name(bound: Bound) -> str:
-  """Returns the bound's name, with the options that are not the default."""
-  options = [
-    f"{name}={value:g}" if isinstance(value, numbers.Real) else f"{name}={value}"
-    for name, value in bound.options
-    if value != catalogue.BOUNDS[bound.name].options[name].default
-  ]
-  return f"{bound.name}({', '.join(options)})" if options else bound.name
-
-
-def _groups(estimators: list[_Estimator]) -> list[tuple[int, int]]:
-  """Returns the start, where its reference is, and the end of each group of estimators."""
-  references = [estimator.reference for estimator in estimators]
-  starts = [references.index(name) for name in dict.fromkeys(references)]
-  return list(zip(starts, [*starts[1:], len(references)], strict=True))
-
-
-def _row(estimator: _Estimator, num_samples: int, values: dict, times: dict[str, float]) -> Row:
+def _row(estimator: plan.Estimator, num_samples: int, values: dict, times: dict[str, float]) -> Row:
   return Row(
     bound=estimator.name,
     num_samples=num_samples,
     reference=estimator.reference,
     unbiased=estimator.bound.is_unbiased(num_samples),
-    milliseconds=times.get(estimator.reference, float("nan")),
+    milliseconds=times.get(estimator.name, times.get(estimator.reference, float("nan"))),
     **values,
   )
 
@@ -267,7 +208,7 @@ def _as_bounds(bounds) -> list[Bound]:
     bounds[i] = bound
   if not bounds:
     raise ValueError("bounds must name at least one, got none.")
-  names = [_name(bound) for bound in bounds]
+  names = [plan.name_of(bound) for bound in bounds]
   if len(set(names)) < len(names):
     raise ValueError(f"bounds must not repeat a bound, got {', '.join(names)}.")
   return bounds
@@ -285,34 +226,69 @@ def _as_ints(argument: str, values) -> list[int]:
 # --- measuring ----------------------------------------------------------------------------------
 
 
+def _basis(estimators: list[plan.Estimator], is_prior: bool) -> tuple[list[Bound], np.ndarray]:
+  """Returns the bounds to differentiate, and what makes the estimators of their gradients."""
+  if is_prior:  # Two gradients of each.
+    return [each.bound for each in estimators if each.is_reference], np.eye(len(estimators))
+  return side_by_side.basis([each.bound for each in estimators])
+
+
 def _gradients(
-  model, x, context, num_samples: int, bounds: list[Bound], seed, jit_compile: bool
+  model,
+  x,
+  context,
+  num_samples: int,
+  bounds: list[Bound],
+  seed,
+  jit_compile: bool,
+  is_prior: bool = False,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-  """Returns a function of a measurement's number that computes its gradients, [len(bounds), P]."""
+  """Returns a function of a measurement's number that computes its gradients, [M, P].
+
+  These are one for each bound through the proposal, or two through the prior.
+  """
+  scale = 1 / batches.static_size(x)
+  propose = functools.partial(calls.propose, model, x, context)
 
   @tf.function(autograph=False, jit_compile=jit_compile)
   def by_variable(number):
+    noise = seeds.fold_in(seed, number)
+    variables = model.trainable_variables
     with calls.mode(model, training=False):
-      result = side_by_side.differentiate(
-        bounds,
-        lambda z: model.target_log_prob(x, z, context),
-        lambda: calls.propose(model, x, context),
-        model.trainable_variables,
-        num_samples,
-        seeds.fold_in(seed, number),
-        scale=1 / batches.static_size(x),
-        with_model=False,
-      )
-    return [[g for g in gradients if g is not None] for gradients in result.proposal]
+      if is_prior:
+        found = side_by_side.differentiate_prior(
+          bounds,
+          lambda z: model.conditional_log_prob(x, z, context),
+          propose,
+          lambda: calls.call(model.prior, context),
+          variables,
+          num_samples,
+          noise,
+          scale=scale,
+        )
+      else:
+        found = side_by_side.differentiate(
+          bounds,
+          lambda z: model.target_log_prob(x, z, context),
+          propose,
+          variables,
+          num_samples,
+          noise,
+          scale=scale,
+          with_model=False,
+        ).proposal
+    return [[g for g in gradients if g is not None] for gradients in found]
 
   def as_matrix(number):
     # Concatenates outside of XLA, which on a CPU takes longer for it than for the gradients.
-    parts = [tf.reshape(g, [-1]) for gradients in by_variable(number) for g in gradients]
+    by_estimator = by_variable(number)
+    parts = [tf.reshape(g, [-1]) for gradients in by_estimator for g in gradients]
     if not parts:
-      raise ValueError("model: its proposal depends on no trainable variable.")
+      kind = "prior" if is_prior else "proposal"
+      raise ValueError(f"model: its {kind} depends on no trainable variable.")
     dtype = tf.float64 if any(part.dtype == tf.float64 for part in parts) else tf.float32
     whole = tf.concat([tf.cast(part, dtype) for part in parts], axis=0)
-    return tf.reshape(whole, [len(bounds), -1])
+    return tf.reshape(whole, [len(by_estimator), -1])
 
   return as_matrix
 
@@ -402,22 +378,25 @@ def _loop(gradients, contrasts: tf.Tensor, like: tf.Tensor):
 
 
 def _milliseconds(
-  model, x, context, num_samples: int, estimators: list[_Estimator], seed, jit_compile: bool
+  model, x, context, num_samples: int, estimators: list[plan.Estimator], seed, jit_compile: bool
 ) -> dict[str, float]:
-  """Returns the median time of a training step's gradient of each reference, by its name."""
+  """Returns the median time of a training step's gradient by the estimators that differ in it."""
 
-  def make(bound):
+  def make(bound, prior_gradient):
+    options = {} if prior_gradient == "direct" else {"prior_gradient": prior_gradient}
+    options |= {"bound": bound, "num_samples": num_samples}
+
     @tf.function(autograph=False, jit_compile=jit_compile)
     def step(seed):
       with tf.GradientTape() as tape:
-        estimate = model.estimate(x, context, bound=bound, num_samples=num_samples, seed=seed)
+        estimate = model.estimate(x, context, seed=seed, **options)
         objective = tf.reduce_mean(estimate.objective)
       gradients = tape.gradient(objective, model.trainable_variables)
       return [gradient for gradient in gradients if gradient is not None]
 
     return step.get_concrete_function(seed)
 
-  steps = {name: make(bound) for name, bound, reference in estimators if name == reference}
+  steps = {e.name: make(e.bound, e.prior_gradient) for e in estimators if e.is_timed}
   times = {name: [] for name in steps}
   for i in range(_TIMED_STEPS + 1):
     for name, step in steps.items():  # in turns

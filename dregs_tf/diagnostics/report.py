@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -28,11 +29,12 @@ _MUCH_HIGHER = 1.5
 class Row:
   """What was measured of one estimator at one K.
 
-  g is the gradient of the batch's mean bound in the P parameters that the proposal depends on,
-  through the proposal: its samples and its score. What noise adds to the squared norm of a mean is
-  taken off; a result below 0 is set to 0.
+  g is the gradient of the batch's mean bound in P parameters: those that the proposal depends on,
+  through the proposal's samples and its score, or those of the prior, through its density. What
+  noise adds to the squared norm of a mean is taken off; a result below 0 is set to 0.
 
-  - bound: its name, with the options that are not the default.
+  - bound: its name, with the options that are not the default; for a prior, that of the value, and
+    ": direct" or ": dreg".
   - num_samples: K.
   - reference: the unbiased estimator of the same bound's gradient, on the same samples: iwae, elbo,
     or jvi of the same order.
@@ -90,6 +92,7 @@ class Comparison:
   num_measurements: int
   num_coordinates: int
   batch_size: int
+  gradient_of: str = "proposal"
 
   @property
   def recommendation(self) -> str:
@@ -99,7 +102,12 @@ class Comparison:
     take the one of the highest SNR, at the largest K, and at a smaller K where it is another one.
     Biased estimators are mentioned if their SNR along the unbiased mean, SNR times cosine, is at
     least 1.5 times as high.
+
+    Of a prior's two gradients, both unbiased, the one of the lower variance is recommended.
     """
+    if self.gradient_of == "prior":
+      pairs = zip(self.rows[::2], self.rows[1::2], strict=True)
+      return "\n".join(itertools.starmap(_recommend_for_prior, pairs))
     lines = []
     for reference in dict.fromkeys(row.reference for row in self.rows):
       rows = [row for row in self.rows if row.reference == reference]
@@ -161,7 +169,7 @@ class Comparison:
   def _about(self) -> str:
     return (
       f"{self.num_measurements} measurements on {self.batch_size} examples, "
-      f"{self.num_coordinates:,} parameters of the proposal"
+      f"{self.num_coordinates:,} parameters of the {self.gradient_of}"
     )
 
   def _recommend(self, best: Row, rows: Sequence[Row]) -> str:
@@ -242,9 +250,20 @@ def _contradicted(row: Row) -> str:
   )
 
 
+def _recommend_for_prior(direct: Row, dreg: Row) -> str:
+  """Says whether the second reparameterization of a prior pays at a K."""
+  start = f"{_target(direct)}, K = {direct.num_samples}: "
+  if dreg.is_biased:
+    return start + _contradicted(dreg)
+  ratio = f"{_ratio(dreg.variance, direct.variance)} that of the direct gradient"
+  if dreg.variance < (1 - _SAME) * direct.variance:
+    return f'{start}take prior_gradient="dreg". Its variance is {ratio}.'
+  return f'{start}keep prior_gradient="direct": dreg does not pay here. Its variance is {ratio}.'
+
+
 def _target(row: Row) -> str:
   """Names the bound in a sentence."""
-  name, _, options = row.reference.partition("(")
+  name, _, options = row.reference.removesuffix(": direct").partition("(")
   known = {"iwae": "L_K", "vimco": "L_K", "elbo": "ELBO", "elbo_loo": "ELBO", "jvi": "JVI"}
   name = known.get(name, name.removesuffix("_total"))
   return f"{name} ({options}" if options else name

@@ -17,6 +17,7 @@ from dregs_tf.training.flags import flag
 TASKS = ("generative", "structured")
 DISTRIBUTE = ("none", "mirrored", "multi_worker")
 SPLITS = ("train", "valid", "test")
+GRADIENTS_OF = ("proposal", "prior")
 BOUNDS = tuple(catalogue.BOUNDS)
 
 DEFAULT_INITIAL_ALPHA = 0.5
@@ -425,6 +426,12 @@ class CompareConfig:
   output_dir: str | None = flag(
     None, str, "Directory for comparison.csv and comparison.png; the run's by default."
   )
+  gradient_of: str = flag(
+    "proposal",
+    str,
+    "Whose gradient to compare; of a learned prior, the two of --prior_gradient.",
+    GRADIENTS_OF,
+  )
 
   def __post_init__(self):
     if not self.logdir:
@@ -433,4 +440,5 @@ class CompareConfig:
     checks.check_int("num_measurements", self.num_measurements, at_least=catalogue.MIN_MEASUREMENTS)
     checks.check_int("batch_size", self.batch_size, at_least=1)
     checks.check_choice("split", self.split, SPLITS)
+    checks.check_choice("gradient_of", self.gradient_of, GRADIENTS_OF)
     checks.check_int("seed", self.seed, at_least=0)

@@ -72,15 +72,21 @@ def check(settings: Any, bounds: Sequence[str]) -> None:
       )
 
 
-def _check_prior_gradient(settings: Any) -> None:
-  """Raises if there is no prior to train: the flag would do nothing."""
-  sizes, given = settings.latent_dims or (), settings.prior_gradient
+def check_learns_prior(settings: Any, flag: str) -> None:
+  """Raises unless the model of a `TrainConfig` has a prior with parameters, which a flag needs."""
+  sizes = settings.latent_dims or ()
   if settings.task == "generative" and len(sizes) < 2:
     model = f"--model={settings.model}" + (f" of --latent_dims={sizes[0]}" if sizes else "")
     raise ConfigError(
-      f"--prior_gradient must be direct for {model}, got {given!r}: its prior has no parameters. "
-      "--task=structured and --model=hierarchical, with two layers or more, learn one."
+      f"{flag} needs a learned prior, got {model}: its prior has no parameters. --task=structured "
+      "and --model=hierarchical, with two layers or more, learn one."
     )
+
+
+def _check_prior_gradient(settings: Any) -> None:
+  """Raises if there is no prior to train: the flag would do nothing."""
+  given = settings.prior_gradient
+  check_learns_prior(settings, f"--prior_gradient={given}")
   if settings.freeze_model:
     raise ConfigError(
       f"--prior_gradient must be direct with --freeze_model, got {given!r}: the prior is frozen."

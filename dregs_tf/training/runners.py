@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dregs_tf import bounds, data, diagnostics, models, output, seeds
-from dregs_tf.training import callbacks, checks, config, pictures, trust
+from dregs_tf.training import callbacks, checks, config, model_flags, pictures, trust
 from dregs_tf.training.devices import start as start_devices
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
@@ -324,8 +324,8 @@ def _imputation_errors(model, settings, pairs, mean: np.ndarray) -> dict[str, fl
 def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   """Compares estimators on a trained model and the first batch of a split; prints the report.
 
-  Writes comparison.csv and comparison.png into the output directory, the run's by default. Bounds
-  have the options that they have in the run.
+  Writes comparison.csv and comparison.png into the output directory, the run's by default; with
+  --gradient_of=prior, comparison_prior. Bounds have the options that they have in the run.
 
   Raises:
     ConfigError: if the directory holds no run with a checkpoint, the output directory cannot be
@@ -333,6 +333,8 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
     DataError: if the data set cannot be loaded.
   """
   trained, step, model = _load_run(settings.logdir)
+  if settings.gradient_of == "prior":
+    model_flags.check_learns_prior(trained, "--gradient_of=prior")
   options = {name: trained.options_of(name) for name in settings.bounds}
   for name, values in options.items():
     checks.check_defined(name, values, settings.num_samples)
@@ -354,14 +356,16 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
     seed=settings.seed,
     jit_compile=settings.jit_compile,
     measure_cost=settings.measure_cost,
+    gradient_of=settings.gradient_of,
   )
   _say(
     f"{images.name}, {settings.split} set, step {step}.\n{result.table()}\n{result.recommendation}"
   )
-  result.to_csv(directory / "comparison.csv")
-  _say(f"Results:   {directory / 'comparison.csv'}")
-  result.plot(directory / "comparison.png")
-  _say(f"Figure:    {directory / 'comparison.png'}")
+  name = "comparison_prior" if settings.gradient_of == "prior" else "comparison"
+  result.to_csv(directory / f"{name}.csv")
+  _say(f"Results:   {directory / f'{name}.csv'}")
+  result.plot(directory / f"{name}.png")
+  _say(f"Figure:    {directory / f'{name}.png'}")
   return result
 
 

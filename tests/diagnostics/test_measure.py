@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from dregs_tf import bounds, diagnostics
-from dregs_tf.diagnostics import measure
+from dregs_tf.diagnostics import measure, plan
 from tests.diagnostics.helpers import LogNormal, Uniform, compare
 from tests.models import helpers
 
@@ -34,13 +34,13 @@ def test_each_of_several_k_is_measured_as_alone():
 def test_what_is_measured():
   """References come first; a bound is left out where K is too small for it."""
   asked = ["stl", "jvi_dreg", bounds.get("jvi_dreg", order=3), "iwae", "elbo_stl"]
-  plan = measure._plan(measure._as_bounds(asked), [1, 5])
+  planned = plan.of_bounds(measure._as_bounds(asked), [1, 5], has_path=True)
   of_l_k = ["iwae", "stl"]
   of_jvi = ["jvi", "jvi_dreg", "jvi(order=3)", "jvi_dreg(order=3)"]
   of_elbo = ["elbo", "elbo_stl"]
-  assert [e.name for e in plan[1]] == of_l_k + of_elbo
-  assert [e.name for e in plan[5]] == of_l_k + of_jvi + of_elbo
-  assert [e.reference for e in plan[5]] == [
+  assert [e.name for e in planned[1]] == of_l_k + of_elbo
+  assert [e.name for e in planned[5]] == of_l_k + of_jvi + of_elbo
+  assert [e.reference for e in planned[5]] == [
     *["iwae"] * 2,
     *["jvi"] * 2,
     *["jvi(order=3)"] * 2,

@@ -45,7 +45,7 @@ def test_which_bounds_need_a_path():
     ({"prior_gradient": "stl"}, ["--prior_gradient", "'stl'", "direct, dreg"]),
     (
       {"prior_gradient": "dreg"},
-      ["--prior_gradient", "'dreg'", "--model=vae", "--task=structured", "--model=hierarchical"],
+      ["--prior_gradient=dreg", "--model=vae", "--task=structured", "--model=hierarchical"],
     ),
     (
       {"prior_gradient": "dreg", "model": "hierarchical", "latent_dims": ["4"]},
