@@ -1,6 +1,5 @@
 """The Keras model that every latent-variable model derives from: three distributions."""
 
-import functools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -86,11 +85,6 @@ class LatentVariableModel(
     super().__init__(*args, **kwargs)
     self.autocast = False  # A call rounds no more than `fit` does: layers cast for themselves.
     self._thaw = freezing.freeze([])
-
-  @property
-  def float_dtype(self) -> tf.DType:
-    """The dtype of data, latents and log-weights: the layers' compute dtype, float32 at least."""
-    return batches.float_dtype(self.compute_dtype)
 
   @property
   def model_layers(self) -> Sequence[keras.layers.Layer]:
@@ -270,19 +264,8 @@ class LatentVariableModel(
     )
     self._check_side_by_side(followers.side_by_side_argument, num_backward_samples)
     steps.check_prior_gradient(self, prior_gradient)
-    for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
-      if kwargs.get(argument) is not None:
-        raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")
-    # XLA compiles for one device: of a step on replicas, what they do on their own.
-    distributed = self.distribute_strategy.num_replicas_in_sync > 1
-    jit_compile_replica = distributed and kwargs.get("jit_compile") is True
-    keras_arguments = kwargs | {"jit_compile": False} if jit_compile_replica else kwargs
-    super().compile(optimizer=optimizer, **keras_arguments)
+    super().compile(optimizer=optimizer, **kwargs)
     self._forget_graphs()
-    compiled = functools.partial(tf.function, jit_compile=True, reduce_retracing=True)
-    wrap = compiled if jit_compile_replica else (lambda function: function)
-    self._replica_gradients = wrap(functools.partial(steps.gradients_of, self))
-    self._replica_evaluate = wrap(functools.partial(steps.evaluate, self))
     self.bound = bound
     self.num_samples = int(num_samples)
     self.num_backward_samples = num_backward_samples
@@ -394,15 +377,12 @@ class LatentVariableModel(
       scale=-self.optimizer.scale_loss(tf.ones([])),
     )
 
-  def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-    """Makes one step of Keras' `evaluate`: the bound, averaged over examples."""
-    batch = batches.split(data, self.float_dtype)
-    self._build_for(batch.x, batch.context)
-    # The number of examples seen since the evaluation began tells its batches apart.
-    seen = tf.cast(self._num_seen.total, tf.int32)
-    part = replicas.part_of_batch(batch.x, seen)
-    seen = seen if part is None else part.seen
-    return metrics.as_logs(self._update_metrics(batch, self._replica_evaluate(batch, seen, part)))
-
-  def _as_tensors(self, structure):
-    return batches.as_tensors(structure, self.float_dtype)
+  def step_options(self, training: bool) -> dict:
+    """Returns the options of `estimate` in a step; an evaluation bounds log p(x | context)."""
+    if not training:
+      return {}
+    options: dict[str, Any] = {"num_backward_samples": self.num_backward_samples}
+    options["kl_weight"] = steps.kl_weight(self)
+    if self.prior_gradient != "direct":
+      options["prior_gradient"] = self.prior_gradient
+    return options

@@ -18,6 +18,14 @@ class BuiltFromData(keras.Model):
   _specs: dict | None = None  # What its layers are built for.
   _is_building = False
 
+  @property
+  def float_dtype(self) -> tf.DType:
+    """The dtype of data, latents and log-weights: the layers' compute dtype, float32 at least."""
+    return batches.float_dtype(self.compute_dtype)
+
+  def _as_tensors(self, structure):
+    return batches.as_tensors(structure, self.float_dtype)
+
   def _maybe_symbolic_build(self, *args, **kwargs) -> None:
     """Keras' hook before the first batch, under a strategy.
 
@@ -118,6 +126,9 @@ class BuiltFromData(keras.Model):
         self.build(specs.shapes(**self._specs))
     finally:
       self._is_building = False
+
+  def _build_followers(self) -> None:
+    """Makes further variables, once the layers are built."""
 
   def _evaluate_once(self, x, context) -> None:
     """Uses every layer, which builds those that are not."""

@@ -207,59 +207,90 @@ def check(model: keras.Model, x: Any, context: Any) -> None:
     x: a batch of observations.
     context: their contexts, or None.
   """
+  _check(model, lambda watch: _densities(model, x, context, watch))
+
+
+def check_without_effects(model: keras.Model, densities: Callable) -> None:
+  """Raises as `check` does, for a model whose methods a step calls any number of times.
+
+  Args:
+    model: a compiled model whose layers are built.
+    densities: calls the methods, and returns log-densities.
+  """
+
+  def looked_at(watch):
+    log_densities = densities()
+    if watch.count:
+      raise ValueError(
+        f"{type(model).__name__}: its methods are called several times in each step of a sequence, "
+        "and they call layers that draw noise, keep statistics or add losses in training (such as "
+        "Dropout, BatchNormalization, ActivityRegularization). Call them with training=False."
+      )
+    return log_densities
+
+  _check(model, looked_at)
+
+
+def _check(model: keras.Model, densities: Callable) -> None:
+  """Checks a model given a function of a `_Watch` that returns log-densities."""
   if not model.trainable_variables:
     warnings.warn(
-      f"{type(model).__name__} has no trainable variables: training changes nothing.", stacklevel=2
+      f"{type(model).__name__} has no trainable variables: training changes nothing.", stacklevel=3
     )
+
+  def look():
+    with (
+      tf.GradientTape() as tape,
+      _Watch() as watch,
+      keras_privates.global_seed_generator(watch),
+      keras_privates.call_context(True),
+    ):
+      log_densities = densities(watch)
+    _check_variables(model, tape, log_densities)
+
   if tf.executing_eagerly():
-    _check(model, x, context)
+    look()
   else:
     # In a graph of its own, which is never run.
-    tf.function(lambda: _check(model, x, context), autograph=False).get_concrete_function()
+    tf.function(look, autograph=False).get_concrete_function()
 
 
-def _check(model, x, context) -> None:
-  with (
-    tf.GradientTape() as tape,
-    _Watch() as watch,
-    keras_privates.global_seed_generator(watch),
-    keras_privates.call_context(True),
-  ):
-    proposal = propose(model, x, context)
+def _densities(model, x, context, watch: "_Watch") -> tuple[tf.Tensor, tf.Tensor]:
+  proposal = propose(model, x, context)
+  before = watch.count
+  proposal, z, _ = evaluation.draw(proposal, 1, seed=tf.zeros([2], tf.int32))
+  log_q = proposal.log_prob(z)
+  if watch.count > before:
+    raise ValueError(
+      f"{type(model).__name__}.proposal: the {type(proposal).__name__} that it returns calls "
+      "layers that draw noise, keep statistics or add losses in training (such as Dropout, "
+      "BatchNormalization, ActivityRegularization). It calls them again for every density, and "
+      "samples and densities would not agree. Call such layers in proposal itself, or with "
+      "training=False."
+    )
+  before = watch.count
+  log_p = model.target_log_prob(x, z, context)
+  noisy = watch.count > before
+  all_recorded = model.num_backward_samples in (None, model.num_samples)
+  if not all_recorded and noisy:
+    raise ValueError(
+      f"num_backward_samples={model.num_backward_samples} evaluates prior and likelihood twice, "
+      f"and {type(model).__name__} calls layers there that draw noise, keep statistics or add "
+      "losses in training (such as Dropout, BatchNormalization, ActivityRegularization). Drop "
+      "num_backward_samples, or call them with training=False."
+    )
+  if model.prior_gradient == "dreg":
+    prior = call(model.prior, context)
     before = watch.count
-    proposal, z, _ = evaluation.draw(proposal, 1, seed=tf.zeros([2], tf.int32))
-    log_q = proposal.log_prob(z)
+    prior.log_prob(z)
     if watch.count > before:
       raise ValueError(
-        f"{type(model).__name__}.proposal: the {type(proposal).__name__} that it returns calls "
-        "layers that draw noise, keep statistics or add losses in training (such as Dropout, "
-        "BatchNormalization, ActivityRegularization). It calls them again for every density, and "
-        "samples and densities would not agree. Call such layers in proposal itself, or with "
-        "training=False."
+        f'prior_gradient must be "direct" for {type(model).__name__}, got "dreg": the '
+        f"{type(prior).__name__} that its prior returns calls layers that draw noise, keep "
+        "statistics or add losses in training, but its density is evaluated more than once. Call "
+        "such layers with training=False."
       )
-    before = watch.count
-    log_p = model.target_log_prob(x, z, context)
-    noisy = watch.count > before
-    all_recorded = model.num_backward_samples in (None, model.num_samples)
-    if not all_recorded and noisy:
-      raise ValueError(
-        f"num_backward_samples={model.num_backward_samples} evaluates prior and likelihood twice, "
-        f"and {type(model).__name__} calls layers there that draw noise, keep statistics or add "
-        "losses in training (such as Dropout, BatchNormalization, ActivityRegularization). Drop "
-        "num_backward_samples, or call them with training=False."
-      )
-    if model.prior_gradient == "dreg":
-      prior = call(model.prior, context)
-      before = watch.count
-      prior.log_prob(z)
-      if watch.count > before:
-        raise ValueError(
-          f'prior_gradient must be "direct" for {type(model).__name__}, got "dreg": the '
-          f"{type(prior).__name__} that its prior returns calls layers that draw noise, keep "
-          "statistics or add losses in training, but its density is evaluated more than once. Call "
-          "such layers with training=False."
-        )
-  _check_variables(model, tape, (log_q, log_p))
+  return log_q, log_p
 
 
 def _check_variables(model, tape: tf.GradientTape, log_densities) -> None:

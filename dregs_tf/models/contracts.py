@@ -11,7 +11,8 @@ from dregs_tf import evaluation
 
 tfd = tfp.distributions
 
-# What each method takes, and what else than a distribution it is often made to return.
+# What each method takes, in a model without `method_parameters` of its own; what else than a
+# distribution it is often made to return.
 _PARAMETERS = {"prior": "context", "proposal": "x, context", "likelihood": "z, context"}
 _INSTEAD = {
   "prior": "Return the distribution itself.",
@@ -26,7 +27,8 @@ _INSTEAD = {
 def check_signature(method: Callable, args: tuple, kwargs: dict) -> None:
   """Raises a TypeError if a model's method does not take the arguments that it is called with."""
   name = getattr(method, "__name__", None)
-  if name not in _PARAMETERS:
+  expected = getattr(getattr(method, "__self__", None), "method_parameters", _PARAMETERS)
+  if name not in expected:
     return
   signature = inspect.signature(method)
   try:
@@ -34,8 +36,8 @@ def check_signature(method: Callable, args: tuple, kwargs: dict) -> None:
   except TypeError:
     parameters = ", ".join(["self", *map(str, signature.parameters.values())])
     raise TypeError(
-      f"{_full_name(method)} must be defined as {name}(self, {_PARAMETERS[name]}), with a context "
-      f"that is None without one, got {name}({parameters})."
+      f"{_full_name(method)} must be defined as {name}(self, {expected[name]}), got "
+      f"{name}({parameters})."
     ) from None
 
 

@@ -1,11 +1,13 @@
 """Defines the running means that training and evaluation report."""
 
+import functools
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from dregs_tf.models import batches, steps
+from dregs_tf import importance_weights as iw
+from dregs_tf.models import batches, replicas, steps
 
 
 @keras.saving.register_keras_serializable("dregs_tf")
@@ -52,7 +54,19 @@ class ReportingModel(keras.Model):
 
   def compile(self, *args: Any, **kwargs: Any) -> None:
     """Compiles as Keras does, and starts the means anew."""
+    for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
+      if kwargs.get(argument) is not None:
+        raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")
+    # XLA compiles for one device: of a step on replicas, what they do on their own.
+    distributed = self.distribute_strategy.num_replicas_in_sync > 1
+    jit_compile_replica = distributed and kwargs.get("jit_compile") is True
+    if jit_compile_replica:
+      kwargs["jit_compile"] = False
     super().compile(*args, **kwargs)
+    compiled = functools.partial(tf.function, jit_compile=True, reduce_retracing=True)
+    wrap = compiled if jit_compile_replica else (lambda function: function)
+    self._replica_gradients = wrap(functools.partial(steps.gradients_of, self))
+    self._replica_evaluate = wrap(functools.partial(steps.evaluate, self))
     self.reset_metrics()
     self._has_losses = False
 
@@ -60,6 +74,25 @@ class ReportingModel(keras.Model):
     """Starts the means anew, as Keras does before an epoch and an evaluation."""
     super().reset_metrics()
     self._num_seen.reset_state()
+
+  def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+    """Makes one step of Keras' `evaluate`: the bound, averaged over examples."""
+    batch = batches.split(data, self.float_dtype)
+    self._build_for(batch.x, batch.context)
+    # The number of examples seen since the evaluation began tells its batches apart.
+    seen = tf.cast(self._num_seen.total, tf.int32)
+    part = replicas.part_of_batch(batch.x, seen)
+    seen = seen if part is None else part.seen
+    return as_logs(self._update_metrics(batch, self._replica_evaluate(batch, seen, part)))
+
+  def step_options(self, training: bool) -> dict:
+    """Returns the options of `estimate` in a step."""
+    del training
+    return {}
+
+  def sample_size(self, estimate: Any) -> tf.Tensor:
+    """Returns the effective sample size of an estimate, [batch_size]."""
+    return iw.effective_sample_size(estimate.log_weights)
 
   def _update_metrics(self, batch: batches.Batch, values: steps.Values) -> dict[str, tf.Tensor]:
     """Updates the means with the values of a step, and returns them."""

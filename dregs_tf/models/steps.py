@@ -76,7 +76,7 @@ def gradients_of(
   # In here, as `fold_in` too draws other numbers with XLA than without.
   seed = _seed_for(model, *noise)
   total = batches.size(batch.x) if part is None else part.total
-  if model.followers.side_by_side_argument:
+  if model.followers is not None and model.followers.side_by_side_argument:
     return _gradients_side_by_side(model, batch, seed, part, total)
   variables = model.trainable_variables
   with (
@@ -84,10 +84,7 @@ def gradients_of(
     tf.GradientTape(persistent=True) as tape,
   ):
     current.tape = tape
-    options = {"num_backward_samples": model.num_backward_samples, "kl_weight": kl_weight(model)}
-    if model.prior_gradient != "direct":
-      options["prior_gradient"] = model.prior_gradient
-    estimate = _estimate(model, batch, seed, part, **options)
+    estimate = _estimate(model, batch, seed, part, training=True)
     objective = estimate.objective
     loss = -_weighted_sum(objective, batch.sample_weight) / tf.cast(total, objective.dtype)
     scaled_loss = model.optimizer.scale_loss(loss)
@@ -97,7 +94,7 @@ def gradients_of(
     tape.gradient(scaled_loss, variables),
     {},
     gradients.of_loss(tape, scaled_losses, variables, current.seen, estimate.samples),
-    Values(objective, iw.effective_sample_size(estimate.log_weights), losses),
+    Values(objective, model.sample_size(estimate), losses),
   )
 
 
@@ -173,9 +170,9 @@ def evaluate(
   """
   seed = _seed_for(model, EVALUATE, seen)
   with calls.step(model, training=False, seed=seed, part=part):
-    estimate = _estimate(model, batch, seed, part)
+    estimate = _estimate(model, batch, seed, part, training=False)
     losses = calls.sum_of_losses(model)
-  return Values(estimate.objective, iw.effective_sample_size(estimate.log_weights), losses)
+  return Values(estimate.objective, model.sample_size(estimate), losses)
 
 
 def variable_groups(model: keras.Model, x: Any, context: Any) -> dict[str, list[int]]:
@@ -220,7 +217,8 @@ def _weighted_sum(values: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
   return tf.reduce_sum(tf.math.multiply_no_nan(values, tf.cast(weights, values.dtype)))
 
 
-def _estimate(model, batch: batches.Batch, seed, part, **options):
+def _estimate(model, batch: batches.Batch, seed, part, training: bool):
+  options = model.step_options(training)
   if part is not None:
     options["part"] = part
   options |= {"bound": model.bound, "num_samples": model.num_samples, "seed": seed}

@@ -1,6 +1,6 @@
 """Bounds on the log-likelihood of sequences by particle filters, and a model to check them with."""
 
-from dregs_tf.sequential.estimation import Estimate, estimate
+from dregs_tf.sequential.estimation import Estimate, estimate, schedule_for, take_two_steps
 from dregs_tf.sequential.linear_gaussian import LinearGaussianSSM
 
-__all__ = ["Estimate", "LinearGaussianSSM", "estimate"]
+__all__ = ["Estimate", "LinearGaussianSSM", "estimate", "schedule_for", "take_two_steps"]

@@ -103,7 +103,7 @@ def estimate(
   """
   row = catalogue.sequence_row(bound)
   num_particles = evaluation.check_int("num_particles", num_particles, at_least=1)
-  schedule = _schedule(bound, resampling, resample_when, resampling_gradient)
+  schedule = schedule_for(bound, resampling, resample_when, resampling_gradient)
   observations = tf.nest.map_structure(tf.convert_to_tensor, observations)
   batch_size, num_steps = _sizes(observations)
   lengths = _lengths(lengths, observations)
@@ -132,13 +132,38 @@ def estimate(
   )
 
 
-def _schedule(bound, scheme, resample_when, resampling_gradient) -> resample.Schedule:
-  """Returns the schedule; raises a ValueError if the arguments exclude each other."""
+def take_two_steps(model: Any, observations: Any) -> list[tf.Tensor]:
+  """Takes the first two steps with one particle; a model may make its variables in them.
+
+  Args:
+    model: as `estimate` takes it.
+    observations: [batch_size, T, ...]; the first step's are all that is used.
+
+  Returns:
+    The log-weights of both steps, each [1, batch_size].
+  """
+  x = tf.nest.map_structure(lambda leaf: tf.convert_to_tensor(leaf)[:, 0], observations)
+  needs = steps.Needs("fivo", gates=False, past=True, blocks=False, score=False)
+  stepper = steps.Stepper(model, x, 1, tf.zeros([2], tf.int32), needs)
+  state = model.initial_state(tf.shape(tf.nest.flatten(x)[0])[0])
+  first = stepper.take(steps.before_first(state, needs))
+  return [first.log_weights, stepper.take(first.lineage).log_weights]
+
+
+def schedule_for(
+  bound: str, resampling: str, resample_when: Any, resampling_gradient: bool = False
+) -> resample.Schedule:
+  """Makes the schedule of a bound; the arguments are those of `estimate`.
+
+  Raises:
+    ValueError: if an argument is none that `estimate` takes, or they exclude each other.
+  """
+  row, scheme = catalogue.sequence_row(bound), resampling
   if scheme not in catalogue.RESAMPLING:
     allowed = ", ".join(catalogue.RESAMPLING)
     raise ValueError(f"resampling must be one of {allowed}, got {scheme!r}.")
   schedule = resample.schedule(resample_when)
-  if not catalogue.sequence_row(bound).resamples:
+  if not row.resamples:
     if scheme != catalogue.RESAMPLING[0] or resample_when not in ("always", "never"):
       raise ValueError(
         f"{bound} never resamples: leave out resampling and resample_when, got {scheme!r} and "

@@ -86,7 +86,7 @@ class ParticleFilter(NamedTuple):
       drawn = resample.ancestors(self.scheme, carry.log_weights, self._seed(t, _ANCESTORS))
       ancestors = tf.where(begins, drawn, ancestors)
       value = importance_weights.log_mean(carry.log_weights)
-      resampled = _descend(carry.lineage.whole, ancestors)
+      resampled = descend(carry.lineage.whole, ancestors)
       carry = _Carry(
         steps.begin_block(carry.lineage, resampled, begins, self.needs),
         tf.where(begins, tf.zeros_like(carry.log_weights), carry.log_weights),
@@ -134,15 +134,15 @@ class ParticleFilter(NamedTuple):
     return numbers + tf.zeros_like(log_weights, tf.int32)
 
 
-def _descend(particles: steps.Particles, ancestors: tf.Tensor) -> steps.Particles:
-  """Returns the particles' ancestors, [num_particles, batch_size, ...]."""
+def descend(particles: steps.Particles, ancestors: tf.Tensor) -> steps.Particles:
+  """Returns the particles of these numbers, [n, batch_size], as Tensors [n, batch_size, ...]."""
   batch_size = tf.shape(ancestors)[1]
   rows = ancestors * batch_size + tf.range(batch_size)
 
   def of_tensor(tensor):
     # A gather of rows is much faster than one along an axis with another axis for the batch.
     flat = tf.reshape(tensor, tf.concat([[-1], tf.shape(tensor)[2:]], axis=0))
-    return tf.ensure_shape(tf.gather(flat, rows), tensor.shape)
+    return tf.ensure_shape(tf.gather(flat, rows), [ancestors.shape[0], *tensor.shape[1:]])
 
   return steps.map_tensors(of_tensor, particles)
 

@@ -133,6 +133,18 @@ def choose(condition: tf.Tensor, one: Any, other: Any) -> Any:
   return map_tensors(of_tensor, one, other)
 
 
+def state_of_each(past: Particles, num_particles: int) -> Any:
+  """Returns the state of each particle; before the first step all have the same."""
+  if past.z is not None:
+    return past.state
+
+  def of_each(tensor):
+    shape = tf.concat([[num_particles], tf.shape(tensor)], axis=0)
+    return tf.ensure_shape(tf.broadcast_to(tensor, shape), [num_particles, *tensor.shape])
+
+  return map_tensors(of_each, past.state)
+
+
 class Stepper(NamedTuple):
   """A model at one step, for which it draws and weighs latents.
 
@@ -209,7 +221,7 @@ class Stepper(NamedTuple):
   def _log_weights(self, z: Any, past: Particles, log_q: tf.Tensor) -> tf.Tensor:
     """Returns log p(z_t | past) + log p(x_t | z_t, past) - log q, [num_particles, batch_size]."""
     log_prior = self._log_prob("prior", self.model.prior(past.z, past.state), z)
-    likelihood = self.model.likelihood(z, self._state_of(past))
+    likelihood = self.model.likelihood(z, state_of_each(past, self.num_particles))
     terms = [log_prior, self._log_prob("likelihood", likelihood, self.x), log_q]
     if len({term.dtype for term in terms}) > 1:
       terms = [tf.cast(term, tf.float64) for term in terms]
@@ -220,18 +232,7 @@ class Stepper(NamedTuple):
 
   def _next_state(self, past: Particles, z: Any) -> Any:
     """Returns the state after the step."""
-    return self.model.next_state(self._state_of(past), z, self.x)
-
-  def _state_of(self, past: Particles) -> Any:
-    """Returns the state of each particle; before the first step all have the same."""
-    if past.z is not None:
-      return past.state
-
-    def of_each(tensor):
-      shape = tf.concat([[self.num_particles], tf.shape(tensor)], axis=0)
-      return tf.ensure_shape(tf.broadcast_to(tensor, shape), [self.num_particles, *tensor.shape])
-
-    return map_tensors(of_each, past.state)
+    return self.model.next_state(state_of_each(past, self.num_particles), z, self.x)
 
   def _log_prob(self, name: str, distribution: tfd.Distribution, value: Any) -> tf.Tensor:
     """Returns a log-density in float32 or better; raises unless it is of each particle."""
@@ -239,8 +240,8 @@ class Stepper(NamedTuple):
     expected = [self.num_particles, tf.nest.flatten(self.x)[0].shape[0]]
     if not (log_prob.shape.rank == 2 and log_prob.shape.is_compatible_with(expected)):
       raise ValueError(
-        f"{type(self.model).__name__}.{name}: log_prob must have the shape [num_particles, "
-        f"batch_size] = {expected}, got {log_prob.shape}. Where axes of the event are left, wrap "
-        "the distribution in tfd.Independent."
+        f"{name}: log_prob must have the shape [num_particles, batch_size] = {expected}, got "
+        f"{log_prob.shape}. Where axes of the event are left, wrap the distribution in "
+        "tfd.Independent."
       )
     return log_prob
