@@ -86,31 +86,37 @@ def test_a_step_has_the_gradient_of_the_estimate():
   np.testing.assert_allclose(logs["bound"], mean, rtol=1e-6)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_fit_raises_the_bound(jit_compile):
-  model = compiled(vrnn(), optimizer=keras.optimizers.Adam(0.02), jit_compile=jit_compile)
-  data = tf.data.Dataset.from_tensor_slices((LENGTHS, sequences())).batch(4).repeat(15)
+def test_fit_raises_the_bound():
+  """In one graph: batches of one size, and no XLA, which `tests/sequential` compiles."""
+  model = compiled(vrnn(), optimizer=keras.optimizers.Adam(0.05))
+  data = tf.data.Dataset.from_tensors((LENGTHS, sequences())).repeat(40)
   history = model.fit(data, epochs=1, verbose=0).history
-  after = model.evaluate(LENGTHS, sequences(), verbose=0, return_dict=True)
-  assert after["bound"] > history["bound"][0] + 0.2
+  after = model.evaluate(LENGTHS, sequences(), batch_size=N, verbose=0, return_dict=True)
+  assert after["bound"] > history["bound"][0] + 0.5
   assert 1 <= after["effective_sample_size"] <= 3
 
 
+@pytest.mark.slow
+def test_fit_with_xla():
+  model = compiled(vrnn(), jit_compile=True)
+  assert np.isfinite(model.fit(sequences(), batch_size=N, verbose=0).history["bound"][0])
+
+
 def test_the_same_seed_gives_the_same_run_and_a_saved_model_resumes_it(tmp_path):
-  x = (LENGTHS, sequences())
-  whole = compiled(vrnn(), resample_when=[1, 3], resampling="stratified")
-  whole.fit(*x, batch_size=3, epochs=2, shuffle=False, verbose=0)
-  half = compiled(vrnn(), resample_when=[1, 3], resampling="stratified")
-  half.fit(*x, batch_size=3, epochs=1, shuffle=False, verbose=0)
+  options = {"resample_when": [1], "resampling": "stratified", "run_eagerly": True}
+  x = (np.minimum(LENGTHS, 2), sequences()[:, :2])
+
+  def fit(model, epochs):
+    model.fit(*x, batch_size=3, epochs=epochs, shuffle=False, verbose=0)
+    return model
+
+  whole, half = fit(compiled(vrnn(), **options), 2), fit(compiled(vrnn(), **options), 1)
   half.save(tmp_path / "half.keras")
   loaded = keras.models.load_model(tmp_path / "half.keras")
-  assert loaded.resample_when == [1, 3]
-  assert loaded.resampling == "stratified"
-  loaded.fit(*x, batch_size=3, epochs=1, shuffle=False, verbose=0)
+  assert (loaded.resample_when, loaded.resampling) == ([1], "stratified")
+  fit(loaded, 1)
   for one, other in zip(helpers.values(whole), helpers.values(loaded), strict=True):
     np.testing.assert_array_equal(one, other)
-  assert whole.evaluate(*x, verbose=0) == loaded.evaluate(*x, verbose=0)
-  np.testing.assert_array_equal(whole.predict(x[1], verbose=0), loaded.predict(x[1], verbose=0))
 
 
 def test_log_likelihood_and_filter_are_kalmans():
@@ -153,15 +159,14 @@ def test_samples_and_forward_pass():
   assert vrnn(likelihood="normal").sample(2, 3, seed=1).shape == (2, 3, D)
 
 
-def test_batches_without_a_known_size_and_other_dtypes():
-  model = compiled(vrnn(), bound="iwae_dreg")
+@pytest.mark.slow
+def test_batches_of_unknown_sizes_and_other_dtypes():
+  model = compiled(vrnn(dtype="mixed_bfloat16"), bound="iwae_dreg")
   data = tf.data.Dataset.from_generator(
     lambda: iter([sequences("uint8")[:4], sequences("uint8")[4:, :2]]),
     output_signature=tf.TensorSpec([None, None, D], tf.uint8),
   )
   assert np.isfinite(model.fit(data, verbose=0).history["bound"][0])
-  mixed = compiled(vrnn(dtype="mixed_bfloat16"))
-  assert np.isfinite(mixed.fit(sequences(), verbose=0).history["bound"][0])
 
 
 class Careless(models.VRNN):
@@ -178,12 +183,12 @@ class Careless(models.VRNN):
 def test_layers_with_noise_and_variables_of_others_are_refused():
   model = Careless(MEAN, latent_dim=2, hidden_units=(4,), rnn_units=5)
   with pytest.raises(ValueError, match="Careless.*Dropout"):
-    compiled(model).fit(sequences(), verbose=0)
+    compiled(model, run_eagerly=True).fit(sequences(), verbose=0)
   stray = AR()
   other = tf.Variable(1.0)
   stray.likelihood = lambda z, state: tfd.Normal(z * other, 1.0)
   with pytest.raises(ValueError, match="does not hold"):
-    compiled(stray).fit(real_sequences(), verbose=0)
+    compiled(stray, run_eagerly=True).fit(real_sequences(), verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +208,7 @@ def test_wrong_arguments_of_compile_are_refused(changed, named):
 
 
 def test_wrong_data_and_methods_are_refused():
-  model = compiled(vrnn())
+  model = compiled(vrnn(), run_eagerly=True)
   with pytest.raises(ValueError, match=r"lengths.*got float32"):
     model.fit(np.ones([N], np.float32), sequences(), verbose=0)
   with pytest.raises(ValueError, match=r"\[0, 1\].*to 2"):
