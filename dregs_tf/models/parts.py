@@ -41,15 +41,8 @@ def in_parts(
     ValueError: if a Dataset is given beside contexts, or if there are no examples and `empty` is
       None.
   """
-  if isinstance(x, tf.data.Dataset):
-    if context is not None:
-      raise ValueError("context must be part of the Dataset's batches, (context, x), got both.")
-    pairs: Iterator = (batches.split(batch, model.float_dtype)[1::-1] for batch in x)
-  else:
-    dtype = model.float_dtype
-    pairs = iter([(batches.as_tensors(x, dtype), batches.as_tensors(context, dtype))])
   results, start = [], 0
-  for pair in pairs:
+  for pair in _pairs(x, context, model.float_dtype):
     for first, part in _cut(pair):
       with calls.mode(model, training=False):
         results.append(function(*part, seeds.fold_in(seed, start + first)))
@@ -60,6 +53,17 @@ def in_parts(
       raise ValueError("x must have examples, got none.")
     return empty
   return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=axis), *results)
+
+
+def _pairs(x, context, dtype: tf.DType) -> Iterator[tuple]:
+  """Yields (x, context) of each batch of a Dataset, or of all examples, as Tensors."""
+  if not isinstance(x, tf.data.Dataset):
+    yield batches.as_tensors(x, dtype), batches.as_tensors(context, dtype)
+    return
+  if context is not None:
+    raise ValueError("context must be part of the Dataset's batches, (context, x), got both.")
+  for batch in x:
+    yield batches.split(batch, dtype)[1::-1]
 
 
 def _cut(pair: tuple) -> Iterator[tuple[int, tuple]]:

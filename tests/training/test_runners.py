@@ -33,6 +33,7 @@ def settings(directory, **changes) -> config.TrainConfig:
     "checkpoint_every": 3,
     "gradient_statistics": True,
     "jit_compile": False,
+    "missing_fraction": 0.25,
   }
   return config.TrainConfig(logdir=str(directory), **values | changes)
 
@@ -210,7 +211,7 @@ def test_variables_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
 
 
 def test_structured_task_trains_and_evaluates(tmp_path, capsys):
-  runners.train(settings(tmp_path, task="structured", **PLAIN))
+  runners.train(settings(tmp_path, task="structured", **PLAIN | {"missing_fraction": 0}))
   result = runners.evaluate(config.EvalConfig(logdir=str(tmp_path), num_samples=20))
   assert np.isfinite(result["log_likelihood"])
   assert "standard error" in capsys.readouterr().out
@@ -251,7 +252,35 @@ def test_evaluation_averages_over_all_images(whole_run):
   more = runners.evaluate(dataclasses.replace(evaluation, num_samples=400))
   assert result["log_likelihood"] < more["log_likelihood"] < 0
   assert 0 < result["standard_error"] < 5
-  assert (directory / "evaluation_valid_11.json").exists()
+  assert json.loads((directory / "evaluation_valid_11.json").read_text()) == result
+
+
+def test_an_evaluation_says_how_far_to_trust_it(whole_run, capsys):
+  directory, _ = whole_run
+  result = runners.evaluate(config.EvalConfig(logdir=str(directory), num_samples=30))
+  with open(directory / "evaluation_test_30.csv", newline="") as file:
+    by_image = list(csv.DictReader(file))
+  assert [int(row["image"]) for row in by_image] == list(range(250))
+  columns = {name: np.array([float(row[name]) for row in by_image]) for name in by_image[0]}
+  assert np.mean(columns["log_likelihood"]) == pytest.approx(result["log_likelihood"], rel=1e-6)
+  assert np.mean(columns["pareto_k"] > 0.7) == pytest.approx(result["untrusted"])
+  assert np.all(columns["upper"] > columns["log_likelihood"])
+  assert (directory / "evaluation_test_30.png").read_bytes().startswith(b"\x89PNG")
+  printed = capsys.readouterr().out
+  assert f"{result['upper']:.3f}" in printed
+  assert f"{result['untrusted']:.1%}" in printed
+
+
+def test_a_run_on_incomplete_images(whole_run):
+  directory, _ = whole_run
+  _, model = Run(directory).load_newest()
+  assert model.missing == "nan"
+  result = runners.evaluate(config.EvalConfig(logdir=str(directory), num_samples=11))
+  # 48 of the 64 pixels are there, of about 0.4 nats each.
+  assert -26 < result["log_likelihood"] < -14
+  # Ten steps are too few to impute better than by the mean image.
+  assert 0.3 < result["imputation_error"] < 0.5
+  assert 0.3 < result["mean_imputation_error"] < 0.45
 
 
 def test_evaluating_what_is_no_run_is_refused(tmp_path):

@@ -1,20 +1,14 @@
 """Tests of what an evaluation reports of its trust, and of runs on images with missing pixels."""
 
-import csv
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 from dregs_tf import data
 from dregs_tf.importance_weights import Diagnostics
-from dregs_tf.training import config, runners, trust
+from dregs_tf.training import config, trust
 from dregs_tf.training.errors import ConfigError
-from dregs_tf.training.run_directory import Run
-
-SMALL = {"latent_dim": 3, "num_samples": 4, "batch_size": 40, "max_steps": 3}
-SMALL |= {"summarize_every": 3, "checkpoint_every": 2, "jit_compile": False}
 
 
 def test_figures_of_images_are_summed_up():
@@ -38,45 +32,6 @@ def test_figures_of_images_are_summed_up():
   )
   row = {"image": 2, "log_likelihood": -5, "standard_error": 0.4, "effective_sample_size": 4}
   assert trust.rows(figures)[2] == row | {"pareto_k": 0.9, "upper": -3}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  """A run on images with missing pixels, interrupted at step 2, and its evaluation."""
-  directory = tmp_path_factory.mktemp("run")
-  settings = config.TrainConfig(logdir=str(directory), missing_fraction=0.3, **SMALL)
-  runners.train(dataclasses.replace(settings, max_steps=2, summarize_every=3))
-  runners.train(settings)
-  evaluation = config.EvalConfig(logdir=str(directory), num_samples=30, split="valid")
-  return directory, runners.evaluate(evaluation)
-
-
-def test_an_evaluation_leaves_its_figures(run, capsys):
-  directory, result = run
-  assert json.loads((directory / "evaluation_valid_30.json").read_text()) == result
-  with open(directory / "evaluation_valid_30.csv", newline="") as file:
-    rows = list(csv.DictReader(file))
-  assert [int(row["image"]) for row in rows] == list(range(result["num_images"]))
-  columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
-  assert np.mean(columns["log_likelihood"]) == pytest.approx(result["log_likelihood"], rel=1e-6)
-  assert np.mean(columns["pareto_k"] > 0.7) == pytest.approx(result["untrusted"])
-  assert np.all(columns["upper"] > columns["log_likelihood"])
-  assert (directory / "evaluation_valid_30.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_run_on_incomplete_images(run, tmp_path):
-  directory, result = run
-  assert json.loads((directory / "config.json").read_text())["missing_fraction"] == 0.3
-  _, model = Run(directory).load_newest()
-  assert model.missing == "nan"
-  whole = config.TrainConfig(logdir=str(tmp_path), missing_fraction=0.3, **SMALL)
-  runners.train(whole)
-  for ours, theirs in zip(Run(tmp_path).load_newest()[1].weights, model.weights, strict=True):
-    np.testing.assert_array_equal(ours, theirs)
-  # 70 % of the 64 pixels, about 0.4 nats each.
-  assert -25 < result["log_likelihood"] < -12
-  assert 0.2 < result["imputation_error"] < 0.6
-  assert 0.2 < result["mean_imputation_error"] < 0.6
 
 
 @pytest.mark.parametrize(
