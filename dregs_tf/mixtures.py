@@ -157,8 +157,9 @@ class StratifiedMixture(tfd.Distribution):
     """Returns log (pi_m q_m(z)), [M, n, batch_size]."""
     log_q = tf.stack([component.log_prob(samples) for component in self.components])
     log_probs = self.log_probs()
-    missing = log_q.shape.rank - log_probs.shape.rank
-    return log_q + tf.reshape(log_probs, [log_probs.shape[0], *[1] * missing, *log_probs.shape[1:]])
+    for _ in range(log_q.shape.rank - log_probs.shape.rank):
+      log_probs = log_probs[:, tf.newaxis]
+    return log_q + log_probs
 
   def _log_prob(self, value):
     return tf.reduce_logsumexp(self._joint_log_probs(value), axis=0)

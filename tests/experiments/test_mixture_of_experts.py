@@ -1,9 +1,11 @@
 """The multi-modal experiment: a small run of it, and what it refuses."""
 
 import csv
+import dataclasses
 
 import pytest
 
+from dregs_tf import data
 from dregs_tf.training.errors import ConfigError
 from experiments.mixture_of_experts import run
 from experiments.mixture_of_experts.config import ExpertsConfig
@@ -13,6 +15,9 @@ from experiments.mixture_of_experts.config import ExpertsConfig
 def test_a_small_run(tmp_path, monkeypatch):
   monkeypatch.setattr(run, "_NUM_SAMPLES", 50)
   monkeypatch.setattr(run, "_NUM_REPEATS", 40)
+  images = data.load("digits")
+  few = dataclasses.replace(images, test=images.test[:20])
+  monkeypatch.setattr(data, "load", lambda name: few)
   settings = ExpertsConfig(
     num_samples=(2,),
     num_seeds=1,

@@ -127,7 +127,7 @@ def test_fit_save_and_load(tmp_path):
   model.compile(
     "adam", bound="miselbo_dreg", num_samples=2, seed=1, jit_compile=False, kl_weight=0.5
   )
-  model.fit(PRESENT, X, batch_size=2, epochs=1, verbose=0)
+  model.fit(PRESENT, X, batch_size=3, epochs=1, verbose=0)
   model.fit(X, batch_size=2, epochs=1, verbose=0)
   assert model.logits.numpy().any()
   path = tmp_path / "model.keras"
