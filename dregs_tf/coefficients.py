@@ -4,6 +4,7 @@ Every estimator is the gradient of sum_i a_i log p~ + b_i log w^_i + c_i log q~ 
 `dregs_tf/bounds.py`). The kinds of `Gradient` below differ in what b and c are made of.
 """
 
+import abc
 import dataclasses
 import math
 import numbers
@@ -26,7 +27,7 @@ class Coefficients(NamedTuple):
   score: tf.Tensor
 
 
-class Gradient:
+class Gradient(abc.ABC):
   """Describes a kind of gradient.
 
   is_normalized: whether b is divided by its sum over the samples.
@@ -49,19 +50,19 @@ class Gradient:
     """Returns whether a = b = -c: the surrogate sum_i a_i log w_i has the total derivative."""
     return False
 
+  @abc.abstractmethod
   def is_unbiased(self, is_linear: bool) -> bool:
     """Returns whether it is unbiased for any proposal, if the value is linear in log w or not."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def takes_weight(self, is_linear: bool) -> bool:
     """Returns whether there is such an unbiased estimator for log p - weight log q."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def coefficients(
     self, terms: Terms, log_weights: tf.Tensor, weight: float | tf.Tensor = 1
   ) -> Coefficients:
     """Returns a, b, c, each [num_samples, batch_size]."""
-    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

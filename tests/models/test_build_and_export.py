@@ -117,7 +117,7 @@ def test_the_artifact_serves_what_the_model_reconstructs(make, data, jit_compile
   """A proposal that hardly varies makes the sampled z a number to compare."""
   model = helpers.compiled(make(), jit_compile=jit_compile, gradient_statistics=True)
   parts = data if isinstance(data, tuple) else (data,)
-  model.fit(*parts, batch_size=4, verbose=0)
+  model.fit(*parts, batch_size=9, verbose=0)
   model.export(tmp_path / "artifact", verbose=False)
   served = tf.saved_model.load(tmp_path / "artifact")
   for size in (1, 9):

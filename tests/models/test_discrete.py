@@ -17,7 +17,7 @@ def discrete(seed=0, **options):
   return models.DiscreteVAE(helpers.DATA_MEAN, **options)
 
 
-@pytest.mark.parametrize("bound", ["vimco_star", "vimco", "ovis", "rws", "elbo_loo"])
+@pytest.mark.parametrize("bound", ["vimco_star", "rws", "elbo_loo"])
 def test_it_learns(bound):
   model = helpers.compiled(discrete(), optimizer=keras.optimizers.Adam(0.03), bound=bound)
   history = model.fit(X, batch_size=4, epochs=25, verbose=0).history["bound"]
@@ -38,7 +38,7 @@ def test_log_likelihood_is_the_sum_over_all_latents():
 
 def test_tracking_and_statistics():
   options = {"bound": "vimco_star", "track_variance": ["vimco", "rws"], "gradient_statistics": True}
-  model = helpers.compiled(discrete(), **options)
+  model = helpers.compiled(discrete(), run_eagerly=True, **options)
   history = model.fit(X, batch_size=4, epochs=2, verbose=0).history
   for name in ("proposal", "model", "vimco", "rws"):
     assert history[f"{name}_gradient_variance"][-1] > 0
@@ -59,7 +59,7 @@ def test_sparse_backward_pass_and_weights():
 
 
 def test_it_is_saved_samples_and_reconstructs(tmp_path):
-  model = helpers.compiled(discrete(), bound="vimco_star")
+  model = helpers.compiled(discrete(), bound="vimco_star", run_eagerly=True)
   model.fit(X, verbose=0)
   model.save(tmp_path / "model.keras")
   loaded = keras.models.load_model(tmp_path / "model.keras")

@@ -22,13 +22,9 @@ def median_of_halves(log_weights):
 MINE = bounds.from_function(median_of_halves, name="mine")
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_it_trains(jit_compile):
-  keras.utils.set_random_seed(0)
+def test_it_trains_under_xla():
   model = helpers.vae()
-  helpers.compiled(
-    model, optimizer=keras.optimizers.Adam(0.03), bound=MINE, jit_compile=jit_compile
-  )
+  helpers.compiled(model, optimizer=keras.optimizers.Adam(0.03), bound=MINE, jit_compile=True)
   history = model.fit(X, batch_size=4, epochs=25, verbose=0).history["bound"]
   assert np.mean(history[-5:]) > history[0] + 0.3
 
@@ -47,7 +43,7 @@ def test_it_is_tracked_and_compared():
 
 
 def test_it_is_saved_and_loaded(tmp_path):
-  model = helpers.compiled(helpers.vae(), bound=MINE, track_variance=[MINE])
+  model = helpers.compiled(helpers.vae(), bound=MINE, track_variance=[MINE], run_eagerly=True)
   model.fit(X, batch_size=4, verbose=0)
   model.save(tmp_path / "model.keras")
   loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -60,6 +56,5 @@ def test_a_function_that_no_file_can_name_is_refused_when_saving(tmp_path):
     return tf.reduce_mean(log_weights, axis=0)
 
   model = helpers.compiled(helpers.vae(), bound=bounds.from_function(unknown, "unknown"))
-  model.train_on_batch(X)
   with pytest.raises(ValueError, match="bound unknown.*register_keras_serializable"):
     model.save(tmp_path / "model.keras")

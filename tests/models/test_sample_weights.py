@@ -147,10 +147,9 @@ def pairs(batch_size):
   return tf.data.Dataset.from_tensor_slices((CONTEXT, X, WEIGHTS)).batch(batch_size)
 
 
-@pytest.mark.parametrize("run_eagerly", [True, False])
-def test_every_way_to_give_weights_is_the_same(run_eagerly):
+def test_every_way_to_give_weights_is_the_same():
   def trained(make, *args, **kwargs):
-    model = helpers.compiled(make(), run_eagerly=run_eagerly)
+    model = helpers.compiled(make(), run_eagerly=True)
     fit = {"shuffle": False, "verbose": 0}
     history = model.fit(*args, **fit, **kwargs).history
     return [history["bound"], *helpers.values(model)]

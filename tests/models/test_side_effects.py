@@ -1,11 +1,5 @@
 """Tests that a step has the side effects of one call of each method, whatever is followed."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -52,8 +46,9 @@ class UnbuiltCounts(_Counting, Unbuilt):
   """Its layers are built for the first batch."""
 
 
-@pytest.mark.parametrize("make", [Counts, UnbuiltCounts])
-@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+  "make, run_eagerly", [(Counts, True), (UnbuiltCounts, True), (UnbuiltCounts, False)]
+)
 @pytest.mark.parametrize("following", sorted(FOLLOWING))
 def test_methods_are_called_once_a_step(following, run_eagerly, make):
   model = helpers.compiled(make(), run_eagerly=run_eagerly, **FOLLOWING[following])
@@ -80,28 +75,3 @@ def test_following_does_not_change_statistics(following):
     assert np.all(expected.moving_mean.numpy() != 0)
     np.testing.assert_allclose(mine.moving_mean, expected.moving_mean, rtol=1e-6)
     np.testing.assert_allclose(mine.moving_variance, expected.moving_variance, rtol=1e-6)
-
-
-_ON_REPLICAS = """
-import json
-import tensorflow as tf
-(cpu,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests.models import helpers
-from tests.models.layered import X
-from tests.models.test_side_effects import Counts
-with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-  model = helpers.compiled(Counts(), track_variance=["iwae"])
-print(json.dumps(model.fit(X, batch_size=4, verbose=0).history))
-"""
-
-
-def test_methods_are_called_once_a_step_on_each_replica():
-  root = pathlib.Path(__file__).parents[2]
-  environment = os.environ | {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": "-1"}
-  command = [sys.executable, "-c", _ON_REPLICAS]
-  done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  history = json.loads(done.stdout)
-  for name in ("prior", "proposal", "likelihood"):
-    assert history[f"{name}_calls"] == [4.0], "two steps on two replicas"

@@ -78,8 +78,10 @@ def test_gradient_of_a_step_is_the_papers(bound):
     np.testing.assert_allclose(actual, by_hand, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["arrays", "dataset", "uint8"])
-@pytest.mark.parametrize("gradient_statistics", [False, True])
+@pytest.mark.parametrize(
+  "form, gradient_statistics",
+  [("arrays", False), ("dataset", False), ("uint8", False), ("arrays", True)],
+)
 def test_fit_and_evaluate_take_pairs(form, gradient_statistics):
   pair = (CONTEXT, X)
   if form == "uint8":

@@ -82,9 +82,8 @@ def test_a_step_trains_once(options, run_eagerly):
   model.train_on_batch(X[:4])
   if run_eagerly and "num_backward_samples" not in options:
     assert all(net.layers[0].modes.count(True) == 1 for net in (model.encoder, model.decoder))
-  assert model.encoder.layers[0].modes.count(True) <= 1
-  history = modes_of(model, lambda: helpers.compiled(model, **options).fit(X, verbose=0))
-  assert True in history
+  # Another size of batch is traced.
+  assert model.encoder.layers[0].modes.count(True) == 1
 
 
 def test_compare_measures_in_inference_mode():
@@ -282,24 +281,20 @@ def test_noise_without_a_seed_is_a_function_of_the_step_too(run_eagerly):
   assert logs[0][0] != logs[0][1]
 
 
-@pytest.mark.parametrize("options", [{"run_eagerly": True}, {}, {"track_variance": ["iwae"]}])
+@pytest.mark.parametrize("options", [{"run_eagerly": True, "track_variance": ["iwae"]}, {}])
 def test_training_goes_on_as_if_not_interrupted(tmp_path, options):
-  def make():
-    keras.utils.set_random_seed(0)
-    layers = [
-      [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.4, seed=s)]
-      for s in (None, 3)
-    ]
-    return helpers.compiled(Layered(*layers), **options)
-
+  keras.utils.set_random_seed(0)
+  layers = [
+    [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.4, seed=s)]
+    for s in (None, 3)
+  ]
+  straight = helpers.compiled(Layered(*layers), **options)
   data = {"x": X, "batch_size": 2, "shuffle": False, "verbose": 0}
-  straight, model = make(), make()
-  straight.fit(epochs=3, **data)
-  model.fit(epochs=1, **data)
-  model.evaluate(X, verbose=0)
-  model.save(tmp_path / "model.keras")
+  checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+  straight.fit(epochs=3, callbacks=[checkpoint], **data)
   keras.utils.set_random_seed(9)
-  resumed = keras.models.load_model(tmp_path / "model.keras")
+  resumed = keras.models.load_model(tmp_path / "1.keras")
+  resumed.evaluate(X, verbose=0)
   resumed.fit(initial_epoch=1, epochs=3, **data)
   for actual, expected in zip(resumed.weights, straight.weights, strict=True):
     np.testing.assert_array_equal(actual, expected)

@@ -1,10 +1,5 @@
 """Tests that a step refuses trainable variables that the model does not hold."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import keras
 import pytest
 import tensorflow as tf
@@ -71,33 +66,3 @@ def test_variables_that_are_not_to_be_trained_are_fine():
   model.fit(X, verbose=0)
   model.trainable = False
   model.evaluate(X, verbose=0)
-
-
-_ON_REPLICAS = """
-import tensorflow as tf
-(cpu,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests.models import helpers
-from tests.models.layered import X, Layered
-from tests.models.test_variables_held import OwnPrior
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-for make in (Layered, OwnPrior):
-  with strategy.scope():
-    model = helpers.compiled(make())
-  try:
-    model.fit(X, verbose=0)
-    print("trained")
-  except ValueError as error:
-    print(error)
-"""
-
-
-def test_variables_on_replicas():
-  root = pathlib.Path(__file__).parents[2]
-  environment = os.environ | {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": "-1"}
-  command = [sys.executable, "-c", _ON_REPLICAS]
-  done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  first, second = done.stdout.splitlines()
-  assert first == "trained"
-  assert "does not hold: location:0 [3], scale:0 [3]. They" in second

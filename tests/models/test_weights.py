@@ -20,7 +20,7 @@ PLAIN = {"bound": bounds.get("dreg_alpha", alpha=0.3)}
 
 def trained(options, seed=0):
   model = helpers.compiled(helpers.vae(seed), run_eagerly=True, **options)
-  for _ in range(3):
+  for _ in range(2):
     model.train_step(tf.constant(X))
   return model
 

@@ -6,6 +6,7 @@ their own.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,14 @@ import pytest
 
 from dregs_tf.training import config, devices
 from dregs_tf.training.errors import ConfigError
-from tests.training.train_processes import ROOT, TrainProcess, assert_same_numbers, finish_well
+from dregs_tf.training.run_directory import Run
+from tests.training.train_processes import (
+  ROOT,
+  TrainProcess,
+  assert_same_numbers,
+  finish_well,
+  workers,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +42,22 @@ def test_two_devices_give_the_numbers_of_one(one_device, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(one_device, tmp_path):
-  finish_well(TrainProcess(tmp_path, max_steps=4))
+  shutil.copytree(one_device / "checkpoints", tmp_path / "checkpoints")
+  for name in ("config.json", "metrics.csv"):
+    shutil.copy(one_device / name, tmp_path)
+  Run(tmp_path).checkpoint(6).unlink()
   (out,) = finish_well(TrainProcess(tmp_path, distribute="mirrored", num_devices=3))
-  assert "Resuming at step 4" in out
+  assert "Resuming at step 3" in out
+  assert_same_numbers(tmp_path, one_device)
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_numbers_of_one_device(one_device, tmp_path):
+  chief, other = finish_well(*workers(tmp_path))
+  assert "2 workers with 1 x CPU" in chief
+  assert "Test bound" in chief
+  assert "this is worker 1" in other
+  assert "Test bound" not in other
   assert_same_numbers(tmp_path, one_device)
 
 
@@ -52,113 +73,52 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 from dregs_tf import models
 
-num_replicas, path = int(sys.argv[1]), sys.argv[2]
-if num_replicas > 1:
-  strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(num_replicas)])
-else:
-  strategy = tf.distribute.get_strategy()
 x = np.random.RandomState(0).binomial(1, 0.4, (25, 6)).astype("float32")
-numbers = {}
-for name, options in {
-  "plain": {"num_backward_samples": 2, "gradient_statistics": True},
-  "eager": {"run_eagerly": True},
-  "jit": {"jit_compile": True, "gradient_statistics": True},
-}.items():
-  with strategy.scope():
-    keras.utils.set_random_seed(3)
-    model = models.VAE(np.full(6, 0.4), latent_dim=3, hidden_units=(5,))
-    options = {"jit_compile": False} | options
-    model.compile(keras.optimizers.Adam(1e-2), num_samples=5, seed=1, **options)
-  # Of the last batch, one example, two replicas get nothing.
-  batches = tf.data.Dataset.from_tensor_slices(x).batch(12)
-  # XLA compiles for each size of a batch.
-  validation = batches.take(1) if name == "jit" else batches
-  snr = models.GradientSNR(batches, 2)
-  callbacks = [snr] if "gradient_statistics" in options else []
-  fit = {"validation_data": validation, "callbacks": callbacks, "verbose": 0, "epochs": 2}
-  history = model.fit(batches, **fit).history
-  numbers |= {f"{name}/{key}": np.array(values) for key, values in history.items()}
-  numbers |= {f"{name}/{i}": value for i, value in enumerate(model.get_weights())}
-np.savez(path, **numbers)
+strategies = {
+  "one": tf.distribute.get_strategy(),
+  "three": tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"]),
+}
+for number, strategy in strategies.items():
+  numbers = {}
+  for name, options in {
+    "plain": {"num_backward_samples": 2, "gradient_statistics": True},
+    "eager": {"run_eagerly": True},
+    "jit": {"jit_compile": True, "gradient_statistics": True},
+  }.items():
+    with strategy.scope():
+      keras.utils.set_random_seed(3)
+      model = models.VAE(np.full(6, 0.4), latent_dim=3, hidden_units=(5,))
+      options = {"jit_compile": False} | options
+      model.compile(keras.optimizers.Adam(1e-2), num_samples=5, seed=1, **options)
+    # Of the last batch, one example, two replicas get nothing.
+    batches = tf.data.Dataset.from_tensor_slices(x).batch(12)
+    # XLA compiles for each size of a batch.
+    validation = batches.take(1) if name == "jit" else batches
+    snr = models.GradientSNR(batches, 2)
+    callbacks = [snr] if "gradient_statistics" in options else []
+    fit = {"validation_data": validation, "callbacks": callbacks, "verbose": 0, "epochs": 2}
+    history = model.fit(batches, **fit).history
+    numbers |= {f"{name}/{key}": np.array(values) for key, values in history.items()}
+    numbers |= {f"{name}/{i}": value for i, value in enumerate(model.get_weights())}
+  np.savez(sys.argv[1] + f"/{number}.npz", **numbers)
 """
 
 
 @pytest.mark.slow
 def test_fit_under_a_strategy_of_ones_own_gives_the_numbers_of_one_device(tmp_path):
-  paths = [tmp_path / f"{number}.npz" for number in (1, 3)]
-  for number, path in zip((1, 3), paths, strict=True):
-    run_script(_SCRIPT, str(number), str(path))
-  one, three = (dict(np.load(path)) for path in paths)
-  assert one.keys() == three.keys()
-  for name, values in one.items():
-    np.testing.assert_allclose(three[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-def run_script(script, *arguments):
   environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-  result = subprocess.run(
-    [sys.executable, "-c", script, *arguments],
+  done = subprocess.run(
+    [sys.executable, "-c", _SCRIPT, str(tmp_path)],
     env=environment,
     capture_output=True,
     text=True,
     check=False,
   )
-  assert result.returncode == 0, result.stderr[-3000:]
-  return result.stdout
-
-
-_OWN_MODEL = """
-import keras
-import numpy as np
-import tensorflow as tf
-import tensorflow_probability as tfp
-
-(cpu,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-
-from dregs_tf import models
-
-tfd = tfp.distributions
-
-
-class Own(models.LatentVariableModel):
-  def __init__(self):
-    super().__init__()
-    self.encoder, self.decoder = keras.layers.Dense(2), keras.layers.Dense(6)
-
-  def prior(self, context):
-    return tfd.MultivariateNormalDiag(tf.zeros(2))
-
-  def proposal(self, x, context):
-    return tfd.MultivariateNormalDiag(self.encoder(x), tf.ones_like(self.encoder(x)))
-
-  def likelihood(self, z, context):
-    return tfd.Independent(tfd.Bernoulli(self.decoder(z)), 1)
-
-  def estimate(self, *args, **kwargs):
-    estimate = super().estimate(*args, **kwargs)
-    noise = estimate.samples - self.encoder(args[0])
-    tf.print(tf.shape(args[0])[0], tf.reduce_sum(noise), output_stream="file://NOISE")
-    return estimate
-
-
-with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-  model = Own()
-  model.compile(num_samples=3, seed=1, jit_compile=False, gradient_statistics=True)
-x = np.random.RandomState(0).binomial(1, 0.4, (16, 6)).astype("float32")
-history = model.fit(x, batch_size=8, verbose=0).history
-assert np.isfinite(history["proposal_gradient_variance"][0]), history
-"""
-
-
-@pytest.mark.slow
-def test_a_model_of_ones_own_is_built_and_its_replicas_draw_different_noise(tmp_path):
-  path = tmp_path / "noise.txt"
-  run_script(_OWN_MODEL.replace("NOISE", str(path)))
-  noise = [line.split() for line in path.read_text().splitlines()]
-  # Two steps on two replicas, half of the batch of 8 on each.
-  assert [size for size, _ in noise] == ["4"] * 4
-  assert len({total for _, total in noise}) == 4
+  assert done.returncode == 0, done.stderr[-3000:]
+  one, three = (dict(np.load(tmp_path / f"{number}.npz")) for number in ("one", "three"))
+  assert one.keys() == three.keys()
+  for name, values in one.items():
+    np.testing.assert_allclose(three[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 CLUSTER = {"worker": ["a:1", "b:2"]}

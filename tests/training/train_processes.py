@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -52,6 +53,20 @@ class TrainProcess:
       out, err = self.process.communicate()
       pytest.fail(f"still running after {timeout} s:\n{out[-2000:]}\n{err[-2000:]}")
     return self.process.returncode, out, err
+
+
+def workers(directory, num_workers=2, flags_of_last=None, **flags) -> list[TrainProcess]:
+  """The processes of a cluster on this machine, the chief's first."""
+  with_ports = [socket.create_server(("localhost", 0)) for _ in range(num_workers)]
+  addresses = [f"localhost:{server.getsockname()[1]}" for server in with_ports]
+  for server in with_ports:
+    server.close()
+  runs = []
+  for index in range(num_workers):
+    tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    own = flags | (flags_of_last or {} if index == num_workers - 1 else {})
+    runs.append(TrainProcess(directory, tf_config, distribute="multi_worker", **own))
+  return runs
 
 
 def finish_well(*runs) -> list[str]:
