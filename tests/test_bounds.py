@@ -384,7 +384,9 @@ def test_estimate_is_the_literal_surrogate_for_any_latents(name, options, proble
   assert_agree(name, options, *estimate_and_oracle(PROBLEMS[problem](), name, options))
 
 
-COMPILED = {"graph": (False, KINDS), "xla": (True, KINDS[:-1])}
+# `test_path_only_when_compiled` has iwae_dreg, and dreg_alpha is put together like it.
+XLA_KINDS = [v for v in KINDS if v[0] not in ("iwae_dreg", "jvi_dreg")]
+COMPILED = {"graph": (False, KINDS), "xla": (True, XLA_KINDS)}
 
 
 @pytest.mark.parametrize("mode", COMPILED)
@@ -690,63 +692,6 @@ def test_gradient_of_the_model_is_not_that_of_tfp():
   np.testing.assert_allclose(ours, (above - below) / (2 * step), rtol=1e-6)
   np.testing.assert_allclose(ours, -0.197, atol=5 * 0.0012 + 0.0005)
   np.testing.assert_allclose(tape.gradient(loss, mu), -0.078, atol=0.01)
-
-
-# --- cost ---------------------------------------------------------------------------------------
-
-
-def matrix_products(name, options):
-  """The number of matrix products, and their multiplications, of a traced training step.
-
-  Counted in the graph as it is traced, before any pruning: what is not there cannot cost.
-  """
-  rng = np.random.default_rng(0)
-
-  def layer(inputs, outputs):
-    return tf.Variable(0.1 * rng.normal(size=[inputs, outputs]), dtype=tf.float32)
-
-  encoder = [layer(7, 6), layer(6, 6), layer(6, 4)]
-  decoder = [layer(2, 6), layer(6, 6), layer(6, 7)]
-  x = tf.constant(rng.integers(0, 2, size=[3, 7]), tf.float32)
-
-  def mlp(layers, hidden):
-    for weights in layers[:-1]:
-      hidden = tf.tanh(tf.tensordot(hidden, weights, 1))
-    return tf.tensordot(hidden, layers[-1], 1)
-
-  @tf.function
-  def step():
-    with tf.GradientTape() as tape:
-      loc, raw_scale = tf.split(mlp(encoder, x), 2, axis=-1)
-      proposal = tfd.MultivariateNormalDiag(loc, tf.nn.softplus(raw_scale))
-
-      def target(z):
-        likelihood = independent(tfd.Bernoulli(logits=mlp(decoder, z)), [7])
-        return tfd.MultivariateNormalDiag(tf.zeros([2])).log_prob(z) + likelihood.log_prob(x)
-
-      estimate = bounds.estimate(bounds.get(name, **options), target, proposal, 5, seed=1)
-      objective = tf.reduce_mean(estimate.objective)
-    return tape.gradient(objective, encoder + decoder)
-
-  products = [
-    op
-    for op in all_operations(step.get_concrete_function().graph)
-    if op.type in ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum")
-  ]
-  assert all(gradient is not None for gradient in step())
-  return len(products)
-
-
-@pytest.fixture(scope="module")
-def matrix_products_of_iwae():
-  return matrix_products("iwae", {})
-
-
-@few_variants
-def test_no_estimator_costs_more_matrix_products_than_iwae(name, options, matrix_products_of_iwae):
-  # Two nets of 3 layers: 6 forwards, 6 for the weights, 5 for the inputs (x needs none).
-  assert matrix_products_of_iwae >= 17
-  assert matrix_products(name, options) <= matrix_products_of_iwae
 
 
 # --- degenerate log-weights ---------------------------------------------------------------------

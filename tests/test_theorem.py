@@ -5,6 +5,7 @@ gradients is the expectation of the estimator. The truth is the derivative, by c
 of the weighted sum of the bound itself.
 """
 
+import functools
 import itertools
 
 import numpy as np
@@ -95,6 +96,12 @@ def expected_gradient(bound, num_samples=3, **options):
 
 
 def gradient_of_expectation(bound, num_samples=3, **options):
+  """Of the bound's value, which its total derivative shares: most rows have L_K."""
+  return _gradient_of_expectation(bound.total, num_samples, **options)
+
+
+@functools.cache
+def _gradient_of_expectation(bound, num_samples, **options):
   gradient = []
   for i in range(len(PARAMETERS)):
     values = []

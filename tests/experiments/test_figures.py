@@ -1,9 +1,6 @@
 """Tests of the figures: which curves their panels have, how they are drawn, and the binaries."""
 
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +9,8 @@ from dregs_tf.training import config
 from dregs_tf.training.errors import ConfigError
 from experiments import drawing, figures
 from experiments.results import tables
-from tests.experiments.helpers import ROOT, groups_in, values_of, with_variance, write
+from tests import binaries
+from tests.experiments.helpers import groups_in, values_of, with_variance, write
 
 
 def test_pairs_have_the_variance_above_the_objective(tmp_path):
@@ -236,35 +234,24 @@ def test_an_output_that_cannot_be_written(tmp_path):
     figures.plot(settings, groups_in(tmp_path / "a" / ".."))
 
 
-def binary(name, *arguments):
-  command = [sys.executable, f"bin/{name}.py", *arguments]
-  environment = os.environ | {"PYTHONPATH": str(ROOT)}
-  return subprocess.run(
-    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100
-  )
-
-
-def test_plot_and_summarize(tmp_path):
+def test_plot_and_summarize(tmp_path, capfd):
   for seed in (0, 1):
     for bound in ("iwae", "iwae_dreg"):
       directory = tmp_path / "runs" / f"{bound}_{seed}"
       write(directory, bound=bound, seed=seed, columns=with_variance(1.0 + seed))
   runs = f"--runs={tmp_path}/runs/*"
   output = tmp_path / "figures" / "fig2.png"
-  done = binary("plot", runs, "--figure=pairs", f"--output={output}")
-  assert (done.returncode, done.stdout, done.stderr) == (0, f"Wrote {output}.\n", "")
+  assert binaries.run("plot.py", runs, "--figure=pairs", f"--output={output}") == 0
+  assert capfd.readouterr() == (f"Wrote {output}.\n", "")
   assert output.read_bytes().startswith(b"\x89PNG")
-  done = binary("summarize", runs)
-  assert done.stderr == ""
-  assert done.stdout == tables(groups_in(tmp_path / "runs"))
+  assert binaries.run("summarize.py", runs) == 0
+  assert capfd.readouterr() == (tables(groups_in(tmp_path / "runs")), "")
 
-  done = binary("plot", f"--runs={tmp_path}/none", f"--output={output}")
-  assert done.returncode == 1
-  assert done.stderr.startswith(f"plot.py: error: --runs={tmp_path}/none matches no")
-  assert len(done.stderr.splitlines()) == 1
-  done = binary("summarize")
-  assert done.returncode == 1
-  assert done.stderr.startswith("summarize.py: error: --runs must name")
+  assert binaries.run("plot.py", f"--runs={tmp_path}/none", f"--output={output}") == 1
+  (line,) = capfd.readouterr().err.splitlines()
+  assert line.startswith(f"plot.py: error: --runs={tmp_path}/none matches no")
+  assert binaries.run("summarize.py") == 1
+  assert capfd.readouterr().err.startswith("summarize.py: error: --runs must name")
 
 
 @pytest.mark.parametrize("figure", ["bounds", "bounds,alpha", "alpha,adapted_alpha"])
