@@ -170,7 +170,7 @@ def _flat_gray(
   if array.size == 0:
     raise DataError(f"{where} has shape {array.shape}: it holds no image")
   if array.ndim > 2:
-    found = array.shape[1:3]
+    found = (array.shape[1], array.shape[2])
   else:
     found = image_shape or _square(array.shape[1])
     if found is None:

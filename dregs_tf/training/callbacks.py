@@ -159,6 +159,8 @@ class Checkpoints(StepCallback):
         self._run.save(self.model, self.step)
       else:
         run_directory.take_part_in_saving(self.model)
+      # A signal may come while the file is written, which takes longer than a step.
+      asked = asked or self._asked_to_stop(due)
     if asked:
       self._devices.from_chief(0)  # No worker leaves before the file is written.
       raise Interrupted(

@@ -89,15 +89,23 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_numbers(
   whole_run, tmp_path, monkeypatch
 ):
   whole, result = whole_run
+  save = Run.save
   for last in (1, 4, 6):
 
-    def stop(self, step, logs, last=last):
+    def stop_before(self, step, logs, last=last):
       if step == last:
         signal.raise_signal(signal.SIGTERM)
 
+    def stop_while_saving(self, model, step, last=last):
+      save(self, model, step)
+      stop_before(self, step, {}, last)
+
     with monkeypatch.context() as patched:
-      patched.setattr(callbacks.StopOnNonFinite, "on_step_end", stop)
-      with pytest.raises(Interrupted, match=f"SIGTERM at step {last}"):
+      if last == 6:
+        patched.setattr(Run, "save", stop_while_saving)
+      else:
+        patched.setattr(callbacks.StopOnNonFinite, "on_step_end", stop_before)
+      with pytest.raises(Interrupted, match=f"SIGTERM at step {last},"):
         runners.train(settings(tmp_path))
   assert runners.train(settings(tmp_path)) == result
   assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
