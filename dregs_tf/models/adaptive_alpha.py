@@ -82,7 +82,7 @@ class AdaptiveAlpha(Averages):
   def update(self, iwae_dreg: Sequence, rws_dreg: Sequence) -> None:
     """Moves alpha, given the two gradients of each variable, None where alpha has no say.
 
-    What is not finite counts as 0: an optimizer that scales the loss skips such a step.
+    Values that are not finite count as 0: an optimizer that scales the loss skips such a step.
     """
 
     def finite(gradient):

@@ -53,16 +53,16 @@ class LatentVariableModel(
   A batch is observations x, a pair (context, x) or (context, x, sample_weight); with observations
   alone, context is None. Observations and contexts are Tensors or structures of them (dicts, or, in
   a pair, tuples), each [batch_size, ...]. The methods get floats in the model's dtype (float32
-  where its layers compute in less), integers and booleans as they are: indices stay exact. What is
-  handed to the likelihood's log_prob is cast to the likelihood's own dtype, unless that would round
-  floats to integers. The distributions must be of float32 or better, under mixed precision too.
+  where its layers compute in less), integers and booleans as they are: indices stay exact. The
+  likelihood's log_prob gets observations in its own dtype, unless that would round floats to
+  integers. The distributions must be of float32 or better, under mixed precision too.
 
   Observations outside [0, 1] are refused before a step learns from them if the likelihood is
   Bernoulli. A subclass decides for itself with the class attribute `binary_observations`, True or
   False.
 
   Sample weights weigh the examples: a step's gradient is that of the sum of weight times bound over
-  the batch size, and what is reported are weighted means.
+  the batch size, and the metrics are weighted means.
 
   Layers behave as in any Keras model. In `fit` they are in training mode, everywhere else in
   inference mode; a method that takes an argument `training` is given it. The noise of layers and of

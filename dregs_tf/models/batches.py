@@ -1,4 +1,4 @@
-"""What a batch may be, and the one conversion that its parts go through."""
+"""Splits batches into their parts, and converts these in one place."""
 
 import numbers
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def split(data: Any, dtype: tf.DType | str = tf.float32) -> Batch:
 
 
 def parts(data: Any) -> tuple:
-  """Returns (context, x, sample_weight) of a batch, or of whole arrays; None for what is not there.
+  """Returns (context, x, sample_weight) of a batch or of whole arrays; absent parts are None.
 
   A tuple or list is (x,), (context, x) or (context, x, sample_weight); anything else is x. Keras
   calls the parts x, y and sample_weight, and leaves None in the place of those that there are not:
@@ -86,7 +86,7 @@ def as_tensors(structure: Any, dtype: tf.DType | str = tf.float32):
 
 
 def _is_sequence(value) -> bool:
-  """Whether `value` is a tuple or list of arrays; a list of numbers stands for one array."""
+  """Returns whether `value` is a sequence of arrays; a list of numbers stands for one array."""
   if not isinstance(value, (tuple, list)):
     return False
   leaves = tf.nest.flatten(value)

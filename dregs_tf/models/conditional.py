@@ -50,7 +50,7 @@ def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
 def _batch_axis(parameter: tf.Tensor) -> int:
   """Returns the axis of the examples in samples of a net's outputs, [..., batch_size, size].
 
-  Below another latent the outputs have an axis of samples as well. Samples have one more axis.
+  Outputs given another latent have an axis of samples. Samples have one more axis.
   """
   return max(1, parameter.shape.rank - 1)
 

@@ -30,7 +30,7 @@ def freeze(layers: Iterable[keras.layers.Layer]) -> Callable[[], None]:
 
 
 def _outer_first(layers: Iterable[keras.layers.Layer]) -> list[keras.layers.Layer]:
-  """The layers and all layers within them, each after every layer that holds it."""
+  """Returns the layers and all layers within them, each after every layer that holds it."""
   seen, ordered = set(), []
 
   def visit(layer):

@@ -1,4 +1,4 @@
-"""Measures the signal-to-noise ratio of gradients at parameters that stand still."""
+"""Measures the signal-to-noise ratio of gradients at fixed parameters."""
 
 import contextlib
 import itertools
@@ -20,7 +20,7 @@ class GradientSNR(keras.callbacks.Callback):
 
     SNR^2 = |E g|^2 / tr Cov g.
 
-  Training stands still while g_1, ..., g_M are drawn at the parameters of the epoch's end, with
+  Training pauses while g_1, ..., g_M are drawn at the parameters of the epoch's end, with
   noise that training does not use. Products of different ones estimate the signal, deviations from
   their mean the noise:
 

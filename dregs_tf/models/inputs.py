@@ -1,4 +1,4 @@
-"""What `fit` and `evaluate` are handed, looked at before Keras cuts it into batches."""
+"""Checks the data of `fit` and `evaluate` before Keras makes batches of them."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ _MARK = "Observations are not in the unit interval:"
 
 
 class CheckedInputs(keras.Model):
-  """A Keras model that sees to its data before a step: weights, habits, ranges.
+  """A Keras model that checks its data before a step: weights, habits, ranges.
 
   - Keras drops the `sample_weight` of observations without a context; here it arrives.
   - Observations outside [0, 1] are refused where the likelihood is Bernoulli.
@@ -59,7 +59,7 @@ _PARTS = ("x", "y", "sample_weight")
 
 
 def _call(model: CheckedInputs, method, args, kwargs):
-  """Calls a method of Keras with its data seen to, and explains the errors of wrong data."""
+  """Checks the data of a call, calls Keras' method, and explains errors that wrong data cause."""
   call = inspect.signature(method).bind(*args, **kwargs)
   given = call.arguments
   if given.get("class_weight") is not None:
@@ -114,13 +114,13 @@ def _seen_to(model: CheckedInputs, x, y, sample_weight) -> tuple:
 
 
 def _makes_batches(x) -> bool:
-  """Whether x yields batches rather than being arrays that Keras cuts into them."""
+  """Returns whether x yields batches rather than being arrays that Keras cuts into them."""
   kinds = (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
   return isinstance(x, (*kinds, types.GeneratorType))
 
 
 def _look_into(x, y):
-  """Returns the arrays, or one batch or a batch's spec; None where there is no telling."""
+  """Returns the arrays, or one batch or a batch's spec; None if they cannot be looked at."""
   if isinstance(x, tf.data.Dataset):
     return x.element_spec
   if isinstance(x, keras.utils.PyDataset):
@@ -250,7 +250,7 @@ def _assert_first_in_unit_interval(number: tf.Tensor, batch, may_miss: bool):
 
 
 def _is_binary(model: CheckedInputs, spec) -> bool:
-  """Whether observations must be in [0, 1]; traces the likelihood for a batch of this spec.
+  """Returns whether observations must be in [0, 1]; traces the likelihood for a batch of this spec.
 
   A model that runs eagerly finds out in its first step, before it learns from it.
   """
@@ -268,7 +268,7 @@ def _is_binary(model: CheckedInputs, spec) -> bool:
 
 
 def _spec_of(array) -> tf.TypeSpec | None:
-  """The spec of an array, of any number of examples; a spec is its own, and None's is None."""
+  """Returns the spec of an array with any number of examples; a spec and None stay."""
   if isinstance(array, tf.TypeSpec):
     return None if array == tf.type_spec_from_value(None) else array
   if array is None:

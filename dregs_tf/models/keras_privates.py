@@ -1,4 +1,4 @@
-"""What the models take from Keras that Keras does not promise to keep. Checked with Keras 3.15.1.
+"""Lists the private parts of Keras that the models use. Checked with Keras 3.15.1.
 
 A layer resolves its `training` argument, and clears its losses, with the help of a call context
 that the outermost `Layer.__call__` opens and that layers inside find in a thread's global state.
@@ -6,7 +6,7 @@ The three methods of a model are called by the library rather than by a layer, s
 that context. Seed generators and statistics are listed layer by layer, since the public lists mix
 them with other variables.
 
-Besides, models override the hooks `_maybe_symbolic_build` and `_get_metrics_result_or_logs` of
+Models also override the hooks `_maybe_symbolic_build` and `_get_metrics_result_or_logs` of
 Keras' Trainer, and leave its `_loss_tracker` out of the metrics.
 """
 
@@ -57,7 +57,7 @@ def global_seed_generator(generator: keras.random.SeedGenerator) -> Iterator[Non
 
 
 def without_autocast() -> contextlib.AbstractContextManager:
-  """Has variables keep their dtype, in a layer called inside whose `autocast` is False, too.
+  """Makes variables keep their dtype inside, also in layers whose `autocast` is False.
 
   Outside of any such scope Keras casts the variables of a layer with mixed precision regardless.
   """

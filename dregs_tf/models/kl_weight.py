@@ -37,7 +37,7 @@ class KLWeight:
     return isinstance(self.value, numbers.Real) and self.value == 1
 
   def at(self, step: tf.Tensor):
-    """Returns the weight after so many updates: a number, or a scalar Tensor."""
+    """Returns the weight after a number of updates: a number, or a scalar Tensor."""
     if isinstance(self.value, keras.optimizers.schedules.LearningRateSchedule):
       return tf.convert_to_tensor(self.value(step))
     return self.value if isinstance(self.value, numbers.Real) else tf.convert_to_tensor(self.value)

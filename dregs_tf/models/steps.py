@@ -56,7 +56,7 @@ class Gradients(NamedTuple):
 
 def number(model: keras.Model) -> tf.Tensor:
   """Returns how many steps a compiled model has taken, an int32 scalar."""
-  # With gradient accumulation `iterations` stands still between updates, `_iterations` does not;
+  # With gradient accumulation `iterations` does not change between updates, `_iterations` does;
   # of an optimizer that scales the loss, only that of the one inside moves.
   optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
   return tf.cast(getattr(optimizer, "_iterations", optimizer.iterations), tf.int32)
@@ -178,8 +178,8 @@ def evaluate(
 def variable_groups(model: keras.Model, x: Any, context: Any) -> dict[str, list[int]]:
   """Returns the places of the trainable variables that q, p(x, z) and p(z) depend on.
 
-  A joint proposal or prior has a group for each of its parts besides, such as `prior_z1`. They are
-  read off which gradients exist: in a compiled step, none of it is executed.
+  A joint proposal or prior also has a group for each of its parts, such as `prior_z1`. The groups
+  are read from which gradients exist: in a compiled step, none of it is executed.
   """
   variables = model.trainable_variables
   with calls.looking(model), tf.GradientTape(persistent=True) as tape:

@@ -21,7 +21,7 @@ from dregs_tf.training.devices import Devices
 from dregs_tf.training.errors import Interrupted
 from dregs_tf.training.run_directory import Run
 
-# Workers ask each other this often whether one was told to stop: a message takes a millisecond.
+# Workers ask each other this often whether one was asked to stop: a message takes a millisecond.
 _STEPS_BETWEEN_QUESTIONS = 10
 
 

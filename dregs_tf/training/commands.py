@@ -1,4 +1,4 @@
-"""The commands `dregs-train`, `dregs-eval` and `dregs-compare`, which bin/ calls as well."""
+"""The commands `dregs-train`, `dregs-eval` and `dregs-compare`, which bin/ also calls."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ def load_tensorflow() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   with _stderr_to_devnull():
     import tensorflow as tf
-    import tensorflow_probability  # noqa: F401 - it writes messages as well
+    import tensorflow_probability  # noqa: F401 - it also writes messages
   tf.get_logger().setLevel("ERROR")
 
 

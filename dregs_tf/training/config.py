@@ -107,7 +107,7 @@ class TrainConfig:
     "gradient along this run.",
   )
   follow_test: bool = flag(
-    False, bool, "Evaluate on the test set at each summary as well, as the paper's figures do."
+    False, bool, "Also evaluate on the test set at each summary, as the paper's figures do."
   )
   init_from: str | None = flag(
     None, str, "Directory of a run whose newest parameters to start from."
@@ -421,7 +421,7 @@ class CompareConfig:
     None, str, "Folder of prepared TensorFlow Datasets; the run's by default."
   )
   jit_compile: bool | None = flag(None, bool, "Compile with XLA; as in the run by default.")
-  measure_cost: bool = flag(True, bool, "Time a training step's gradient of each bound as well.")
+  measure_cost: bool = flag(True, bool, "Also time a training step's gradient of each bound.")
   seed: int = flag(0, int, "Seed of the samples.")
   output_dir: str | None = flag(
     None, str, "Directory for comparison.csv and comparison.png; the run's by default."

@@ -143,7 +143,7 @@ class Run:
     output.write_csv(self.evaluation_rows(*name), rows, digits=9)
 
   def read_evaluation(self, split: str = "test", num_samples: int = 5000) -> dict | None:
-    """Returns the evaluation of a split with so many samples, None if there is none."""
+    """Returns the evaluation of a split with `num_samples` samples, None if there is none."""
     return _read_json(self._evaluation(split, num_samples))
 
   def evaluation_rows(self, split: str, num_samples: int) -> pathlib.Path:
