@@ -16,6 +16,7 @@ log-weights: `surrogate.terms` adds it up. Weighing the path of z by F_i - F_ii,
 density in its weight, is biased. The probabilities keep their score.
 """
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ class StratifiedMixture(tfd.Distribution):
     parameters = dict(locals())
     components = [proposals.unwrap(component) for component in components]
     _check_components(components)
-    probs = np.ones(len(components)) if probs is None else probs
+    probs = _as_probs(np.ones(len(components)) if probs is None else probs)
     _check_probs(probs, len(components), components[0].batch_shape)
     self._components, self._probs = components, probs
     super().__init__(
@@ -241,14 +242,22 @@ def _check_components(components: Sequence[tfd.Distribution]) -> None:
         raise ValueError(f"components must have one {attribute}, got {first} and {other}.")
 
 
+def _as_probs(probs: Any) -> Any:
+  """Returns numbers as a float64 array with all their digits, Tensors and variables as they are."""
+  is_sequence = isinstance(probs, (list, tuple))
+  if is_sequence and not all(isinstance(p, numbers.Real) for p in tf.nest.flatten(probs)):
+    return tf.convert_to_tensor(probs)
+  if is_sequence or isinstance(probs, (np.ndarray, numbers.Real)):
+    return np.asarray(probs, np.float64)
+  return probs
+
+
 def _check_probs(probs: Any, num_components: int, batch_shape: tf.TensorShape) -> None:
-  if tf.is_tensor(probs) or isinstance(probs, tf.Variable) or hasattr(probs, "__tf_tensor__"):
-    shape = tf.TensorShape(probs.shape)
-  else:
-    numbers = np.asarray(probs, np.float64)
-    shape = tf.TensorShape(numbers.shape)
-    if not (numbers >= 0).all() or not (numbers.sum(axis=-1) > 0).all():
-      raise ValueError(f"probs must be 0 or more, and not all 0, got {probs!r}.")
+  if isinstance(probs, np.ndarray) and not (
+    (probs >= 0).all() and (probs.sum(axis=-1, initial=0) > 0).all()
+  ):
+    raise ValueError(f"probs must be 0 or more, and not all 0, got {probs.tolist()}.")
+  shape = tf.TensorShape(probs.shape)
   fits = [[num_components], [*(batch_shape.dims or [None])[:1], num_components]]
   if not any(shape.is_compatible_with(each) for each in fits):
     raise ValueError(
