@@ -65,7 +65,7 @@ def number(model: keras.Model) -> tf.Tensor:
 def gradients_of(
   model: keras.Model, batch: batches.Batch, noise: Sequence, part: seeds.Part | None
 ) -> Gradients:
-  """Computes the gradients of a training step of a compiled `LatentVariableModel`.
+  """Computes the gradients of a training step of a compiled model.
 
   Args:
     model: the model.
@@ -76,7 +76,9 @@ def gradients_of(
   # In here, as `fold_in` too draws other numbers with XLA than without.
   seed = _seed_for(model, *noise)
   total = batches.size(batch.x) if part is None else part.total
-  if model.followers is not None and model.followers.side_by_side_argument:
+  if model.followers is None:
+    return _gradients_of_sequences(model, batch, seed, part, total)
+  if model.followers.side_by_side_argument:
     return _gradients_side_by_side(model, batch, seed, part, total)
   variables = model.trainable_variables
   with (
@@ -96,6 +98,24 @@ def gradients_of(
     gradients.of_loss(tape, scaled_losses, variables, current.seen, estimate.samples),
     Values(objective, model.sample_size(estimate), losses),
   )
+
+
+def _gradients_of_sequences(model, batch, seed, part, total) -> Gradients:
+  """Computes what `gradients_of` returns of a `StateSpaceModel`, whose layers only regularize.
+
+  The tape is not persistent: in a graph, a loop that may be differentiated again takes TensorFlow
+  several times longer to trace.
+  """
+  with calls.step(model, training=True, seed=seed, part=part), tf.GradientTape() as tape:
+    estimate = _estimate(model, batch, seed, part, training=True)
+    objective = estimate.objective
+    loss = -_weighted_sum(objective, batch.sample_weight) / tf.cast(total, objective.dtype)
+    loss = model.optimizer.scale_loss(loss)
+    losses = calls.sum_of_losses(model)
+    if losses is not None:
+      loss += tf.cast(_scaled(model, losses), loss.dtype)
+  values = Values(objective, model.sample_size(estimate), losses)
+  return Gradients(tape.gradient(loss, model.trainable_variables), {}, None, values)
 
 
 def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
