@@ -166,6 +166,9 @@ class SequenceRow(NamedTuple):
   resamples: bool
   label: str
   source: str
+  options: Mapping[str, Option] = {}
+  min_samples: Callable[..., int] = lambda **_: 1
+  groups: Callable[..., int] = lambda **_: 1
 
   def is_unbiased(self, with_resampling_term: bool = False) -> bool:
     """Returns whether the expectation of the gradient is the gradient of the expected value."""
@@ -181,6 +184,26 @@ SEQUENCE_BOUNDS = {
 
 # Schemes of resampling, the default first.
 RESAMPLING = ("systematic", "stratified", "multinomial")
+
+# What a message says of `is_schedule`.
+SCHEDULES = (
+  "always, never, the number of steps from one resampling to the next, the steps before which to "
+  "resample, ints of 1 or more, or the fraction of the effective sample size, in (0, 1)"
+)
+
+
+def is_schedule(value: Any) -> bool:
+  """Returns whether `sequential.estimate` takes a value as `resample_when`."""
+  if isinstance(value, str):
+    return value in ("always", "never")
+  if isinstance(value, (list, tuple)):
+    return all(is_int(step, 1) for step in value)
+  return is_int(value, 1) or (isinstance(value, numbers.Real) and 0 < float(value) < 1)
+
+
+def row(name: str) -> Row | SequenceRow:
+  """Returns the row of a bound, or of one of sequences."""
+  return BOUNDS[name] if name in BOUNDS else SEQUENCE_BOUNDS[name]
 
 
 def sequence_row(name: str) -> SequenceRow:

@@ -6,7 +6,8 @@ import tensorflow as tf
 from dregs_tf import catalogue, seeds
 from dregs_tf.data.images import DataError
 
-TASKS = ("generative", "structured")
+# Whole images, pairs of halves, or sequences of rows.
+TASKS = ("generative", "structured", "rows")
 
 # Fixed, so that every run evaluates on the same binary images.
 EVAL_SEED = 1810
@@ -91,7 +92,8 @@ def train_batches(
     batch_size: The number of images in each batch, at most N.
     seed: An integer, or a stateless seed of shape [2].
     image_shape: The pair (H, W).
-    task: "generative" for batches of whole images, "structured" for pairs of halves.
+    task: "generative" for batches of whole images, "structured" for pairs of halves, "rows" for
+      sequences of rows, from the top, batches [batch_size, H, W].
     start_step: The step, counted from 0, whose batch comes first.
     num_steps: The number of batches; endless if None.
     dynamic_binarization: Whether to binarize; otherwise the images stay gray.
@@ -164,7 +166,7 @@ def eval_batches(
     images: Gray images, an array of shape [N, H * W] with values in [0, 1].
     batch_size: The number of images in each batch; the last batch may have fewer.
     image_shape: The pair (H, W).
-    task: "generative" for batches of whole images, "structured" for pairs of halves.
+    task: as `train_batches` takes it.
     dynamic_binarization: Whether to binarize; otherwise the images stay gray.
     seed: An integer, or a stateless seed of shape [2]. Change it only to
       measure how much an estimate varies with the binarization.
@@ -204,6 +206,8 @@ def _binarize_in_chunks(gray: np.ndarray, seed) -> np.ndarray:
 
 
 def _for_task(batch: tf.Tensor, image_shape: tuple[int, int], task: str):
+  if task == "rows":
+    return tf.reshape(batch, [-1, *image_shape])
   return top_and_bottom(batch, image_shape) if task == "structured" else batch
 
 

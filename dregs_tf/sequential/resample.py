@@ -6,8 +6,7 @@ https://arxiv.org/abs/cs/0507025).
 """
 
 import math
-import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -87,24 +86,19 @@ def schedule(resample_when: Any) -> Schedule:
   Raises:
     ValueError: if it is none that `estimate` takes.
   """
-  if isinstance(resample_when, str):
-    if resample_when == "always":
-      return Schedule(lambda step, _: step >= 0, has_long_blocks=False)
-    if resample_when == "never":
-      return Schedule(None)
-  elif catalogue.is_int(resample_when, 1):
+  if not catalogue.is_schedule(resample_when):
+    raise ValueError(f"resample_when must be {catalogue.SCHEDULES}, got {resample_when!r}.")
+  if resample_when in ("never", [], ()):
+    return Schedule(None)
+  if resample_when == "always":
+    return Schedule(lambda step, _: step >= 0, has_long_blocks=False)
+  if isinstance(resample_when, (list, tuple)):
+    steps = [int(step) for step in resample_when]
+    return Schedule(lambda step, _: tf.reduce_any(step == steps))
+  if catalogue.is_int(resample_when):
     length = int(resample_when)
     return Schedule(lambda step, _: step % length == 0, has_long_blocks=length > 1)
-  elif isinstance(resample_when, numbers.Real) and 0 < float(resample_when) < 1:
-    return Schedule(_below(float(resample_when)), is_fixed=False)
-  elif isinstance(resample_when, Sequence) and all(catalogue.is_int(s, 1) for s in resample_when):
-    steps = [int(step) for step in resample_when]
-    return Schedule((lambda step, _: tf.reduce_any(step == steps)) if steps else None)
-  raise ValueError(
-    'resample_when must be "always", "never", the number of steps from one resampling to the next, '
-    "the numbers of the steps before which to resample, a sequence of ints of 1 or more, or the "
-    f"fraction of the effective sample size, in (0, 1), got {resample_when!r}."
-  )
+  return Schedule(_below(float(resample_when)), is_fixed=False)
 
 
 def _below(fraction: float) -> Callable:

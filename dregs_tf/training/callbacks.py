@@ -51,9 +51,14 @@ class StopOnNonFinite(StepCallback):
     value = float(np.ravel(logs["bound"])[0])
     if math.isnan(value) or value == math.inf:
       raise FloatingPointError(
-        f"The bound {self.model.bound.name} became {value} at step {step}: a log-weight is NaN or "
-        f"+inf. {_last_good(self._run)}"
+        f"The bound {_bound_name(self.model)} became {value} at step {step}: a log-weight is NaN "
+        f"or +inf. {_last_good(self._run)}"
       )
+
+
+def _bound_name(model: keras.Model) -> str:
+  """Returns the name of the bound that a model is trained with; that of sequences is a name."""
+  return getattr(model.bound, "name", model.bound)
 
 
 def _last_good(run: Run) -> str:
@@ -171,12 +176,13 @@ class Checkpoints(StepCallback):
   def _check_finite(self):
     """Raises if a gradient that is not finite has reached the model: it is not to be saved."""
     model = self.model
-    for variable in [*model.variables, *model.optimizer.variables, *model.followers.variables]:
+    followed = model.followers.variables if model.followers is not None else []
+    for variable in [*model.variables, *model.optimizer.variables, *followed]:
       value = tf.convert_to_tensor(variable)
       if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
         raise FloatingPointError(
           f"{variable.path} is no longer finite at step {self.step}, trained with the bound "
-          f"{self.model.bound.name}. {_last_good(self._run)}"
+          f"{_bound_name(self.model)}. {_last_good(self._run)}"
         )
 
   def _asked_to_stop(self, due: bool) -> bool:

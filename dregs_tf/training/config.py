@@ -142,7 +142,7 @@ class TrainConfig:
   model: str = flag(
     "vae",
     str,
-    "The paper's model with Normal latents, with Bernoulli latents, or with several layers.",
+    "With Normal latents, Bernoulli latents, several layers; or of rows that follow each other.",
     model_flags.MODELS,
   )
   kl_weight: float = flag(1.0, float, "Weight of the KL divergence in training.")
@@ -166,11 +166,15 @@ class TrainConfig:
     "Gradient of a learned prior: by its score, or reparameterized twice.",
     model_flags.PRIOR_GRADIENTS,
   )
+  resampling: str = flag(
+    model_flags.RESAMPLING, str, "For --model=vrnn: how.", catalogue.RESAMPLING
+  )
+  resample_when: str = flag(model_flags.RESAMPLE_WHEN, str, model_flags.RESAMPLE_WHEN_HELP)
 
   def __post_init__(self):
-    checks.check_bound("bound", self.bound)
     checks.check_choice("task", self.task, TASKS)
     checks.check_choice("model", self.model, model_flags.MODELS)
+    model_flags.check_bound(self)
     checks.check_choice("prior_gradient", self.prior_gradient, model_flags.PRIOR_GRADIENTS)
     checks.check_choice("distribute", self.distribute, DISTRIBUTE)
     for name in ("batch_size", "latent_dim", "max_steps", "summarize_every", "checkpoint_every"):
@@ -233,8 +237,8 @@ class TrainConfig:
     """
     name = OPTION_FIELDS[option]
     value = getattr(self, name)
-    takers = [bound for bound in self._bounds if option in catalogue.BOUNDS[bound].options]
-    options = [catalogue.BOUNDS[bound].options[option] for bound in takers]
+    takers = [bound for bound in self._bounds if option in catalogue.row(bound).options]
+    options = [catalogue.row(bound).options[option] for bound in takers]
     if value is None:
       if len({each.default for each in options}) == 1:
         self._set(name, options[0].default)
@@ -265,7 +269,7 @@ class TrainConfig:
 
   def _check_num_samples(self) -> None:
     for i, bound in enumerate(self._bounds):
-      row, options = catalogue.BOUNDS[bound], self.options_of(bound)
+      row, options = catalogue.row(bound), self.options_of(bound)
       note = f" for --{'track_variance' if i else 'bound'}={bound}"
       checks.check_int("num_samples", self.num_samples, row.min_samples(**options), note)
       groups = row.groups(**options)
@@ -330,7 +334,7 @@ class TrainConfig:
   def options_of(self, bound: str) -> dict:
     """Returns the options of `bounds.get` for a bound in this run: the flags', or the defaults."""
     options = {}
-    for name, option in catalogue.BOUNDS[bound].options.items():
+    for name, option in catalogue.row(bound).options.items():
       value = getattr(self, OPTION_FIELDS[name])
       if name == "alpha" and self.adapt_alpha:
         value = self.initial_alpha if bound == "dreg_alpha" else None
@@ -352,9 +356,7 @@ class TrainConfig:
       samples += f"-{self.num_backward_samples}"
     if self.freeze_model:
       samples += "_frozen"
-    kind = self.task if self.model == "vae" else self.model
-    if self.latent_dims not in (None, model_flags.LATENT_DIMS):
-      kind += f"-{_short(self.latent_dims, '-')}"
+    kind = model_flags.kind_in_name(self)
     if self.prior_gradient != "direct":
       samples += f"_prior-{self.prior_gradient}"
     if (self.kl_weight, self.kl_warmup_steps) != (1, 0):

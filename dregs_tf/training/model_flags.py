@@ -1,5 +1,6 @@
 """Checks the flags that say which model is trained, and whether its data and bound fit it."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,8 +8,24 @@ from dregs_tf import catalogue
 from dregs_tf.training import checks
 from dregs_tf.training.errors import ConfigError
 
-MODELS = ("vae", "discrete", "hierarchical")
+MODELS = ("vae", "discrete", "hierarchical", "vrnn")
 PRIOR_GRADIENTS = ("direct", "dreg")
+
+RESAMPLING = catalogue.RESAMPLING[0]
+RESAMPLE_WHEN = "always"
+RESAMPLE_WHEN_HELP = f"For --model=vrnn, when particles are resampled: {catalogue.SCHEDULES}."
+
+# Flags that --model=vrnn has no use for, with the value that leaves them alone.
+_NOT_OF_SEQUENCES = {
+  "num_backward_samples": None,
+  "gradient_statistics": False,
+  "track_variance": None,
+  "freeze_model": False,
+  "kl_weight": 1.0,
+  "kl_warmup_steps": 0,
+  "missing_fraction": 0.0,
+  "prior_gradient": "direct",
+}
 
 LATENT_DIM = 50
 LATENT_DIMS = (100, 50)  # of the two layers of Burda et al. (2015)
@@ -40,6 +57,65 @@ def checked_latent_dims(settings: Any) -> tuple[int, ...] | None:
   return sizes
 
 
+def data_task(settings: Any) -> str:
+  """Returns what the batches of a `TrainConfig` hold, as `data` names it."""
+  return "rows" if settings.model == "vrnn" else settings.task
+
+
+def kind_in_name(settings: Any) -> str:
+  """Returns what the default directory's name has of the model of a `TrainConfig`."""
+  kind = settings.task if settings.model == "vae" else settings.model
+  if settings.latent_dims not in (None, LATENT_DIMS):
+    kind += "-" + "-".join(map(str, settings.latent_dims))
+  if (settings.resampling, settings.resample_when) != (RESAMPLING, RESAMPLE_WHEN):
+    kind += f"-{settings.resampling}-{str(settings.resample_when).replace(',', '-')}"
+  return kind
+
+
+def check_bound(settings: Any) -> None:
+  """Raises unless --bound names a bound of the kind of model that --model names."""
+  sequences = catalogue.SEQUENCE_BOUNDS
+  if settings.model == "vrnn":
+    checks.check_choice("bound", settings.bound, tuple(sequences))
+  elif settings.bound in sequences and settings.bound not in catalogue.BOUNDS:
+    raise ConfigError(
+      f"--bound={settings.bound} is only valid with --model=vrnn, got --model={settings.model}."
+    )
+  else:
+    checks.check_bound("bound", settings.bound)
+
+
+def as_schedule(text: Any) -> Any:
+  """Returns what the text of --resample_when stands for: a word, a number, or numbers of steps."""
+  if isinstance(text, str) and text not in ("always", "never"):
+    parts = text.split(",")
+    with contextlib.suppress(ValueError):
+      if len(parts) > 1:
+        return [int(part) for part in parts]
+      return float(text) if "." in text else int(text)
+  return text
+
+
+def _check_resampling(settings: Any) -> None:
+  """Checks the flags of sequences, and those that other models have alone."""
+  when = settings.resample_when
+  checks.check_choice("resampling", settings.resampling, catalogue.RESAMPLING)
+  if not catalogue.is_schedule(as_schedule(when)):
+    raise ConfigError(f"--resample_when must be {catalogue.SCHEDULES}, got {when!r}.")
+  given = {"resampling": (settings.resampling, RESAMPLING), "resample_when": (when, RESAMPLE_WHEN)}
+  for name, (value, default) in given.items():
+    resamples = settings.model == "vrnn" and catalogue.sequence_row(settings.bound).resamples
+    if value != default and not resamples and (settings.model, value) != ("vrnn", "never"):
+      raise ConfigError(
+        f"--{name} needs --model=vrnn and a bound that resamples, fivo or fivo_dreg, got "
+        f"--model={settings.model}, --bound={settings.bound}."
+      )
+  for name, unused in _NOT_OF_SEQUENCES.items() if settings.model == "vrnn" else ():
+    value = getattr(settings, name)
+    if value != unused:
+      raise ConfigError(f"--{name} has no meaning with --model=vrnn, got {value!r}.")
+
+
 def check(settings: Any, bounds: Sequence[str]) -> None:
   """Checks a `TrainConfig` whose single values are all allowed.
 
@@ -53,6 +129,7 @@ def check(settings: Any, bounds: Sequence[str]) -> None:
   model, task = settings.model, settings.task
   if model != "vae" and task != "generative":
     raise ConfigError(f"--model={model} needs --task=generative, got --task={task}.")
+  _check_resampling(settings)
   if settings.prior_gradient != "direct":
     _check_prior_gradient(settings)
   missing = settings.missing_fraction

@@ -10,6 +10,7 @@ from dregs_tf import output
 
 _NUM_RECONSTRUCTIONS = 8
 _NUM_SAMPLES = 16
+_NUM_PARTICLES = 100
 _SEED = 0
 
 
@@ -19,14 +20,19 @@ def pictures(
   """Returns gray pictures [height, width] of reconstructions and samples of a model.
 
   Args:
-    model: a `models.LatentVariableModel` of flattened images.
-    example: a batch of its observations [batch_size, D], or of (context, observation) pairs.
+    model: a `models.LatentVariableModel` of flattened images, or a `models.StateSpaceModel` of
+      rows.
+    example: a batch of its observations [batch_size, D], or of (context, observation) pairs, or of
+      sequences of rows [batch_size, H, W].
     image_shape: the height and width of a whole image, its context included.
 
   Returns:
     `reconstructions`: images above their reconstructions; `samples`: from the prior, the
-    likelihood's mean, given the contexts where there are any.
+    likelihood's mean, given the contexts where there are any. Of rows `forecasts` in place of
+    reconstructions: the lower half given the upper one.
   """
+  if not isinstance(example, tuple) and np.ndim(example) == 3:
+    return _of_rows(model, np.asarray(example)[:_NUM_RECONSTRUCTIONS], image_shape)
   context, x = example if isinstance(example, tuple) else (None, example)
   x = np.asarray(x)[:_NUM_RECONSTRUCTIONS]
   if context is not None:
@@ -48,6 +54,21 @@ def pictures(
       image_shape,
       columns_sampled,
     ),
+  }
+
+
+def _of_rows(model, x: np.ndarray, image_shape: tuple[int, int]) -> dict[str, np.ndarray]:
+  """Returns pictures of a model of rows, for x [batch_size, H, W]."""
+  height, _ = image_shape
+  given = x[:, : height // 2]
+  rest = model.forecast(
+    given, height - height // 2, n=1, num_samples=_NUM_PARTICLES, seed=_SEED, mean=True
+  )
+  forecasts = np.concatenate([given, np.asarray(rest)[:, 0]], axis=1)
+  sampled = np.asarray(model.sample(_NUM_SAMPLES, height, seed=_SEED, mean=True))
+  return {
+    "forecasts": tile(np.concatenate([x, forecasts]), image_shape, columns=len(x)),
+    "samples": tile(sampled, image_shape, columns=len(x)),
   }
 
 

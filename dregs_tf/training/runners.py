@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dregs_tf import bounds, data, diagnostics, models, output, seeds
-from dregs_tf.training import callbacks, checks, config, model_flags, pictures, trust
+from dregs_tf.training import callbacks, checks, config, model_flags, pictures, sequences, trust
 from dregs_tf.training.devices import start as start_devices
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
@@ -103,6 +103,8 @@ def _new_model(settings, images) -> models.LatentVariableModel:
 def build_model(settings: config.TrainConfig, images: data.Images) -> models.LatentVariableModel:
   """Returns the compiled model of a new run; its initial variables depend on the seed alone."""
   keras.utils.set_random_seed(settings.seed)
+  if settings.model == "vrnn":
+    return sequences.build(settings, images)
   if settings.task == "structured":
     top, bottom = data.top_and_bottom(images.mean, images.image_shape)
     model = models.StructuredVAE(top, bottom, latent_dim=settings.latent_dim)
@@ -136,7 +138,7 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
 
 def _fit(model, settings, images, devices, start_step: int) -> None:
   """Calls Keras' fit with an epoch for each interval between summaries."""
-  options = {"image_shape": images.image_shape, "task": settings.task}
+  options = {"image_shape": images.image_shape, "task": model_flags.data_task(settings)}
   valid = data.eval_batches(images.valid, _eval_batch_size(settings), **options)
   run = Run(settings.directory)
   stop = callbacks.StopRequest()
@@ -190,7 +192,7 @@ def _random_batches(settings, images, devices):
       images.train[indices],
       settings.batch_size,
       image_shape=images.image_shape,
-      task=settings.task,
+      task=model_flags.data_task(settings),
       seed=seeds.fold_in(seeds.stateless(settings.seed), _MEASURED, step),
     )
     return devices.distribute(drawn, settings.batch_size)
@@ -218,7 +220,7 @@ def segments(start: int, end: int, every: int) -> list[tuple[int, int, int]]:
 
 def _conclude(model, settings, images, devices) -> dict[str, float]:
   """Evaluates the trained model on the test set, and prints what to do next."""
-  options = {"image_shape": images.image_shape, "task": settings.task}
+  options = {"image_shape": images.image_shape, "task": model_flags.data_task(settings)}
   test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
   batches = devices.distribute(test, _eval_batch_size(settings))
   steps = int(test.cardinality())
@@ -267,16 +269,23 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
   def batches_of(images: data.Images) -> tf.data.Dataset:
     gray = getattr(images, settings.split)
     return data.eval_batches(
-      gray, settings.batch_size, image_shape=images.image_shape, task=trained.task
+      gray, settings.batch_size, image_shape=images.image_shape, task=model_flags.data_task(trained)
     )
 
   num_images = len(getattr(images, settings.split))
+  run = Run(settings.logdir)
+  if trained.model == "vrnn":
+    options = {"num_samples": settings.num_samples, "seed": settings.seed}
+    found, rows = sequences.evaluate(model, batches_of(images), **options)
+    result = dataclasses.asdict(settings) | {"step": step} | found
+    run.write_evaluation(result, rows)
+    _say(sequences.report(result))
+    return result
   figures, examples = _figures_of_trust(model, settings, batches_of(images), num_images)
   result = dataclasses.asdict(settings) | {"step": step} | trust.summary(figures)
   if trained.missing_fraction:
     pairs = zip(batches_of(images), batches_of(complete), strict=True)
     result |= _imputation_errors(model, settings, pairs, images.mean)
-  run = Run(settings.logdir)
   run.write_evaluation(result, trust.rows(figures))
   title = f"{images.name}, {trained.bound}, step {step}: {settings.split} set"
   name = settings.split, settings.num_samples
@@ -333,6 +342,8 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
     DataError: if the data set cannot be loaded.
   """
   trained, step, model = _load_run(settings.logdir)
+  if trained.model == "vrnn":
+    raise ConfigError(f"--logdir={settings.logdir} must hold a run of images, got --model=vrnn.")
   if settings.gradient_of == "prior":
     model_flags.check_learns_prior(trained, "--gradient_of=prior")
   options = {name: trained.options_of(name) for name in settings.bounds}
