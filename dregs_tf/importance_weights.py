@@ -227,6 +227,8 @@ def merge(first: Summary, second: Summary) -> Summary:
 
 def _largest(log_weights: tf.Tensor, number: int) -> tf.Tensor:
   """Returns the largest ones in descending order, [number, ...], filled up with -inf."""
+  if number == 1:
+    return tf.reduce_max(log_weights, axis=0, keepdims=True)
   last = [*range(1, log_weights.shape.rank), 0]
   first = [log_weights.shape.rank - 1, *range(log_weights.shape.rank - 1)]
   filling = [[0, number]] + [[0, 0]] * (log_weights.shape.rank - 1)

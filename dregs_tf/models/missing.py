@@ -1,4 +1,4 @@
-"""Observations of which not all features are there: NaN stands for a feature that is missing.
+"""Handles observations with missing features, for which NaN stands.
 
 With missing features the model's likelihood is that of the observed ones, p(x_obs | z), which drops
 the others' factors; bounds and gradients are what they were (Mattei and Frellsen 2019,

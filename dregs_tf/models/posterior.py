@@ -1,4 +1,4 @@
-"""What a trained model says about the latents of observations: its posterior, by many samples."""
+"""Estimates log p(x), expectations under p(z | x) and draws from it with many samples."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""What an evaluation reports of how far its log-likelihoods can be trusted, and its figure."""
+"""Reports and draws how far the log-likelihoods of an evaluation can be trusted."""
 
 import math
 import os
