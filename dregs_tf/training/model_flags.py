@@ -74,10 +74,10 @@ def kind_in_name(settings: Any) -> str:
 
 def check_bound(settings: Any) -> None:
   """Raises unless --bound names a bound of the kind of model that --model names."""
-  sequences = catalogue.SEQUENCE_BOUNDS
+  names = tuple(catalogue.SEQUENCE_BOUNDS)
   if settings.model == "vrnn":
-    checks.check_choice("bound", settings.bound, tuple(sequences))
-  elif settings.bound in sequences and settings.bound not in catalogue.BOUNDS:
+    checks.check_choice("bound", settings.bound, names)
+  elif settings.bound in names and settings.bound not in catalogue.BOUNDS:
     raise ConfigError(
       f"--bound={settings.bound} is only valid with --model=vrnn, got --model={settings.model}."
     )
