@@ -78,6 +78,10 @@ class HierarchicalVAE(LatentVariableModel):
     """Returns the nets of the prior and the decoder."""
     return [*self.conditional_priors, self.decoder]
 
+  def proposal_input(self, x: Any):
+    """Returns x with its missing features, if `compile` allows any, set to the data's mean."""
+    return self._filled(x, self.data_mean)
+
   def prior(self, context: Any = None) -> tfd.Distribution:
     """Returns p(z1, ..., zL), a joint distribution of batch shape []."""
     vae.refuse_context(self, context)

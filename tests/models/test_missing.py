@@ -288,3 +288,17 @@ def test_wrong_arguments(model, x):
   for arguments in ({"num_samples": 0}, {"multiple": 0}, {"multiple": 1.5}):
     with pytest.raises((ValueError, TypeError), match=f"got {list(arguments.values())[0]}"):
       model.impute(x, **arguments)
+
+
+def test_every_model_of_images_fills_in_the_mean():
+  x = np.array([[NAN, 1, 0, NAN, 1, 0]], np.float32)
+  filled = np.where(np.isnan(x), np.float32(helpers.DATA_MEAN), x)
+  hierarchical = models.HierarchicalVAE(
+    helpers.DATA_MEAN, latent_dims=(3, 2), hidden_units=((4,), (4,))
+  )
+  discrete = models.DiscreteVAE(helpers.DATA_MEAN, latent_dim=2, hidden_units=(4,))
+  for model in (helpers.vae(), helpers.structured(), hierarchical, discrete):
+    np.testing.assert_array_equal(model.proposal_input(x), x)
+    bound = "vimco_star" if model is discrete else "iwae_dreg"
+    helpers.compiled(model, bound=bound, missing="nan")
+    np.testing.assert_array_equal(model.proposal_input(tf.constant(x)), filled)
