@@ -106,6 +106,7 @@ def _draw_last_values(axes, panel: Panel) -> None:
     axes.plot(np.mean(last), i, "D", color=line.color, markersize=6)
   axes.set_yticks(range(len(panel.lines)), [line.label for line in panel.lines], fontsize="small")
   axes.invert_yaxis()
+  axes.locator_params(axis="x", nbins=5)
   axes.set_xlabel(panel.ylabel)
   axes.set_title(panel.title)
   axes.grid(alpha=0.3)

@@ -4,29 +4,57 @@ import csv
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from experiments import results
-from experiments.toy_gaussian import statistics
+from experiments.toy_gaussian import measure, model, statistics
+from experiments.toy_gaussian.config import ToyConfig
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 RESULTS = (EXPERIMENTS / "RESULTS.md").read_text()
 pytestmark = pytest.mark.skipif(
   not (EXPERIMENTS / "results").exists(), reason="a source distribution has no results"
 )
-TABLES = re.findall(r"python bin/summarize\.py --runs='([^']+)'", RESULTS)
+OBJECTIVES = (EXPERIMENTS.parent / "docs" / "which_objective.md").read_text()
+_COMMAND = r"python bin/summarize\.py --runs='([^']+)'"
+TABLES = re.findall(_COMMAND, RESULTS)
 
 
 @pytest.mark.parametrize("runs", TABLES)
 def test_tables_are_what_summarize_prints(runs, monkeypatch):
   monkeypatch.chdir(EXPERIMENTS.parent)
   groups = results.grouped(results.read([runs]))
-  assert results.tables(groups).strip() in RESULTS
+  tables = results.tables(groups).strip()
+  assert tables in RESULTS
+  if runs in re.findall(_COMMAND, OBJECTIVES):
+    assert tables in OBJECTIVES
 
 
 def test_every_finished_run_is_in_a_table():
   shown = [path for runs in TABLES for path in EXPERIMENTS.parent.glob(runs)]
   assert sorted(shown) == sorted((EXPERIMENTS / "results").iterdir())
+
+
+def test_the_page_of_objectives_has_a_table():
+  assert set(re.findall(_COMMAND, OBJECTIVES)) & set(TABLES)
+
+
+def test_the_exact_signal_of_the_page_of_objectives():
+  """In its table of the toy Gaussian, at K = 64, of the two trials of its command."""
+  rows = re.findall(r"^\| `([\w()=.]+)` \| ([\d.]+) \| \$K", OBJECTIVES, flags=re.MULTILINE)
+  assert len(rows) >= 5
+  names = [name for name, _ in rows]
+  settings = ToyConfig(bounds=names, num_samples=[64], num_trials=2)
+  variances = measure.exact_variances(settings)
+  signals = [[], []]
+  for trial, signal in enumerate(signals):
+    parameters, x = model.draw(np.random.default_rng([0, trial]), 20, settings.num_observations)
+    x = x[: settings.batch_size]
+    gradients = measure.exact_gradients(model.shifts(parameters, x), x, list(variances))
+    signal += [np.mean(gradient**2) for gradient in gradients.values()]
+  ratios = np.mean(signals, axis=0) / [np.mean(each) for each in variances.values()]
+  assert [text for _, text in rows] == [f"{ratio**0.5:.3g}" for ratio in ratios]
 
 
 def test_slopes_of_the_toy_gaussian():
