@@ -30,6 +30,7 @@ from experiments.results import (
 PAIRS = (("iwae", "iwae_dreg"), ("rws", "rws_dreg"), ("jvi", "jvi_dreg"))
 
 _VARIANCE = "train_proposal_gradient_variance"
+_PRIOR_VARIANCE = "train_prior_gradient_variance"
 
 _C = output.COLORS
 
@@ -246,6 +247,23 @@ def _log_likelihoods(groups: Sequence[Group], trajectory: None) -> list[list[Pan
   return columns
 
 
+def _prior(groups: Sequence[Group], trajectory: None) -> list[list[Panel]]:
+  """Returns the variance of a learned prior's gradient above the objective, for each problem."""
+  following = [group for group in groups if group.trials(_PRIOR_VARIANCE)]
+  if not following:
+    raise ConfigError(
+      "--figure=prior needs runs with a learned prior that were trained with "
+      "--gradient_statistics; --runs has none."
+    )
+  columns = []
+  for problem, members in by_problem(following).items():
+    lines = _lines(members, _PRIOR_VARIANCE)
+    title = _name(problem, groups)
+    variance = Panel(title, "Variance of the prior's gradient", lines, "log", shared="variance")
+    columns.append([variance, _objective_panel("", members)])
+  return columns
+
+
 FIGURES: dict[str, Callable[[Sequence[Group], str | None], list[list[Panel]]]] = {
   "pairs": _pairs,
   "variance": _variance,
@@ -253,6 +271,7 @@ FIGURES: dict[str, Callable[[Sequence[Group], str | None], list[list[Panel]]]] =
   "alpha": _alpha,
   "adapted_alpha": _adapted_alpha,
   "log_likelihoods": _log_likelihoods,
+  "prior": _prior,
 }
 
 

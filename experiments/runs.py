@@ -39,6 +39,13 @@ def _bounds(*names: str, **others) -> tuple[dict, ...]:
   return tuple({"bound": name} | others for name in names)
 
 
+def _prior_gradients(*names: str) -> tuple[dict, ...]:
+  """Returns variations of bounds with either gradient of the prior."""
+  return tuple(
+    {"bound": name, "prior_gradient": kind} for name in names for kind in ("direct", "dreg")
+  )
+
+
 def _alphas(*values: float) -> tuple[dict, ...]:
   """Returns variations of alpha; 0 and 1 are estimators that have names of their own."""
   named = {0: {"bound": "iwae_dreg"}, 1: {"bound": "rws_dreg"}}
@@ -104,6 +111,12 @@ EXPERIMENTS = {
     "omniglot_generative_reduced", (*_bounds(*_WITH_STL), *_alphas(0.1, 0.5)), "bounds,alpha"
   ),
   "fig7_reduced": Experiment("mnist_structured_reduced", _bounds(*_IWAE_AND_RWS), "pairs"),
+  "mnist_hierarchical": Experiment(
+    "mnist_hierarchical", _prior_gradients("iwae", "iwae_dreg"), "prior"
+  ),
+  "mnist_structured_prior": Experiment(
+    "mnist_structured_prior", _prior_gradients("iwae", "iwae_dreg"), "prior"
+  ),
   "digits_generative": Experiment("digits_generative", _DIGITS, "bounds"),
   "digits_generative_alpha": Experiment("digits_generative", _DIGITS_ALPHA, "alpha,adapted_alpha"),
   "digits_structured": Experiment("digits_structured", _DIGITS, "bounds"),

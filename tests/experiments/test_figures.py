@@ -61,6 +61,24 @@ def test_trajectories_of_other_problems_and_other_configurations(tmp_path):
     figures.panels(groups_in(tmp_path), "variance", "stl")
 
 
+def test_gradients_of_a_prior(tmp_path):
+  """The variance above the objective; both gradients of the prior are named and told apart."""
+  for i, kind in enumerate(("direct", "dreg")):
+    columns = with_variance(1.0) | {"train_prior_gradient_variance": [3.0 - i] * 4}
+    options = {"task": "structured", "prior_gradient": kind}
+    write(tmp_path / kind, columns=columns, **options)
+  ((variance, objective),) = figures.panels(groups_in(tmp_path), "prior")
+  assert {line.label: line.mean[1][0] for line in variance.lines} == {
+    "IWAE-DReG, prior_gradient=direct": 3.0,
+    "IWAE-DReG, prior_gradient=dreg": 2.0,
+  }
+  assert len({(line.color, str(line.dashes)) for line in variance.lines}) == 2
+  assert objective.ylabel == "Test bound (nats)"
+  write(tmp_path / "others" / "a", columns=with_variance(1.0))
+  with pytest.raises(ConfigError, match="--figure=prior"):
+    figures.panels(groups_in(tmp_path / "others"), "prior")
+
+
 def test_the_validation_bound_where_there_is_no_test_bound(tmp_path):
   write(tmp_path / "a")
   write(tmp_path / "b", bound="iwae", columns={"valid_bound": [1.0, 2.0, 3.0, 4.0]})
