@@ -10,10 +10,15 @@ import numpy as np
 
 from benchmarks.contenders import DATA_DIM, EPSILON, HIDDEN, LATENT_DIM, LEARNING_RATE
 
+# What the products are made in, by the name's ending.
+_PRECISIONS = {"": "highest", "tf32": "tensorfloat32", "bfloat16": "highest"}
+
 
 def make(name: str, batch_size: int, num_samples: int):
-  """Makes steps of the only implementation, `jit`."""
-  del name
+  """Makes steps of `jit`, of `jit-tf32` (on a GPU) or of `jit-bfloat16`."""
+  precision = name.partition("-")[2]
+  jax.config.update("jax_default_matmul_precision", _PRECISIONS[precision])
+  product = _bfloat16_product if precision == "bfloat16" else jnp.matmul
   random = np.random.default_rng(0)
   encoder = _mlp_variables(random, [DATA_DIM, HIDDEN, HIDDEN, 2 * LATENT_DIM])
   decoder = _mlp_variables(random, [LATENT_DIM, HIDDEN, HIDDEN, DATA_DIM])
@@ -23,7 +28,9 @@ def make(name: str, batch_size: int, num_samples: int):
   x_all = jnp.asarray(random.random((2000, DATA_DIM)) < 0.2, jnp.float32)
 
   def log_prob(decoder, z, x):
-    logits = _mlp(z.reshape(-1, LATENT_DIM), decoder).reshape(num_samples, batch_size, DATA_DIM)
+    logits = _mlp(z.reshape(-1, LATENT_DIM), decoder, product).reshape(
+      num_samples, batch_size, DATA_DIM
+    )
     likelihood = (x * logits - jax.nn.softplus(logits)).sum(-1)
     return likelihood - 0.5 * (z**2).sum(-1) - 0.5 * LATENT_DIM * math.log(2 * math.pi)
 
@@ -33,7 +40,7 @@ def make(name: str, batch_size: int, num_samples: int):
     noise = jax.random.normal(key, (num_samples, batch_size, LATENT_DIM))
 
     def propose(encoder):
-      loc, raw = jnp.split(_mlp(x, encoder), 2, axis=-1)
+      loc, raw = jnp.split(_mlp(x, encoder, product), 2, axis=-1)
       scale = jax.nn.softplus(raw + 0.25)
       return loc + scale * noise, jax.lax.stop_gradient((loc, scale))
 
@@ -80,8 +87,12 @@ def _mlp_variables(random, sizes):
   ]
 
 
-def _mlp(rows, variables):
+def _mlp(rows, variables, product):
   for kernel, bias in variables[:-1]:
-    rows = jnp.tanh(rows @ kernel + bias)
+    rows = jnp.tanh(product(rows, kernel) + bias)
   kernel, bias = variables[-1]
-  return rows @ kernel + bias
+  return product(rows, kernel) + bias
+
+
+def _bfloat16_product(rows, kernel):
+  return (rows.astype(jnp.bfloat16) @ kernel.astype(jnp.bfloat16)).astype(jnp.float32)

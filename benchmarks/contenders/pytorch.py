@@ -9,7 +9,11 @@ from benchmarks.contenders import DATA_DIM, EPSILON, HIDDEN, LATENT_DIM, LEARNIN
 
 
 def make(name: str, batch_size: int, num_samples: int):
-  """Makes steps of `eager` or `compile`."""
+  """Makes steps of `eager` or `compile`, also with `-tf32` or `-bfloat16`; on a GPU if it can."""
+  kind, _, precision = name.partition("-")
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  torch.set_default_device(device)
+  torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
   torch.manual_seed(0)
   encoder = _mlp(DATA_DIM, 2 * LATENT_DIM)
   decoder = _mlp(LATENT_DIM, DATA_DIM)
@@ -33,8 +37,9 @@ def make(name: str, batch_size: int, num_samples: int):
     gated.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
     return -(weights * log_p - weights**2 * log_q).sum(0).mean()
 
-  if name == "compile":
+  if kind == "compile":
     objective = torch.compile(objective)
+  autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
   counter = iter(range(10**9))
 
   def run(steps: int) -> None:
@@ -42,8 +47,12 @@ def make(name: str, batch_size: int, num_samples: int):
       start = next(counter) * batch_size % (len(x_all) - batch_size)
       noise = torch.randn(num_samples, batch_size, LATENT_DIM)
       optimizer.zero_grad(set_to_none=True)
-      objective(x_all[start : start + batch_size], noise).backward()
+      with autocast:
+        loss = objective(x_all[start : start + batch_size], noise)
+      loss.backward()
       optimizer.step()
+    if device == "cuda":
+      torch.cuda.synchronize()
 
   return run
 
