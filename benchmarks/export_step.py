@@ -3,12 +3,14 @@
   python -m benchmarks.export_step --directory=/tmp/exported
 
 Writes a program for each number of samples and precision, and the values of their variables once:
-variables, batch and state are arguments of a program. `benchmarks.exported_step` runs them.
+variables, batch and state are arguments of a program. `benchmarks.exported_step` runs them. The
+programs are those of a machine with a GPU, where samples are not cut into pieces.
 """
 
 import json
 import pathlib
 import re
+import sys
 
 import keras
 import numpy as np
@@ -17,6 +19,7 @@ from absl import app, flags
 
 from benchmarks.contenders import DATA_DIM, EPSILON, LATENT_DIM, LEARNING_RATE
 from dregs_tf import models
+from dregs_tf.models import bernoulli
 
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where to write the programs.", required=True)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Examples in a step.")
@@ -34,6 +37,7 @@ PRECISIONS = {
 def main(argv) -> None:
   """Writes the programs and the values that they begin with."""
   del argv
+  bernoulli._LOGITS_AT_A_TIME = sys.maxsize
   directory = pathlib.Path(_DIRECTORY.value)
   directory.mkdir(parents=True, exist_ok=True)
   for precision in PRECISIONS:

@@ -13,12 +13,14 @@ from dregs_tf import bounds, data, models
 def make(name: str, batch_size: int, num_samples: int):
   """Makes steps of a bound; the name `iwae_dreg:16` records 16 samples for the backward pass.
 
-  `iwae_dreg:graph` turns XLA off, `iwae_dreg:in10` runs ten steps per execution. Options can be
-  combined, as in `iwae_dreg:16:in10`. A step of `log_likelihood` evaluates the whole batch.
+  `iwae_dreg:graph` turns XLA off, `iwae_dreg:in10` runs ten steps per execution,
+  `iwae_dreg:bfloat16` has the policy mixed_bfloat16. Options can be combined, as in
+  `iwae_dreg:16:in10`. A step of `log_likelihood` evaluates the whole batch.
   """
   bound, *options = name.split(":")
   gray = np.random.default_rng(0).random((2000, DATA_DIM), np.float32)
-  model = models.VAE(gray.mean(0), latent_dim=LATENT_DIM)
+  policy = "mixed_bfloat16" if "bfloat16" in options else "float32"
+  model = models.VAE(gray.mean(0), latent_dim=LATENT_DIM, dtype=policy)
   if bound == "log_likelihood":
     return _log_likelihood(model, gray[:batch_size].round(), num_samples)
   steps_per_execution = next((int(each[2:]) for each in options if each.startswith("in")), 1)

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import seeds
+from dregs_tf.models import products
 
 tfd = tfp.distributions
 
@@ -94,14 +95,17 @@ class LinearLogits(tfp.util.DeferredTensor):
     hidden: the last hidden layer's outputs, [..., units].
     kernel: [units, event_size].
     bias: [event_size], in float32 or better.
+    product_dtype: what products are taken in.
   """
 
-  def __init__(self, hidden: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor):
-    self.kernel, self.bias = kernel, bias
+  def __init__(
+    self, hidden: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, product_dtype: tf.DType
+  ):
+    self.kernel, self.bias, self.product_dtype = kernel, bias, product_dtype
     shape = hidden.shape[:-1].concatenate(bias.shape)
 
     def logits(hidden):
-      return _dense(hidden, kernel, bias)
+      return _dense(hidden, kernel, bias, product_dtype)
 
     super().__init__(hidden, logits, dtype=bias.dtype, shape=shape, name="logits")
 
@@ -125,7 +129,8 @@ class LinearLogits(tfp.util.DeferredTensor):
       shape = tf.broadcast_dynamic_shape(tf.shape(hidden)[:-1], tf.shape(event)[:-1])
       hidden = tf.broadcast_to(hidden, tf.concat([shape, tf.shape(hidden)[-1:]], axis=0))
       hidden = tf.ensure_shape(hidden, self.pretransformed_input.shape)
-    value = _log_prob_of_linear(hidden, self.kernel, self.bias, event, is_missing)
+    last = (hidden, self.kernel, self.bias, self.product_dtype)
+    value = _log_prob_of_linear(*last, event, is_missing)
     return value + self._slope_only(event, value)
 
   def _slope_only(self, event: tf.Tensor, log_prob: tf.Tensor) -> tf.Tensor:
@@ -147,7 +152,7 @@ class LinearLogits(tfp.util.DeferredTensor):
     return zeros(event)
 
 
-def _log_prob_of_linear(hidden, kernel, bias, event, is_missing) -> tf.Tensor:
+def _log_prob_of_linear(hidden, kernel, bias, dtype, event, is_missing) -> tf.Tensor:
   """Computes log p(event) as a function of the last layer's inputs, [..., units] -> [...]."""
   pieces = _pieces(hidden.shape, kernel.shape[-1])
   is_shared = event.shape.rank < hidden.shape.rank or event.shape[0] == 1
@@ -160,7 +165,7 @@ def _log_prob_of_linear(hidden, kernel, bias, event, is_missing) -> tf.Tensor:
     hiddens = [hidden[piece] for piece in pieces]
     values, residuals = [], []
     for part, piece in zip(hiddens, pieces, strict=True):
-      logits = _dense(part, kernel, bias)
+      logits = _dense(part, kernel, bias, dtype)
       value, residual = _log_prob_and_residual(logits, take(event, piece), take(is_missing, piece))
       values.append(value)
       residuals.append(_as_rows(residual))
@@ -169,14 +174,14 @@ def _log_prob_of_linear(hidden, kernel, bias, event, is_missing) -> tf.Tensor:
       sums, slopes = [], []
       for part, residual, piece in zip(hiddens, residuals, pieces, strict=True):
         weight = tf.reshape(upstream[piece], [-1, 1])
-        weighted = weight * tf.cast(_as_rows(part), weight.dtype)
+        weighted = weight * _as_rows(part)
         # The bias is the kernel's row of an input that is always 1.
         weighted = tf.concat([weighted, weight], axis=1)
-        sums.append(_product(weighted, residual, part.dtype, transpose_a=True))
-        slopes.append(weight * _product(residual, kernel, part.dtype, transpose_b=True))
+        sums.append(products.multiply(weighted, residual, dtype, transpose_a=True))
+        slopes.append(weight * products.multiply(residual, kernel, dtype, transpose_b=True))
       both = tf.add_n(sums)
       slope = tf.reshape(tf.concat(slopes, axis=0), tf.shape(hidden))
-      return tf.cast(slope, hidden.dtype), tf.cast(both[:-1], kernel.dtype), both[-1]
+      return slope, tf.cast(both[:-1], kernel.dtype), both[-1]
 
     return tf.concat(values, axis=0), backward
 
@@ -185,7 +190,7 @@ def _log_prob_of_linear(hidden, kernel, bias, event, is_missing) -> tf.Tensor:
 
 def _pieces(shape: tf.TensorShape, event_size: int) -> list[slice]:
   """Cuts axis 0 of hidden outputs such that a piece's logits stay in a processor's cache."""
-  if shape[0] is None:
+  if shape[0] is None or tf.config.list_physical_devices("GPU"):
     return [slice(None)]
   rows = math.prod(size or _ASSUMED_BATCH_SIZE for size in shape[1:-1])
   at_a_time = max(1, _LOGITS_AT_A_TIME // (rows * event_size))
@@ -194,9 +199,9 @@ def _pieces(shape: tf.TensorShape, event_size: int) -> list[slice]:
   return [slice(*each) for each in itertools.pairwise(ends)]
 
 
-def _dense(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+def _dense(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
   """Computes inputs @ kernel + bias, [..., units] -> [..., event_size], in the bias' dtype."""
-  rows = _product(_as_rows(inputs), kernel, inputs.dtype) + bias
+  rows = products.multiply(_as_rows(inputs), kernel, dtype) + bias
   shape = tf.concat([tf.shape(inputs)[:-1], tf.shape(bias)], axis=0)
   return tf.ensure_shape(tf.reshape(rows, shape), inputs.shape[:-1].concatenate(bias.shape))
 
@@ -204,12 +209,6 @@ def _dense(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 def _as_rows(tensor: tf.Tensor) -> tf.Tensor:
   # Products of matrices are faster than batched products of more axes.
   return tf.reshape(tensor, [-1, tensor.shape[-1]])
-
-
-def _product(a: tf.Tensor, b: tf.Tensor, dtype: tf.DType, **transposed: bool) -> tf.Tensor:
-  """Multiplies matrices in a dtype; returns float32 or better."""
-  product = tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype), **transposed)
-  return tf.cast(product, tf.float32) if dtype.size < 4 else product
 
 
 def _log_prob_and_residual(logits, event, is_missing) -> tuple[tf.Tensor, tf.Tensor]:

@@ -10,6 +10,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import seeds
 from dregs_tf.mixtures import StratifiedMixture
+from dregs_tf.models import keras_privates, products
 from dregs_tf.models.bernoulli import IndependentBernoulli, LinearLogits
 
 tfd = tfp.distributions
@@ -72,6 +73,7 @@ class MLP(keras.layers.Layer):
     **kwargs: Any,
   ):
     super().__init__(**kwargs)
+    self.autocast = False  # Only products round; sums and activations are in float32 or better.
     self.output_size = output_size
     self.hidden_units = tuple(hidden_units)
     self.activation = keras.activations.get(activation)
@@ -92,8 +94,15 @@ class MLP(keras.layers.Layer):
     shapes = _as_list_of_shapes(input_shape)
     return (*max(shapes, key=len)[:-1], self.output_size)
 
-  def call(self, inputs: tf.Tensor, hidden: bool = False):
-    """Computes the outputs, or those of the last hidden layer."""
+  def call(self, inputs: tf.Tensor, hidden: bool = False, wide: bool = False):
+    """Computes the outputs, or those of the last hidden layer.
+
+    Args:
+      inputs: a Tensor [..., size], or a list of them.
+      hidden: whether to return the last hidden layer's outputs.
+      wide: whether to return float32 where the layers' products are in less.
+    """
+    inputs = tf.nest.map_structure(lambda part: tf.cast(part, self._wide_dtype), inputs)
     layers = self._layers_in_order[:-1] if hidden else self._layers_in_order
     if isinstance(inputs, (list, tuple)):
       outputs, layers = self._first_layer(layers[0], inputs), layers[1:]
@@ -104,22 +113,41 @@ class MLP(keras.layers.Layer):
     # Products of matrices are faster than batched products of more axes.
     outputs = tf.reshape(outputs, [-1, outputs.shape[-1]])
     for layer in layers:
-      outputs = layer(outputs)
+      outputs = self._apply(layer, outputs)
+    outputs = tf.cast(outputs, self._wide_dtype if wide else self.compute_dtype)
     size = outputs.shape[-1]
     return tf.ensure_shape(
       tf.reshape(outputs, tf.concat([leading, [size]], axis=0)), [*static, size]
     )
 
+  @property
+  def _product_dtype(self) -> tf.DType:
+    return tf.as_dtype(self.compute_dtype)
+
+  @property
+  def _wide_dtype(self) -> tf.DType:
+    return self._product_dtype if self._product_dtype.size >= 4 else tf.float32
+
+  def _apply(self, layer, rows):
+    """Applies a layer; one that computes in less than float32 rounds nothing but its factors."""
+    if layer.quantization_mode is not None or self._product_dtype.size >= 4:
+      return layer(rows)
+    kernel, bias = _weights(layer)
+    product = products.multiply(rows, kernel, self._product_dtype)
+    return layer.activation(product + tf.cast(bias, product.dtype))
+
   def _first_layer(self, layer, inputs):
     """Applies the layer to the concatenated inputs, each multiplied before it is broadcast."""
     sizes = [part.shape[-1] for part in inputs]
-    kernels = tf.split(tf.convert_to_tensor(layer.kernel), sizes, axis=0)
+    kernel, bias = _weights(layer)
+    kernels = tf.split(kernel, sizes, axis=0)
     parts = []
     for part, kernel in zip(inputs, kernels, strict=True):
-      product = tf.matmul(tf.reshape(part, [-1, part.shape[-1]]), kernel)
+      rows = tf.reshape(part, [-1, part.shape[-1]])
+      product = products.multiply(rows, kernel, self._product_dtype)
       shape = tf.concat([tf.shape(part)[:-1], [layer.units]], axis=0)
       parts.append(tf.ensure_shape(tf.reshape(product, shape), [*part.shape[:-1], layer.units]))
-    return layer.activation(sum(parts[1:], parts[0]) + layer.bias)
+    return layer.activation(sum(parts[1:], parts[0]) + tf.cast(bias, parts[0].dtype))
 
   def get_config(self):
     return super().get_config() | {
@@ -127,6 +155,12 @@ class MLP(keras.layers.Layer):
       "hidden_units": list(self.hidden_units),
       "activation": keras.activations.serialize(self.activation),
     }
+
+
+def _weights(layer: keras.layers.Dense) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns the kernel and the bias in the dtype that they are stored in."""
+  with keras_privates.without_autocast():
+    return tf.convert_to_tensor(layer.kernel), tf.convert_to_tensor(layer.bias)
 
 
 def _as_list_of_shapes(shape) -> list:
@@ -148,8 +182,7 @@ class _Conditional(MLP):
 
   def parameters(self, inputs) -> tf.Tensor:
     """Computes the net's outputs in float32 or better, whatever its layers compute in."""
-    outputs = self(inputs)
-    return tf.cast(outputs, tf.float32) if outputs.dtype.size < 4 else outputs
+    return self(inputs, wide=True)
 
 
 @keras.saving.register_keras_serializable("dregs_tf")
@@ -209,11 +242,10 @@ class ConditionalBernoulli(_Conditional):
 
   def _linear_logits(self, inputs) -> LinearLogits:
     """Returns the logits as a function of the last hidden layer's outputs."""
-    hidden, last = self(inputs, hidden=True), self._layers_in_order[-1]
-    kernel, bias = (tf.convert_to_tensor(variable) for variable in (last.kernel, last.bias))
-    if bias.dtype.size < 4:
-      bias = tf.cast(bias, tf.float32)
-    return LinearLogits(hidden, kernel, bias + tf.constant(self._offset, bias.dtype))
+    hidden = self(inputs, hidden=True, wide=True)
+    kernel, bias = _weights(self._layers_in_order[-1])
+    bias = tf.cast(bias, hidden.dtype) + tf.constant(self._offset, hidden.dtype)
+    return LinearLogits(hidden, kernel, bias, self._product_dtype)
 
   def _is_of_samples(self, inputs) -> bool:
     """Returns whether inputs have an axis of samples, and the last layer is an ordinary one."""

@@ -8,16 +8,20 @@ them with other variables.
 
 Models also override the hooks `_maybe_symbolic_build` and `_get_metrics_result_or_logs` of
 Keras' Trainer, and leave its `_loss_tracker` out of the metrics.
+
+TensorFlow does not say in public whether a graph is made for XLA. Checked with TensorFlow 2.21.
 """
 
 import contextlib
 from collections.abc import Iterator
 
 import keras
+import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.layer import CallContext
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from tensorflow.python.ops import control_flow_util
 
 _CALL_CONTEXT = "current_call_ctx"
 
@@ -82,3 +86,10 @@ def statistics(model: keras.Model) -> list[keras.Variable]:
 def clear_losses(model: keras.Model) -> None:
   """Forgets the losses that layers added in earlier calls."""
   model._clear_losses()
+
+
+def in_xla() -> bool:
+  """Returns whether operations that are made now are compiled by XLA."""
+  return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+    tf.compat.v1.get_default_graph()
+  )

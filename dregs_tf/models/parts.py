@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from dregs_tf import seeds
-from dregs_tf.models import batches, calls, inputs
+from dregs_tf.models import batches, calls, inputs, products
 
 _EXAMPLES_AT_A_TIME = 100
 
@@ -24,8 +24,8 @@ def in_parts(
 ) -> Any:
   """Computes a function of examples, some at a time, and concatenates the results.
 
-  Layers are in inference mode. Where a graph does not know how many examples there are, all are
-  evaluated at once.
+  Layers are in inference mode, and the library's take products of float32 at least. Where a graph
+  does not know how many examples there are, all are evaluated at once.
 
   Args:
     model: a `LatentVariableModel`.
@@ -44,7 +44,7 @@ def in_parts(
   results, start = [], 0
   for pair in _pairs(x, context, model.float_dtype):
     for first, part in _cut(pair):
-      with calls.mode(model, training=False):
+      with calls.mode(model, training=False), products.in_float32():
         results.append(function(*part, seeds.fold_in(seed, start + first)))
       inputs.check_values(model, part[0])  # Only now the kind of likelihood is known for certain.
     start += batches.static_size(pair[0]) or 0

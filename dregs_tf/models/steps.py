@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import gradients, seeds, side_by_side
 from dregs_tf import importance_weights as iw
-from dregs_tf.models import batches, calls
+from dregs_tf.models import batches, calls, products
 from dregs_tf.models import kl_weight as kl
 from dregs_tf.models.conditional import draws_for_whole_batch
 
@@ -189,7 +189,8 @@ def evaluate(
     part: the replica's part of the batch, or None.
   """
   seed = _seed_for(model, EVALUATE, seen)
-  with calls.step(model, training=False, seed=seed, part=part):
+  step = calls.step(model, training=False, seed=seed, part=part)
+  with step, products.in_float32():
     estimate = _estimate(model, batch, seed, part, training=False)
     losses = calls.sum_of_losses(model)
   return Values(estimate.objective, model.sample_size(estimate), losses)

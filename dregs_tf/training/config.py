@@ -114,6 +114,7 @@ class TrainConfig:
   )
   freeze_model: bool = flag(False, bool, "With --init_from: train the inference network alone.")
   jit_compile: bool = flag(True, bool, "Compile the step with XLA.")
+  dtype_policy: str = flag("float32", str, model_flags.DTYPE_HELP, model_flags.DTYPE_POLICIES)
   seed: int = flag(0, int, "Seed of variables, data order and noise.")
   distribute: str = flag(
     "none",
@@ -176,6 +177,7 @@ class TrainConfig:
     checks.check_choice("model", self.model, model_flags.MODELS)
     model_flags.check_bound(self)
     checks.check_choice("prior_gradient", self.prior_gradient, model_flags.PRIOR_GRADIENTS)
+    checks.check_choice("dtype_policy", self.dtype_policy, model_flags.DTYPE_POLICIES)
     checks.check_choice("distribute", self.distribute, DISTRIBUTE)
     for name in ("batch_size", "latent_dim", "max_steps", "summarize_every", "checkpoint_every"):
       checks.check_int(name, getattr(self, name), at_least=1)

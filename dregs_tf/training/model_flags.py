@@ -10,6 +10,8 @@ from dregs_tf.training.errors import ConfigError
 
 MODELS = ("vae", "discrete", "hierarchical", "vrnn")
 PRIOR_GRADIENTS = ("direct", "dreg")
+DTYPE_POLICIES = ("float32", "mixed_bfloat16")
+DTYPE_HELP = "mixed_bfloat16 trains with matrix products of bfloat16."
 
 RESAMPLING = catalogue.RESAMPLING[0]
 RESAMPLE_WHEN = "always"
@@ -25,6 +27,7 @@ _NOT_OF_SEQUENCES = {
   "kl_warmup_steps": 0,
   "missing_fraction": 0.0,
   "prior_gradient": "direct",
+  "dtype_policy": "float32",
 }
 
 LATENT_DIM = 50
@@ -67,6 +70,7 @@ def kind_in_name(settings: Any) -> str:
   kind = settings.task if settings.model == "vae" else settings.model
   if settings.latent_dims not in (None, LATENT_DIMS):
     kind += "-" + "-".join(map(str, settings.latent_dims))
+  kind += "-bfloat16" * (settings.dtype_policy == "mixed_bfloat16")
   if (settings.resampling, settings.resample_when) != (RESAMPLING, RESAMPLE_WHEN):
     kind += f"-{settings.resampling}-{str(settings.resample_when).replace(',', '-')}"
   return kind

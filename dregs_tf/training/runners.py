@@ -50,7 +50,7 @@ def train(settings: config.TrainConfig) -> dict[str, float]:
     if saved and found:
       settings.check_resumes(saved, step=found[-1][0])
     images = _incomplete(data.load(settings.dataset, settings.data_dir), settings)
-    _say(f"{images.description}\n{devices.describe()}")
+    _say(f"{images.description}\n{devices.describe()} {_describe_step(settings)}")
     step, model = _load_or_build(settings, images, devices)
     if devices.is_chief:
       run.write_config(settings, {name: sys.modules[name].__version__ for name in _VERSIONS})
@@ -58,6 +58,12 @@ def train(settings: config.TrainConfig) -> dict[str, float]:
       _say(f"Resuming at step {step} of {settings.max_steps}.")
     _fit(model, settings, images, devices, step)
     return _conclude(model, settings, images, devices)
+
+
+def _describe_step(settings) -> str:
+  compiler = "XLA" if settings.jit_compile else "TensorFlow's graphs"
+  dtype = settings.dtype_policy.removeprefix("mixed_")
+  return f"Steps run in {compiler}, with matrix products of {dtype}."
 
 
 def _load_or_build(settings, images, devices) -> tuple[int, keras.Model]:
@@ -89,7 +95,7 @@ def _new_model(settings, images) -> models.LatentVariableModel:
       raise ConfigError(f"--init_from={settings.init_from} holds no checkpoint to start from.")
     _, trained = loaded
     old, new = ({**m.get_config(), "name": type(m).__name__} for m in (trained, model))
-    differ = [name for name in old if old[name] != new.get(name)]
+    differ = [name for name in old if name != "dtype" and old[name] != new.get(name)]
     if differ:
       raise ConfigError(
         f"--init_from={settings.init_from} holds another model, different in {', '.join(differ)}: "
@@ -107,12 +113,12 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
     return sequences.build(settings, images)
   if settings.task == "structured":
     top, bottom = data.top_and_bottom(images.mean, images.image_shape)
-    model = models.StructuredVAE(top, bottom, latent_dim=settings.latent_dim)
+    model = models.StructuredVAE(top, bottom, settings.latent_dim, dtype=settings.dtype_policy)
   elif settings.model == "hierarchical":
-    model = models.HierarchicalVAE(images.mean, latent_dims=settings.latent_dims)
+    model = models.HierarchicalVAE(images.mean, settings.latent_dims, dtype=settings.dtype_policy)
   else:
     kind = {"vae": models.VAE, "discrete": models.DiscreteVAE}[settings.model]
-    model = kind(images.mean, latent_dim=settings.latent_dim)
+    model = kind(images.mean, settings.latent_dim, dtype=settings.dtype_policy)
   kl_weight = settings.kl_weight
   if settings.kl_warmup_steps:
     kl_weight = keras.optimizers.schedules.PolynomialDecay(

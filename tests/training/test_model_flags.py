@@ -55,6 +55,7 @@ def test_which_bounds_need_a_path():
       {"prior_gradient": "dreg", "task": "structured", "init_from": "x", "freeze_model": True},
       ["--prior_gradient", "--freeze_model"],
     ),
+    ({"dtype_policy": "float16"}, ["--dtype_policy", "'float16'", "mixed_bfloat16"]),
     ({"kl_weight": -1.0}, ["--kl_weight", "-1.0"]),
     ({"kl_weight": float("nan")}, ["--kl_weight", "nan"]),
     ({"kl_warmup_steps": -1}, ["--kl_warmup_steps", "-1"]),
@@ -72,6 +73,7 @@ def test_directories_tell_models_and_weights_apart():
     for fields in (
       {},
       {"kl_weight": 0.5},
+      {"dtype_policy": "mixed_bfloat16"},
       {"kl_warmup_steps": 10},
       {"bound": "rws"},
       {"bound": "rws", "model": "discrete"},
@@ -80,7 +82,7 @@ def test_directories_tell_models_and_weights_apart():
       {"model": "hierarchical", "prior_gradient": "dreg"},
     )
   }
-  assert len(names) == 8
+  assert len(names) == 9
   assert "digits_generative_iwae_dreg_K64_seed0" in names
 
 
@@ -89,6 +91,8 @@ def test_directories_tell_models_and_weights_apart():
   [
     ["--model=discrete", "--bound=vimco_star", "--track_variance=vimco"],
     ["--kl_weight=0.5", "--kl_warmup_steps=3"],
+    ["--dtype_policy=mixed_bfloat16"],
+    ["--bound=vr_iwae_dreg", "--alpha=0.3"],
     ["--bound=tvo_dreg", "--betas=0,0.2,1"],
   ],
   ids=lambda flags: flags[0],
