@@ -1,4 +1,4 @@
-"""Defines a mixture as a proposal that is sampled in strata: so many samples of each component.
+"""Defines a mixture as a proposal that is sampled in strata: K samples of each component.
 
 Its samples z_mk ~ q_m all have weights against the whole mixture, w = p(x, z) / q_mix(z), so each
 log-weight depends on the parameters of every component. The score that the second
@@ -41,9 +41,9 @@ class StratifiedMixture(tfd.Distribution):
   - miselbo, miselbo_dreg: sum_m pi_m log (1/K) sum_k w_mk, the looser bound (MMVAE; Shi et al.
     2019, https://arxiv.org/abs/1911.03393; Kviman et al. 2022, https://arxiv.org/abs/2202.10951).
 
-  The log-weights, [M K, batch_size], are log (M pi_m w_mk), so that the mean weight is that of the
-  tight bound, as are the effective sample size and what else they tell. Learned probabilities have
-  a gradient as well. One component is the component itself.
+  The log-weights, [M K, batch_size], are log (M pi_m w_mk): the logarithm of the mean weight is the
+  tight bound, and functions of `importance_weights` take them as they are. Learned probabilities
+  have a gradient as well. With one component, the estimate is the component's own.
 
   As a distribution it is the mixture: `sample(n)` draws from q_mix, each sample from a component
   at random, and is not differentiable.
@@ -52,7 +52,7 @@ class StratifiedMixture(tfd.Distribution):
     components: distributions of a Tensor, of one dtype, batch shape and event shape. For "_dreg"
       they are such that `gradients.reparameterize` takes them.
     probs: probabilities, of shape [M] or [batch_size, M], numbers or a Tensor, divided by their
-      sum. A component of probability 0 has no say: its samples have weight 0. None: all the same.
+      sum; None for equal ones. Samples of a component of probability 0 have weight 0.
 
   Raises:
     ValueError: if there are no components, or they or probs do not fit together.
