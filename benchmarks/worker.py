@@ -33,6 +33,8 @@ def _contender(module: str):
     from benchmarks.contenders import pytorch as contender
   elif module == "jax_step":
     from benchmarks.contenders import jax_step as contender
+  elif module == "parts":
+    from benchmarks.contenders import parts as contender
   elif module == "exported":
     from benchmarks.contenders import exported as contender
   elif module == "floor":
