@@ -39,6 +39,8 @@ def _contender(module: str):
     from benchmarks.contenders import exported as contender
   elif module == "floor":
     from benchmarks.contenders import floor as contender
+  elif module == "sequence_step":
+    from benchmarks.contenders import sequence_step as contender
   else:
     raise ValueError(f"There is no contender {module!r}.")
   return contender

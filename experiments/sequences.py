@@ -95,7 +95,9 @@ def figure(path: pathlib.Path, rows: list[dict[str, Any]], title: str) -> None:
   """Writes a PNG of the variances against K, a panel for each T."""
   from matplotlib.figure import Figure
 
-  all_steps = list(dict.fromkeys(row["num_steps"] for row in rows))
+  all_samples, all_steps = (
+    list(dict.fromkeys(row[column] for row in rows)) for column in ("num_samples", "num_steps")
+  )
   fig = Figure(figsize=(4.5 * len(all_steps), 3.6), layout="constrained")
   panels = fig.subplots(1, len(all_steps), squeeze=False)[0]
   for axes, num_steps in zip(panels, all_steps, strict=True):
@@ -105,6 +107,8 @@ def figure(path: pathlib.Path, rows: list[dict[str, Any]], title: str) -> None:
       label = catalogue.SEQUENCE_BOUNDS[name].label
       axes.plot(*points, marker="o", color=color, linestyle=dashes, label=label)
     axes.set(xscale="log", yscale="log", xlabel="K", title=f"T = {num_steps}")
+    axes.set_xticks(all_samples, all_samples)
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
   panels[0].set_ylabel("variance of the proposal's gradient")
   panels[0].legend()

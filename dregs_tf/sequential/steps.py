@@ -176,7 +176,10 @@ class Stepper(NamedTuple):
     whole, past, own_state = lineage
     own = Particles(stop(past.z), own_state)
     q, z_own = self._draw(own)
-    proposals.check_fixed_support([q], self.needs.bound_name)
+    parts = [q]
+    if isinstance(q, tfd.JointDistribution):
+      parts = tf.nest.flatten(q.sample_distributions(value=z_own)[0])
+    proposals.check_fixed_support(parts, self.needs.bound_name)
     score = self._score(q, z_own)
     z_gated, ticket = gates.late_gate(z_own)
 
