@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import evaluation, importance_weights, seeds, sequential
-from dregs_tf.models import batches, building, calls, inputs, metrics, parts, replicas, steps
+from dregs_tf.models import batches, building, calls, inputs, metrics, parts, steps
 from dregs_tf.sequential import filtering, resample
 from dregs_tf.sequential.steps import Particles, map_tensors, state_of_each
 
@@ -114,12 +114,16 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
       **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
 
     Raises:
-      ValueError: if there is no such bound, or the arguments exclude each other.
+      ValueError: if there is no such bound, the arguments exclude each other, or a strategy has
+        several replicas.
     """
     if seed is not None:
       seeds.stateless(seed)  # Raises if it is none.
     num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
     sequential.schedule_for(bound, resampling, resample_when)  # Raises if they are wrong.
+    num_replicas = self.distribute_strategy.num_replicas_in_sync
+    if num_replicas > 1:
+      raise ValueError(f"{type(self).__name__} trains on one device, got {num_replicas} replicas.")
     super().compile(optimizer=keras.optimizers.get(optimizer), **kwargs)
     self.__dict__.pop("_filter_graph", None)  # compiled for an earlier `jit_compile`
     self.bound = bound
@@ -158,7 +162,6 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     bound: str,
     num_samples: int,
     seed: seeds.Seed = None,
-    part: seeds.Part | None = None,
     training: bool | None = None,
     **options: Any,
   ) -> sequential.Estimate:
@@ -169,14 +172,13 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
       lengths: the number of steps of each sequence, [batch_size]; None for T.
       bound: as `sequential.estimate` takes it.
       num_samples: K.
-      seed: as `sequential.estimate` takes it; the same on every replica.
-      part: which part of a global batch x is, on a replica, which draws noise of its own.
+      seed: as `sequential.estimate` takes it.
       training: whether the layers are in training mode. None: as the step that this is called in;
         in inference mode outside of `fit`.
       **options: of `sequential.estimate`: resampling, resample_when, resampling_gradient.
     """
     x = self._as_tensors(x)
-    with calls.mode(self, training), seeds.noise_of(part, seed, shared=False) as seed:
+    with calls.mode(self, training):
       return sequential.estimate(
         bound, _Called(self), x, num_samples, seed=seed, lengths=lengths, **options
       )
@@ -197,8 +199,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     if not self._calls_checked:
       calls.check_without_effects(self, lambda: sequential.take_two_steps(_Called(self), batch.x))
       self._calls_checked = True
-    part = replicas.part_of_batch(batch.x)
-    result = self._replica_gradients(batch, (steps.TRAIN, steps.number(self)), part)
+    result = self._replica_gradients(batch, (steps.TRAIN, steps.number(self)), None)
     logs = self._update_metrics(batch, result.values)
     self.optimizer.apply(result.total(), self.trainable_variables)
     return metrics.as_logs(logs)

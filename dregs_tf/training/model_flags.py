@@ -19,6 +19,7 @@ RESAMPLE_WHEN_HELP = f"For --model=vrnn, when particles are resampled: {catalogu
 
 # Flags that --model=vrnn has no use for, with the value that leaves them alone.
 _NOT_OF_SEQUENCES = {
+  "distribute": "none",
   "num_backward_samples": None,
   "gradient_statistics": False,
   "track_variance": None,
@@ -117,7 +118,7 @@ def _check_resampling(settings: Any) -> None:
   for name, unused in _NOT_OF_SEQUENCES.items() if settings.model == "vrnn" else ():
     value = getattr(settings, name)
     if value != unused:
-      raise ConfigError(f"--{name} has no meaning with --model=vrnn, got {value!r}.")
+      raise ConfigError(f"--{name} must be {unused} with --model=vrnn, got {value!r}.")
 
 
 def check(settings: Any, bounds: Sequence[str]) -> None:

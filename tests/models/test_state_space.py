@@ -219,3 +219,14 @@ def test_wrong_data_and_methods_are_refused():
   careless.prior = lambda z_previous, state: z_previous
   with pytest.raises(TypeError, match="distribution"):
     careless.log_likelihood(real_sequences())
+
+
+def test_several_replicas_are_refused(monkeypatch):
+  model = vrnn()
+  monkeypatch.setattr(type(model), "distribute_strategy", TwoReplicas(), raising=False)
+  with pytest.raises(ValueError, match="VRNN .*got 2 replicas"):
+    compiled(model)
+
+
+class TwoReplicas:
+  num_replicas_in_sync = 2

@@ -28,6 +28,7 @@ SMALL += ["--batch_size=4", "--jit_compile=false", "--summarize_every=2", "--che
     ({"model": "vrnn", "bound": "fivo", "num_backward_samples": 2}, ["--num_backward_samples"]),
     ({"model": "vrnn", "bound": "fivo", "missing_fraction": 0.1}, ["--missing_fraction"]),
     ({"model": "vrnn", "bound": "fivo", "alpha": 0.1}, ["--alpha"]),
+    ({"model": "vrnn", "bound": "fivo", "distribute": "mirrored"}, ["--distribute", "mirrored"]),
     ({"model": "vrnn", "bound": "fivo", "task": "structured"}, ["--task=structured"]),
   ],
 )
