@@ -124,7 +124,7 @@ def compare(
       basis, matrix = _basis(estimators, is_prior)
       gradients = _gradients(model, x, context, k, basis, seed, jit_compile, is_prior)
       groups = plan.groups(estimators)
-      measured = _measure(gradients, matrix, groups, num_measurements, progress.update)
+      measured = repeat(gradients, matrix, groups, num_measurements, progress.update)
       _check_finite(measured, estimators, k)
       times = {}
       if measure_cost:
@@ -293,7 +293,7 @@ def _gradients(
   return as_matrix
 
 
-def _measure(
+def repeat(
   gradients: Callable[[tf.Tensor], tf.Tensor],
   matrix: np.ndarray,
   groups: list[tuple[int, int]],

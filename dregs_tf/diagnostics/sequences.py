@@ -1,0 +1,136 @@
+"""Measurements of the gradients of several estimators on one batch of sequences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dregs_tf import catalogue, evaluation, output, seeds
+from dregs_tf.diagnostics import measure, statistics
+from dregs_tf.diagnostics.report import Comparison, Row
+from dregs_tf.models import batches, calls
+from dregs_tf.models.state_space import StateSpaceModel
+from dregs_tf.sequential.steps import Particles, state_of_each, stop
+
+
+def compare_sequences(
+  model: StateSpaceModel,
+  batch: Any,
+  bounds: Sequence[str] = ("fivo", "fivo_dreg"),
+  num_samples: int = 16,
+  num_measurements: int = 200,
+  *,
+  seed: seeds.Seed = 0,
+  jit_compile: bool = False,
+  **options: Any,
+) -> Comparison:
+  """Compares estimators of the proposal's gradient on one batch of sequences, as `compare` does.
+
+  The gradient is that of the parameters that the proposal depends on given its inputs, in all that
+  they do. A `_dreg` bound is compared with the plain reparameterization of the same bound, on the
+  same samples; both have the same expectation, whatever they leave out (see
+  `sequential.estimate`), which is what the test of bias is about.
+
+  Args:
+    model: a model of sequences, whose layers are in inference mode. Nothing of it is changed.
+    batch: observations [batch_size, T, ...], or a pair (lengths, observations).
+    bounds: names of bounds of sequences; the references that they need are measured as well.
+    num_samples: K.
+    num_measurements: n, at least 30.
+    seed: as `sequential.estimate` takes it: the same seed, the same numbers.
+    jit_compile: whether XLA compiles the gradients.
+    **options: of `sequential.estimate`: resampling and resample_when, for bounds that resample.
+
+  Returns:
+    A `Comparison`, without times.
+
+  Raises:
+    TypeError: if an argument is of the wrong kind.
+    ValueError: if a value is out of range, or the proposal has no parameters.
+    FloatingPointError: if a gradient is not finite.
+  """
+  if not isinstance(model, StateSpaceModel):
+    raise TypeError(f"model must be a StateSpaceModel, got {type(model).__name__}.")
+  num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
+  least = catalogue.MIN_MEASUREMENTS
+  num_measurements = evaluation.check_int("num_measurements", num_measurements, least)
+  lengths, x, _ = batches.split(batch, model.float_dtype)
+  if not model.built:
+    model._build_for(x, lengths)
+  names, groups = _with_references(bounds)
+  variables = _of_proposal(model, x)
+  noise = seeds.stateless(seed)
+
+  @tf.function(autograph=False, jit_compile=jit_compile)
+  def gradients(number):
+    found = []
+    for name in names:
+      resampled = options if catalogue.sequence_row(name).resamples else {}
+      with calls.mode(model, training=False), tf.GradientTape() as tape:
+        estimate = model.estimate(
+          x,
+          lengths,
+          bound=name,
+          num_samples=num_samples,
+          seed=seeds.fold_in(noise, number),
+          training=False,
+          **resampled,
+        )
+        objective = tf.reduce_mean(estimate.objective)
+      parts = tape.gradient(objective, variables, unconnected_gradients="zero")
+      found.append(tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0))
+    return tf.stack(found)
+
+  total = num_measurements + num_measurements // 2
+  with output.Progress(total, "measurements") as progress:
+    measured = measure.repeat(
+      gradients, np.eye(len(names)), groups, num_measurements, progress.update
+    )
+  if not np.all(np.isfinite(measured.total)):
+    raise FloatingPointError(f"A gradient of {', '.join(names)} is not finite.")
+  values = statistics.summarize(measured, groups)
+  references = [names[start] for start, end in groups for _ in range(start, end)]
+  rows = [
+    Row(name, num_samples, reference, unbiased=True, milliseconds=float("nan"), **of_name)
+    for name, reference, of_name in zip(names, references, values, strict=True)
+  ]
+  return Comparison(tuple(rows), num_measurements, measured.center.shape[1], x.shape[0])
+
+
+def _with_references(bounds: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
+  """Returns the bounds in groups, each after its reference, and where the groups begin and end."""
+  by_reference: dict[str, list[str]] = {}
+  for name in bounds:
+    resamples = catalogue.sequence_row(name).resamples
+    (reference,) = (
+      other
+      for other, row in catalogue.SEQUENCE_BOUNDS.items()
+      if (row.gradient, row.resamples) == ("total", resamples)
+    )
+    group = by_reference.setdefault(reference, [reference])
+    if name not in group:
+      group.append(name)
+  names, groups = [], []
+  for group in by_reference.values():
+    groups.append((len(names), len(names) + len(group)))
+    names += group
+  return names, groups
+
+
+def _of_proposal(model: StateSpaceModel, x: Any) -> list:
+  """Returns the variables that the proposal of the first two steps depends on, given its inputs."""
+  x = tf.nest.map_structure(lambda leaf: leaf[:, 0], x)
+  with calls.looking(model), tf.GradientTape() as tape:
+    past = Particles(None, stop(model.initial_state(batches.size(x))))
+    first = calls.call(model.proposal, x, *past).sample(1, seed=[0, 0])
+    z = stop(first)
+    state = stop(model.next_state(state_of_each(past, 1), z, x))
+    second = calls.call(model.proposal, x, z, state).sample(seed=[0, 0])
+  variables = model.trainable_variables
+  found = tape.gradient(tf.nest.flatten([first, second]), variables)
+  pairs = zip(variables, found, strict=True)
+  depends = [variable for variable, gradient in pairs if gradient is not None]
+  if not depends:
+    raise ValueError("model: its proposal depends on no trainable variable.")
+  return depends
