@@ -76,6 +76,26 @@ def pieces(probabilities: np.ndarray):
 
 
 @pytest.mark.parametrize("num_samples, num_chosen, spread", CASES)
+def test_added_variance_is_that_of_all_choices(num_samples, num_chosen, spread):
+  """Orthogonal gradients of one size: the mean of |S^ - S|^2 over every choice, enumerated."""
+  r = sizes(num_samples, spread)
+  signed = tf.constant(r * np.where(np.arange(num_samples) % 2, 1, -1)[:, np.newaxis])
+  actual, dense = selection.added_variance((0.3 * signed, signed), num_chosen)
+  p = selection.inclusion_probabilities(tf.constant(r), num_chosen).numpy()
+  expected = np.zeros(4)
+  for length, offset in pieces(p):
+    offsets = tf.fill([4], tf.constant(offset, tf.float64))
+    chosen, is_real = (t.numpy() for t in selection.systematic(tf.constant(p), num_chosen, offsets))
+    for example in range(4):
+      weights = np.zeros(num_samples)
+      real = chosen[is_real[:, example], example]
+      weights[real] = 1 / p[real, example]
+      expected[example] += length * np.sum((r[:, example] * (weights - 1)) ** 2)
+  np.testing.assert_allclose(actual, expected, rtol=1e-8, atol=1e-12)
+  np.testing.assert_allclose(dense, np.sum(r**2, axis=0))
+
+
+@pytest.mark.parametrize("num_samples, num_chosen, spread", CASES)
 def test_each_sample_is_chosen_as_often_as_it_is_probable(num_samples, num_chosen, spread):
   p = selection.inclusion_probabilities(tf.constant(sizes(num_samples, spread)), num_chosen).numpy()
   share = np.zeros_like(p)
