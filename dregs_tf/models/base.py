@@ -1,5 +1,7 @@
 """The Keras model that every latent-variable model derives from: three distributions."""
 
+import functools
+import inspect
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +27,7 @@ from dregs_tf.models import (
 )
 from dregs_tf.models import kl_weight as kl
 from dregs_tf.models import missing as missing_data
+from dregs_tf.models.backward_samples import AUTO, ChooseBackwardSamples
 from dregs_tf.models.conditional import draws_for_whole_batch
 from dregs_tf.models.followers import Followers
 
@@ -196,7 +199,7 @@ class LatentVariableModel(
     bound: bounds.Bound | str = "iwae_dreg",
     num_samples: int = 64,
     seed: int | None = None,
-    num_backward_samples: int | None = None,
+    num_backward_samples: int | str | None = None,
     gradient_statistics: bool = False,
     track_variance: Sequence[bounds.Bound | str] = (),
     adapt_alpha: bool = False,
@@ -217,7 +220,8 @@ class LatentVariableModel(
       num_samples: K, the number of samples of each example.
       seed: the noise of a step is a function of the seed and of the step's number. None draws a
         seed, as Keras layers do: `keras.utils.set_random_seed` fixes it.
-      num_backward_samples: M of at most K; None for all. The bound takes all K samples, its
+      num_backward_samples: M of at most K; None for all; "auto": chosen at the end of each epoch, a
+        power of two or K (see `BackwardSamples`). The bound takes all K samples, its
         gradient a random M of them, heavy ones for certain: cheaper, still unbiased.
       gradient_statistics: whether to follow the variance of the gradients of the proposal's and of
         the model's parameters while training (moving averages, decay 0.99), and, with the callback
@@ -248,7 +252,11 @@ class LatentVariableModel(
     bound, *tracked = (bounds.as_bound(b) for b in (bound, *track_variance))
     for each in (bound, *tracked):
       bounds.check_num_samples(num_samples, each)
-    bounds.check_num_backward_samples(num_backward_samples, num_samples)
+    is_chosen = num_backward_samples == AUTO
+    if not is_chosen:
+      bounds.check_num_backward_samples(num_backward_samples, num_samples)  # type: ignore[arg-type]
+    elif self.distribute_strategy.num_replicas_in_sync > 1:
+      raise ValueError("num_backward_samples='auto' is for one replica: give a number of samples.")
     kl_weight = kl.KLWeight(kl_weight)
     missing_data.check_argument(missing)
     if not kl_weight.is_one:
@@ -261,6 +269,7 @@ class LatentVariableModel(
       gradient_statistics=gradient_statistics,
       track_variance=tracked,
       adapt_alpha=adapt_alpha,
+      choose_backward_samples=num_samples if is_chosen else None,
     )
     self._check_side_by_side(followers.side_by_side_argument, num_backward_samples)
     steps.check_prior_gradient(self, prior_gradient)
@@ -268,7 +277,7 @@ class LatentVariableModel(
     self._forget_graphs()
     self.bound = bound
     self.num_samples = int(num_samples)
-    self.num_backward_samples = num_backward_samples
+    self.num_backward_samples = num_samples if is_chosen else num_backward_samples
     self.kl_weight = kl_weight
     self.missing = missing
     self.prior_gradient = prior_gradient
@@ -323,7 +332,20 @@ class LatentVariableModel(
   def make_train_function(self, force: bool = False):
     """Makes variables before the first step, as a replica must not make them."""
     self._build_followers()
+    if (choice := self.followers.backward_samples if self.followers else None) is not None:
+      self.num_backward_samples = choice.number
     return super().make_train_function(force)
+
+  @functools.wraps(keras.Model.fit)
+  def fit(self, *args: Any, **kwargs: Any):
+    if self.followers is not None and self.followers.backward_samples is not None:
+      call = inspect.signature(super().fit).bind(*args, **kwargs)
+      # Before callbacks that save the model.
+      given = call.arguments.get("callbacks") or []
+      given = given if isinstance(given, (list, tuple)) else [given]
+      call.arguments["callbacks"] = [ChooseBackwardSamples(), *given]
+      args, kwargs = call.args, call.kwargs
+    return super().fit(*args, **kwargs)
 
   def _build_followers(self) -> None:
     """Makes the followers' variables, if the model is compiled and built."""
@@ -352,6 +374,11 @@ class LatentVariableModel(
       groups=lambda: steps.variable_groups(self, x, context),
       scale=-self.optimizer.scale_loss(tf.ones([])),
     )
+    if self.followers.backward_samples is not None:
+      weight = steps.kl_weight(self)
+      _, coefficients = self.bound.value_and_coefficients(result.values.log_weights, weight)
+      self.followers.backward_samples.update(coefficients, noise[1])
+      logs["num_backward_samples"] = tf.identity(self.followers.backward_samples.in_use)
     if not self.kl_weight.is_one:
       logs["kl_weight"] = tf.convert_to_tensor(steps.kl_weight(self))
     self.optimizer.apply(result.total(), variables)

@@ -271,7 +271,8 @@ def _densities(model, x, context, watch: "_Watch") -> tuple[tf.Tensor, tf.Tensor
   before = watch.count
   log_p = model.target_log_prob(x, z, context)
   noisy = watch.count > before
-  all_recorded = model.num_backward_samples in (None, model.num_samples)
+  is_chosen = model.followers is not None and model.followers.backward_samples is not None
+  all_recorded = not is_chosen and model.num_backward_samples in (None, model.num_samples)
   if not all_recorded and noisy:
     raise ValueError(
       f"num_backward_samples={model.num_backward_samples} evaluates prior and likelihood twice, "

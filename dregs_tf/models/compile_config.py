@@ -6,10 +6,12 @@ import keras
 
 from dregs_tf import bounds
 from dregs_tf.models import kl_weight as kl
+from dregs_tf.models.backward_samples import AUTO
 
 
 def to_config(model: keras.Model) -> dict:
   """Returns the arguments of a model's `compile`, as Keras saves them."""
+  choice = model.followers.backward_samples
   return keras.saving.serialize_keras_object(
     {
       **model._compile_arguments,
@@ -17,7 +19,7 @@ def to_config(model: keras.Model) -> dict:
       "kl_weight": model.kl_weight.get_config(),
       "missing": model.missing,
       "num_samples": model.num_samples,
-      "num_backward_samples": model.num_backward_samples,
+      "num_backward_samples": model.num_backward_samples if choice is None else AUTO,
       "gradient_statistics": model.followers.gradient_statistics,
       "track_variance": [bound_to_config(b) for b in model.followers.tracked.values()],
       "adapt_alpha": model.followers.adaptive_alpha is not None,

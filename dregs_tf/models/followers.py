@@ -8,6 +8,7 @@ import tensorflow as tf
 from dregs_tf import bounds, catalogue, side_by_side
 from dregs_tf.models.adaptive_alpha import AdaptiveAlpha
 from dregs_tf.models.adaptive_factors import AdaptiveFactors
+from dregs_tf.models.backward_samples import BackwardSamples
 from dregs_tf.models.gradient_moments import GradientMoments
 
 # The name that the moving averages give to the gradient that is trained on; no bound has it.
@@ -29,6 +30,7 @@ class Followers:
     gradient_statistics: whether to follow the gradient that is trained on.
     track_variance: further bounds whose gradients of the proposal to follow.
     adapt_alpha: whether alpha of the bound dreg_alpha moves.
+    choose_backward_samples: K, if the number of samples of the backward pass is chosen.
 
   Raises:
     ValueError: if a bound is tracked twice, or there is no alpha to adapt, or no Adam to follow, or
@@ -43,6 +45,7 @@ class Followers:
     gradient_statistics: bool = False,
     track_variance: Sequence[bounds.Bound] = (),
     adapt_alpha: bool = False,
+    choose_backward_samples: int | None = None,
   ):
     if adapt_alpha and (bound.name != "dreg_alpha" or tf.is_tensor(dict(bound.options)["alpha"])):
       raise ValueError(f"adapt_alpha needs the bound dreg_alpha with a number alpha, got {bound}.")
@@ -64,12 +67,20 @@ class Followers:
       self.adaptive_alpha = AdaptiveAlpha(dict(bound.options)["alpha"], optimizer)
     starts = _trained_options(bound)
     self.adaptive_factors = AdaptiveFactors(starts) if starts else None
+    self.backward_samples = None
+    if choose_backward_samples:
+      self.backward_samples = BackwardSamples(choose_backward_samples)
     self._bound = bound
 
   @property
   def layers(self) -> list:
     """The Keras layers that hold the variables."""
-    layers = (self.moments, self.adaptive_alpha, self.adaptive_factors)
+    layers = (
+      self.moments,
+      self.adaptive_alpha,
+      self.adaptive_factors,
+      self.backward_samples,
+    )
     return [layer for layer in layers if layer is not None]
 
   @property

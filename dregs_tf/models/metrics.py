@@ -97,7 +97,7 @@ class ReportingModel(keras.Model):
   def _update_metrics(self, batch: batches.Batch, values: steps.Values) -> dict[str, tf.Tensor]:
     """Updates the means with the values of a step, and returns them."""
     self._check_overrides()
-    bound, sample_size, losses = values
+    bound, sample_size, losses, _ = values
     size, weights = batches.size(batch.x), batch.sample_weight
     self._num_seen.update_state(size)
     if weights is not None:

@@ -27,11 +27,13 @@ class Values(NamedTuple):
   objective: the bound of each example in nats, [batch_size].
   sample_size: the effective sample size of each example, [batch_size].
   losses: the sum of the losses that layers added, a scalar; None if they added none.
+  log_weights: [num_samples, batch_size], of a training step of one bound.
   """
 
   objective: tf.Tensor
   sample_size: tf.Tensor
   losses: tf.Tensor | None
+  log_weights: tf.Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -96,7 +98,7 @@ def gradients_of(
     tape.gradient(scaled_loss, variables),
     {},
     gradients.of_loss(tape, scaled_losses, variables, current.seen, estimate.samples),
-    Values(objective, model.sample_size(estimate), losses),
+    Values(objective, model.sample_size(estimate), losses, estimate.log_weights),
   )
 
 

@@ -70,8 +70,8 @@ class TrainConfig:
 
   bound: str = flag("iwae_dreg", str, f"Bound and its gradient estimator: {', '.join(BOUNDS)}.")
   num_samples: int = flag(64, int, "K, samples of each example.")
-  num_backward_samples: int | None = flag(
-    None, int, "M, samples of each example that the gradient is taken through; all K by default."
+  num_backward_samples: int | str | None = flag(
+    None, str, "M, samples that the gradient is taken through, or auto; all K by default."
   )
   alpha: float | str | None = _option_flag(
     "alpha", str, "--alpha=auto adapts the alpha of dreg_alpha during training."
@@ -225,6 +225,7 @@ class TrainConfig:
 
   def _convert_options(self) -> None:
     """Turns text into the numbers that it stands for; what is none is refused later."""
+    self._set("num_backward_samples", checks.as_int(self.num_backward_samples))
     with contextlib.suppress(ValueError):
       if isinstance(self.alpha, str) and self.alpha != "auto":
         self._set("alpha", float(self.alpha))
@@ -293,12 +294,13 @@ class TrainConfig:
           f"--{name} takes all samples: it cannot be combined with "
           f"--num_backward_samples={self.num_backward_samples}."
         )
-    checks.check_int("num_backward_samples", self.num_backward_samples, at_least=1)
-    if self.num_backward_samples > self.num_samples:
-      raise ConfigError(
-        f"--num_backward_samples must be at most --num_samples={self.num_samples}, "
-        f"got {self.num_backward_samples}."
-      )
+    if self.num_backward_samples != "auto":
+      checks.check_int("num_backward_samples", self.num_backward_samples, 1, note=", or auto")
+      if int(self.num_backward_samples) > self.num_samples:
+        raise ConfigError(
+          f"--num_backward_samples must be at most --num_samples={self.num_samples}, "
+          f"got {self.num_backward_samples}."
+        )
 
   def _set(self, name: str, value) -> None:
     object.__setattr__(self, name, value)

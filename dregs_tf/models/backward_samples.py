@@ -1,0 +1,85 @@
+"""Chooses how many samples the gradient is taken through, while training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dregs_tf import selection
+from dregs_tf.models.averages import Averages
+
+# What `compile` takes for a number that is chosen.
+AUTO = "auto"
+
+# The variance that the choice may add, and how often it is estimated.
+_ADDED_AT_MOST, _STEPS_BETWEEN = 0.01, 10
+
+
+class BackwardSamples(Averages):
+  """Follows the variance that M = 1, 2, 4, ... samples would add, and holds the M in use.
+
+  It is `selection.added_variance` of every tenth batch, summed over an epoch. At the epoch's end M
+  becomes the smallest power of two that adds less than 1 %, or all K if none does. The first epoch
+  takes all.
+
+  Args:
+    num_samples: K.
+    **kwargs: of a Keras layer.
+  """
+
+  def __init__(self, num_samples: int, **kwargs: Any):
+    super().__init__(**kwargs)
+    self.candidates = [1 << i for i in range((num_samples - 1).bit_length())]
+    self._num_samples = num_samples
+    start = keras.initializers.Constant(num_samples)
+    self.in_use = self.add_average("in_use", initializer=start)
+    self._added = self.add_average("added", (len(self.candidates),))
+    self._dense = self.add_average("dense")
+    self.built = True
+
+  @property
+  def number(self) -> int:
+    """The M in use, outside of a graph."""
+    with tf.init_scope():
+      return int(tf.convert_to_tensor(self.in_use))
+
+  def build(self, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Makes nothing: the variables depend on K alone."""
+
+  def update(self, coefficients: tuple[tf.Tensor, ...], step: tf.Tensor) -> None:
+    """Takes in the coefficients of a batch, each [num_samples, batch_size]; some are left out.
+
+    Coefficients that are not finite count as no batch.
+    """
+
+    def sums():
+      pairs = [selection.added_variance(coefficients, each) for each in self.candidates]
+      added = tf.stack([tf.reduce_sum(tf.cast(each, tf.float32)) for each, _ in pairs])
+      both = added, tf.reduce_sum(tf.cast(pairs[0][1], tf.float32))
+      is_finite = tf.reduce_all(tf.math.is_finite(tf.concat([both[0], [both[1]]], axis=0)))
+      return tuple(tf.where(is_finite, each, tf.zeros_like(each)) for each in both)
+
+    nothing = (tf.zeros([len(self.candidates)]), tf.zeros([]))
+    added, dense = tf.cond(tf.equal(step % _STEPS_BETWEEN, 0), sums, lambda: nothing)
+    self._added.assign_add(added)
+    self._dense.assign_add(dense)
+
+  def choose(self) -> bool:
+    """Sets M for the next epoch, and begins a new sum; returns whether M has changed."""
+    before, dense = self.number, float(self._dense)
+    added = tf.convert_to_tensor(self._added).numpy()
+    few = [m for m, v in zip(self.candidates, added, strict=True) if v < _ADDED_AT_MOST * dense]
+    if dense:
+      self.in_use.assign(min(few, default=self._num_samples))
+    self._added.assign(tf.zeros_like(self._added))
+    self._dense.assign(0.0)
+    return self.number != before
+
+
+class ChooseBackwardSamples(keras.callbacks.Callback):
+  """Lets a model choose its M at the end of an epoch, and compile its step anew if it changes."""
+
+  def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
+    if self.model.followers.backward_samples.choose():
+      self.model.make_train_function(force=True)

@@ -1,0 +1,108 @@
+"""Tests of num_backward_samples="auto": what is chosen, when, and that a run resumes the same."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dregs_tf import selection
+from dregs_tf.models.backward_samples import BackwardSamples
+from tests import binaries
+from tests.models import helpers
+
+NUM_SAMPLES, BATCH = 6, 4
+
+
+def weights(concentration: float) -> tf.Tensor:
+  logits = concentration * np.random.RandomState(0).normal(size=(NUM_SAMPLES, BATCH))
+  return tf.nn.softmax(tf.constant(logits, tf.float32), axis=0)
+
+
+def chosen(*batches: tf.Tensor) -> int:
+  layer = BackwardSamples(NUM_SAMPLES)
+  for batch in batches:
+    layer.update((batch, batch**2), tf.constant(10))
+  layer.choose()
+  return layer.number
+
+
+def test_the_smallest_power_of_two_that_adds_less_than_one_percent():
+  for concentration in (0.0, 1.0, 4.0, 7.0, 1e4):
+    batch = weights(concentration)
+    ratios = {}
+    for number in (1, 2, 4):
+      added, dense = selection.added_variance((batch,), number)
+      ratios[number] = np.sum(added) / np.sum(dense)
+    expected = min((m for m, ratio in ratios.items() if ratio < 0.01), default=NUM_SAMPLES)
+    assert chosen(batch) == expected
+  assert chosen(weights(0.0)) == NUM_SAMPLES
+  assert chosen(weights(1e4)) == 1
+  assert chosen(weights(1e4), weights(0.0)) == NUM_SAMPLES  # the sum over batches
+
+
+def test_only_every_tenth_finite_batch_counts():
+  layer = BackwardSamples(NUM_SAMPLES)
+  layer.update((weights(100.0),), tf.constant(11))
+  layer.update((weights(100.0) * np.nan,), tf.constant(20))
+  assert not layer.choose()
+  assert layer.number == NUM_SAMPLES
+  layer.update((weights(100.0),), tf.constant(20))
+  assert layer.choose()
+  assert not layer.choose()  # No batch since then.
+
+
+def model():
+  keras.utils.set_random_seed(0)
+  result = helpers.compiled(
+    helpers.vae(), num_samples=NUM_SAMPLES, num_backward_samples="auto", run_eagerly=True
+  )
+  for variable in result.decoder.weights:
+    variable.assign(20 * variable)  # log-weights far apart
+  return result
+
+
+def test_a_saved_model_goes_on_with_the_number_in_use(tmp_path):
+  x = helpers.binary(8, 6)
+  straight, first = model(), model()
+  logs = straight.fit(x, batch_size=4, epochs=3, shuffle=False, verbose=0).history
+  first.fit(x, batch_size=4, epochs=2, shuffle=False, verbose=0)
+  first.save(tmp_path / "model.keras")
+  second = keras.saving.load_model(tmp_path / "model.keras")
+  second.run_eagerly = True
+  assert second.get_compile_config()["num_backward_samples"] == "auto"
+  assert second.followers.backward_samples.number == first.followers.backward_samples.number
+  second.fit(x, batch_size=4, shuffle=False, verbose=0)
+  assert logs["num_backward_samples"][0] == NUM_SAMPLES
+  assert logs["num_backward_samples"][1] < NUM_SAMPLES
+  for one, other in zip(straight.get_weights(), second.get_weights(), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_number_in_use_is_that_of_the_step(monkeypatch):
+  trained = model()
+  trained.fit(helpers.binary(8, 6), batch_size=4, verbose=0)
+  trained.followers.backward_samples.in_use.assign(2)
+  seen, likelihood = [], trained.likelihood
+  monkeypatch.setattr(
+    trained, "likelihood", lambda z, context: seen.append(z.shape[0]) or likelihood(z, context)
+  )
+  history = trained.fit(helpers.binary(4, 6), batch_size=4, verbose=0).history
+  assert history["num_backward_samples"] == [2]
+  assert 2 in seen
+
+
+def test_the_flag(tmp_path):
+  flags = ["--num_samples=6", "--latent_dim=3", "--jit_compile=false", "--summarize_every=2"]
+  flags += ["--num_backward_samples=auto", f"--logdir={tmp_path}", "--checkpoint_every=1"]
+  assert binaries.run("train.py", *flags, "--max_steps=3") == 0
+  assert binaries.run("train.py", *flags, "--max_steps=4") == 0
+  assert json.loads((tmp_path / "config.json").read_text())["num_backward_samples"] == "auto"
+  assert "train_num_backward_samples" in (tmp_path / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("value", ["all", "0", "7"])
+def test_other_words_are_refused(value, capsys):
+  assert binaries.run("train.py", "--num_samples=6", f"--num_backward_samples={value}") == 1
+  assert f"got {value}" in capsys.readouterr().err.replace("'", "")
