@@ -15,6 +15,17 @@ hypothesis.settings.register_profile("dregs_tf", deadline=None, derandomize=True
 hypothesis.settings.load_profile("dregs_tf")
 
 
+def pytest_configure(config):
+  # pytest-xdist would begin with the files of most tests, which are quick.
+  config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the files that have slow tests first: a long file at the end leaves a process idle."""
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def few_collections():
   """Garbage is looked for less often, and never in TensorFlow's modules: it took a tenth."""

@@ -112,6 +112,7 @@ def test_bound_improves_under_callbacks(name, dtype, trained):
   assert len(case.history["learning_rate"]) == len(bounds) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), _CASES)
 def test_new_process_evaluates_and_serves(name, dtype, trained, in_new_process):
   case = trained(name, dtype)
