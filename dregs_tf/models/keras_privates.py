@@ -20,10 +20,11 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.layer import CallContext
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from tensorflow.python.ops import control_flow_util
 
+# Names in Keras' global state.
 _CALL_CONTEXT = "current_call_ctx"
+_SEED_GENERATOR = "global_seed_generator"
 
 
 def training() -> bool | None:
@@ -52,12 +53,12 @@ def call_context(training: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def global_seed_generator(generator: keras.random.SeedGenerator) -> Iterator[None]:
   """Has `keras.random` draw from `generator.next(ordered)` where it is given no seed."""
-  outer = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-  global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+  outer = global_state.get_global_attribute(_SEED_GENERATOR)
+  global_state.set_global_attribute(_SEED_GENERATOR, generator)
   try:
     yield
   finally:
-    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, outer)
+    global_state.set_global_attribute(_SEED_GENERATOR, outer)
 
 
 def without_autocast() -> contextlib.AbstractContextManager:
