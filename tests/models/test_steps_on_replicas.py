@@ -24,6 +24,7 @@ def results():
     capture_output=True,
     text=True,
     check=False,
+    timeout=300,
   )
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout.splitlines()[-1])
