@@ -76,9 +76,16 @@ def export(batch_size: int, num_samples: int, precision: str):
   aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}", program(stage="hlo").split("entry_comp")[0])
   values = [x.numpy(), *(variables[id(each)].numpy() for each in captured)]
   return (
-    program(stage="stablehlo"),
+    _without_copies(program(stage="stablehlo")),
     {int(result): int(argument) for result, argument in aliases},
     values,
+  )
+
+
+def _without_copies(program: str) -> str:
+  """Returns the program with reshapes for copies, which StableHLO does not have."""
+  return re.sub(
+    r"mhlo\.copy (%\w+) : (tensor<[^>]*>)", r"stablehlo.reshape \1 : (\2) -> \2", program
   )
 
 
