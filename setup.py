@@ -55,7 +55,7 @@ _DOCS_REQUIRES = [
 
 
 # What `python -m benchmarks.train_step` compares with, where it is there.
-_BENCHMARKS_REQUIRES = ["jax>=0.10.2,<0.11", "torch>=2.13.0,<2.14"]
+_BENCHMARKS_REQUIRES = ["jax>=0.10.2,<0.11", "jaxlib>=0.10.2,<0.11", "torch>=2.13.0,<2.14"]
 
 
 def _version() -> str:
