@@ -49,10 +49,10 @@ def select(coefficients: tuple[tf.Tensor, ...], num_chosen: int, seed: tf.Tensor
 def added_variance(
   coefficients: tuple[tf.Tensor, ...], num_chosen: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Computes the variance that the choice adds, and the sum that it is compared with.
+  """Computes the variance that the choice adds, and what it is compared with, for each coefficient.
 
   For gradients grad s_i that are uncorrelated and of one size, the choice adds
-  sum_i r_i^2 (1 / pi_i - 1), in units of that size, and sum_i r_i^2 is the mean square of the
+  sum_i a_i^2 (1 / pi_i - 1), in units of that size, and sum_i a_i^2 is the mean square of the
   gradient itself. Where gradients have a part in common, the latter is larger; so is the variance
   of a batch's gradient, as examples differ.
 
@@ -61,12 +61,12 @@ def added_variance(
     num_chosen: M.
 
   Returns:
-    Both sums, each of shape [...], without the axis of the samples.
+    Both sums, each of shape [len(coefficients), ...], without the axis of the samples.
   """
-  sizes = tf.reduce_max(tf.abs(tf.stack(coefficients)), axis=0)
-  probabilities = inclusion_probabilities(sizes, num_chosen)
+  stacked = tf.stack(coefficients)
+  probabilities = inclusion_probabilities(tf.reduce_max(tf.abs(stacked), axis=0), num_chosen)
   missed = tf.math.divide_no_nan(1 - probabilities, probabilities)
-  return tf.reduce_sum(sizes**2 * missed, axis=0), tf.reduce_sum(sizes**2, axis=0)
+  return tf.reduce_sum(stacked**2 * missed, axis=1), tf.reduce_sum(stacked**2, axis=1)
 
 
 def uniform(shape: tf.Tensor, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

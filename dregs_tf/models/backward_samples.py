@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from dregs_tf import selection
+from dregs_tf.coefficients import Coefficients
 from dregs_tf.models.averages import Averages
 
 # What `compile` takes for a number that is chosen.
@@ -20,7 +21,8 @@ class BackwardSamples(Averages):
   """Follows the variance that M = 1, 2, 4, ... samples would add, and holds the M in use.
 
   It is `selection.added_variance` of every tenth batch, summed over an epoch. At the epoch's end M
-  becomes the smallest power of two that adds less than 1 %, or all K if none does. The first epoch
+  becomes the smallest power of two that adds at most 1 % to the gradient with each coefficient, the
+  model's, the path's and the score's, or all K if none does. The first epoch
   takes all.
 
   Args:
@@ -34,8 +36,8 @@ class BackwardSamples(Averages):
     self._num_samples = num_samples
     start = keras.initializers.Constant(num_samples)
     self.in_use = self.add_average("in_use", initializer=start)
-    self._added = self.add_average("added", (len(self.candidates),))
-    self._dense = self.add_average("dense")
+    self._added = self.add_average("added", (len(self.candidates), len(Coefficients._fields)))
+    self._dense = self.add_average("dense", (len(Coefficients._fields),))
     self.built = True
 
   @property
@@ -47,33 +49,37 @@ class BackwardSamples(Averages):
   def build(self, shapes: Sequence[tuple[int, ...]]) -> None:
     """Makes nothing: the variables depend on K alone."""
 
-  def update(self, coefficients: tuple[tf.Tensor, ...], step: tf.Tensor) -> None:
+  def update(self, coefficients: Coefficients, step: tf.Tensor) -> None:
     """Takes in the coefficients of a batch, each [num_samples, batch_size]; some are left out.
 
     Coefficients that are not finite count as no batch.
     """
 
     def sums():
-      pairs = [selection.added_variance(coefficients, each) for each in self.candidates]
-      added = tf.stack([tf.reduce_sum(tf.cast(each, tf.float32)) for each, _ in pairs])
-      both = added, tf.reduce_sum(tf.cast(pairs[0][1], tf.float32))
-      is_finite = tf.reduce_all(tf.math.is_finite(tf.concat([both[0], [both[1]]], axis=0)))
+      pairs = [selection.added_variance(tuple(coefficients), each) for each in self.candidates]
+      added = tf.stack([tf.reduce_sum(tf.cast(each, tf.float32), axis=1) for each, _ in pairs])
+      both = added, tf.reduce_sum(tf.cast(pairs[0][1], tf.float32), axis=1)
+      is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in both])
       return tuple(tf.where(is_finite, each, tf.zeros_like(each)) for each in both)
 
-    nothing = (tf.zeros([len(self.candidates)]), tf.zeros([]))
+    nothing = (tf.zeros(self._added.shape), tf.zeros(self._dense.shape))
     added, dense = tf.cond(tf.equal(step % _STEPS_BETWEEN, 0), sums, lambda: nothing)
     self._added.assign_add(added)
     self._dense.assign_add(dense)
 
   def choose(self) -> bool:
     """Sets M for the next epoch, and begins a new sum; returns whether M has changed."""
-    before, dense = self.number, float(self._dense)
-    added = tf.convert_to_tensor(self._added).numpy()
-    few = [m for m, v in zip(self.candidates, added, strict=True) if v < _ADDED_AT_MOST * dense]
-    if dense:
+    before = self.number
+    added, dense = (tf.convert_to_tensor(each).numpy() for each in (self._added, self._dense))
+    few = [
+      number
+      for number, each in zip(self.candidates, added, strict=True)
+      if (each <= _ADDED_AT_MOST * dense).all()
+    ]
+    if dense.any():
       self.in_use.assign(min(few, default=self._num_samples))
     self._added.assign(tf.zeros_like(self._added))
-    self._dense.assign(0.0)
+    self._dense.assign(tf.zeros_like(self._dense))
     return self.number != before
 
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from dregs_tf import selection
+from dregs_tf.coefficients import Coefficients
 from dregs_tf.models.backward_samples import BackwardSamples
 from tests import binaries
 from tests.models import helpers
@@ -20,10 +21,15 @@ def weights(concentration: float) -> tf.Tensor:
   return tf.nn.softmax(tf.constant(logits, tf.float32), axis=0)
 
 
+def coefficients(a: tf.Tensor) -> Coefficients:
+  """Those of rws_dreg: the path's are small where a weight is near 1."""
+  return Coefficients(a, a - a**2, tf.zeros_like(a))
+
+
 def chosen(*batches: tf.Tensor) -> int:
   layer = BackwardSamples(NUM_SAMPLES)
   for batch in batches:
-    layer.update((batch, batch**2), tf.constant(10))
+    layer.update(coefficients(batch), tf.constant(10))
   layer.choose()
   return layer.number
 
@@ -33,9 +39,11 @@ def test_the_smallest_power_of_two_that_adds_less_than_one_percent():
     batch = weights(concentration)
     ratios = {}
     for number in (1, 2, 4):
-      added, dense = selection.added_variance((batch,), number)
-      ratios[number] = np.sum(added) / np.sum(dense)
-    expected = min((m for m, ratio in ratios.items() if ratio < 0.01), default=NUM_SAMPLES)
+      added, dense = (
+        np.sum(s, axis=1) for s in selection.added_variance(tuple(coefficients(batch)), number)
+      )
+      ratios[number] = np.nan_to_num(added / np.where(dense, dense, 1)).max()
+    expected = min((m for m, ratio in ratios.items() if ratio <= 0.01), default=NUM_SAMPLES)
     assert chosen(batch) == expected
   assert chosen(weights(0.0)) == NUM_SAMPLES
   assert chosen(weights(1e4)) == 1
@@ -44,11 +52,11 @@ def test_the_smallest_power_of_two_that_adds_less_than_one_percent():
 
 def test_only_every_tenth_finite_batch_counts():
   layer = BackwardSamples(NUM_SAMPLES)
-  layer.update((weights(100.0),), tf.constant(11))
-  layer.update((weights(100.0) * np.nan,), tf.constant(20))
+  layer.update(coefficients(weights(100.0)), tf.constant(11))
+  layer.update(coefficients(weights(100.0) * np.nan), tf.constant(20))
   assert not layer.choose()
   assert layer.number == NUM_SAMPLES
-  layer.update((weights(100.0),), tf.constant(20))
+  layer.update(coefficients(weights(100.0)), tf.constant(20))
   assert layer.choose()
   assert not layer.choose()  # No batch since then.
 
