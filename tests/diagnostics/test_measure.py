@@ -76,7 +76,7 @@ def test_xla_is_used_where_the_model_was_compiled_with_it(monkeypatch):
   original = measure._gradients
 
   def spy(*args):
-    asked.append(args[-1])
+    asked.append(args[-2])  # jit_compile
     return original(*args)
 
   monkeypatch.setattr(measure, "_gradients", spy)
