@@ -18,16 +18,16 @@ def wait_for_step(directory, step, timeout=90):
   end = time.monotonic() + timeout
   while not any(at >= step for at, _ in Run(directory).checkpoints()):
     assert time.monotonic() < end, f"no checkpoint of step {step}"
-    time.sleep(0.1)
+    time.sleep(0.02)
 
 
 @pytest.mark.slow
 def test_when_a_worker_is_killed_the_other_stops_and_both_go_on(tmp_path):
-  flags = PLAIN | {"max_steps": 300, "summarize_every": 100, "checkpoint_every": 20}
+  flags = PLAIN | {"max_steps": 120, "summarize_every": 60, "checkpoint_every": 10}
   directory, last = tmp_path / "killed", 0
   for victim in (1, 0):
     runs = workers(directory, **flags)
-    wait_for_step(directory, last + 20)
+    wait_for_step(directory, last + 10)
     runs[victim].process.send_signal(signal.SIGKILL)
     status, _, err = runs[1 - victim].finish(timeout=60)
     assert status == 1, err
