@@ -99,7 +99,8 @@ def test_fit_raises_the_bound():
 @pytest.mark.slow
 def test_fit_with_xla():
   model = compiled(vrnn(), jit_compile=True)
-  assert np.isfinite(model.fit(sequences(), batch_size=N, verbose=0).history["bound"][0])
+  x = sequences()[:, :3]
+  assert np.isfinite(model.fit(x, batch_size=N, verbose=0).history["bound"][0])
 
 
 def test_the_same_seed_gives_the_same_run_and_a_saved_model_resumes_it(tmp_path):
