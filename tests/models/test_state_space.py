@@ -164,7 +164,7 @@ def test_samples_and_forward_pass():
 def test_batches_of_unknown_sizes_and_other_dtypes():
   model = compiled(vrnn(dtype="mixed_bfloat16"), bound="iwae_dreg")
   data = tf.data.Dataset.from_generator(
-    lambda: iter([sequences("uint8")[:4], sequences("uint8")[4:, :2]]),
+    lambda: iter([sequences("uint8")[:4, :3], sequences("uint8")[4:, :2]]),
     output_signature=tf.TensorSpec([None, None, D], tf.uint8),
   )
   assert np.isfinite(model.fit(data, verbose=0).history["bound"][0])
