@@ -57,6 +57,13 @@ def compiled(make, strategy, **options):
     return helpers.compiled(model, **(defaults | options))
 
 
+def batches(arrays) -> tf.data.Dataset:
+  """Batches of 4, untuned: iterators of several replicas may wait a minute for the tuning's end."""
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  return tf.data.Dataset.from_tensor_slices(arrays).batch(4).with_options(options)
+
+
 def losses_and_weights(two) -> dict:
   """Weighted batches with every kind of loss, on two replicas and on one device."""
 
@@ -67,8 +74,7 @@ def losses_and_weights(two) -> dict:
     ]
     return Shared(layers)
 
-  data = tf.data.Dataset.from_tensor_slices((X[:8], WEIGHTS[:8])).batch(4)
-  data = data.map(lambda x, w: ((), x, w))
+  data = batches((X[:8], WEIGHTS[:8])).map(lambda x, w: ((), x, w))
   results = {}
   for name, options, fit in (
     ("graph", {}, {"validation_data": data}),
@@ -98,8 +104,7 @@ def statistics_and_noise(two) -> dict:
   for name, options in {"graph": {}, "jit": {"jit_compile": True}, "again": {}}.items():
     model = compiled(make, two, **options)
     # The last batch has one example: the second replica has none.
-    data = tf.data.Dataset.from_tensor_slices(X[:8] if name == "jit" else X).batch(4)
-    history = model.fit(data, verbose=0).history
+    history = model.fit(batches(X[:8] if name == "jit" else X), verbose=0).history
     normalization, dropout = model.encoder.layers[:2]
     results[name] = {
       "bound": history["bound"],
