@@ -198,10 +198,6 @@ class StratifiedMixture(tfd.Distribution):
   def _event_shape_tensor(self, **parameters):
     return self.components[0].event_shape_tensor()
 
-  @classmethod
-  def _parameter_properties(cls, dtype, num_classes=None):
-    raise NotImplementedError(f"{cls.__name__} has no parameter properties.")
-
 
 def check_options(bound: Any, *options: Any) -> None:
   """Raises unless samples of each component serve a `Bound`, and some options are None.
