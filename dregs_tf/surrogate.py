@@ -83,7 +83,7 @@ def evaluate(
     branches.append(moved)
     at_second = [_log_q_hat(proposal, stopped_proposal, moved), log_own]
     target_log_prob_fn = evaluation.log_joint(target_log_prob_fn, gradients.PathOnly(prior), weight)
-  # Of its own, so that gradients are added up in the same order with a gate as without.
+  # The identity makes gradients add up in the same order with a gate as without.
   z, set_ratios = tf.nest.map_structure(tf.identity, branches[0]), None
   if at_second or (has_path and not is_total):
     z, set_ratios = gradients.gate(*branches)
@@ -96,7 +96,11 @@ def evaluate(
 def terms(
   densities: Densities, coefficients: Sequence[tf.Tensor], weight: float | tf.Tensor
 ) -> tf.Tensor:
-  """Returns a log p - weight b log q^ + c log q~, and the prior's: [num_samples, batch_size]."""
+  """Returns the sum of the surrogate's terms for each sample, [num_samples, batch_size].
+
+  They are a log p - weight b log q^ + c log q~, and those of the second branch, a prior's or a
+  mixture's: see the top of this file.
+  """
   a, b, *c = coefficients
   log_p, log_q, scores, set_ratios, at_second, is_of_mixture = densities
   weight = as_scalar(weight, b.dtype)

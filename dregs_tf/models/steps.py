@@ -1,7 +1,6 @@
 """A step of training or evaluation on one replica: what it computes before anything is updated."""
 
 import functools
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -168,11 +167,11 @@ def check_prior_gradient(model: keras.Model, prior_gradient: Any) -> None:
   """Raises a ValueError unless it is "direct" or "dreg", and the model has log p(x | z) apart."""
   if prior_gradient not in ("direct", "dreg"):
     raise ValueError(f"prior_gradient must be direct or dreg, got {prior_gradient!r}.")
-  owners = (
+  joint_owner, conditional_owner = (
     next(i for i, kind in enumerate(type(model).__mro__) if name in vars(kind))
     for name in ("target_log_prob", "conditional_log_prob")
   )
-  if prior_gradient == "dreg" and operator.lt(*owners):
+  if prior_gradient == "dreg" and joint_owner < conditional_owner:
     raise ValueError(
       f"prior_gradient must be direct for {type(model).__name__}, which overrides target_log_prob, "
       "got dreg: override conditional_log_prob, log p(x | z), instead."
