@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from dregs_tf import catalogue
-from dregs_tf.training import config
+from dregs_tf.training import bound_flags, config
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.flags import flag
 from dregs_tf.training.run_directory import Run
@@ -29,7 +29,7 @@ _OF_A_TRIAL = (
 )
 
 # The bound's own options are compared as such. These fields may also be options of tracked bounds.
-_OPTIONS = ("initial_alpha", *config.OPTION_FIELDS.values())
+_OPTIONS = ("initial_alpha", *bound_flags.OPTION_FIELDS.values())
 
 # Gradient statistics are moving averages over some hundred steps: a table averages the rows of the
 # last part of training.
@@ -219,7 +219,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
   fields = [
     {k: str(v) for k, v in dataclasses.asdict(group.settings).items() if k not in named}
     | {
-      config.OPTION_FIELDS[option]: str(value)
+      bound_flags.OPTION_FIELDS[option]: str(value)
       for option, value in group.settings.bound_options.items()
       if group.settings.bound != "dreg_alpha"  # Its label holds alpha.
     }

@@ -3,14 +3,12 @@
 A field is a flag (see `flags`): its default and its help stand here alone.
 """
 
-import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
 
 from dregs_tf import catalogue
-from dregs_tf.training import checks, model_flags
+from dregs_tf.training import bound_flags, checks, model_flags
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.flags import flag
 
@@ -20,48 +18,12 @@ SPLITS = ("train", "valid", "test")
 GRADIENTS_OF = ("proposal", "prior")
 BOUNDS = tuple(catalogue.BOUNDS)
 
-DEFAULT_INITIAL_ALPHA = 0.5
-
-# The fields of the options that bounds take; they are named alike but for these.
-_RENAMED = {"order": "jvi_order"}
-OPTION_FIELDS = {
-  option: _RENAMED.get(option, option)
-  for row in catalogue.BOUNDS.values()
-  for option in row.options
-}
-
 # Paths, which may differ between the workers of a run.
 _PATHS = ("data_dir", "logdir")
 
 # What a resumed run may change: its length, paths, and the devices: results depend on them only
 # through the order of sums.
 _MAY_CHANGE = ("max_steps", "distribute", "num_devices", *_PATHS)
-
-
-def _bounds_with(option: str) -> list[str]:
-  """Returns the names of the bounds that take an option."""
-  return [name for name, row in catalogue.BOUNDS.items() if option in row.options]
-
-
-def _any_of(names: Sequence[str]) -> str:
-  """Lists names with an "or" before the last."""
-  return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def _short(value, comma: str) -> str:
-  """Formats an option's value; `comma` separates the numbers of a sequence."""
-  return comma.join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)
-
-
-def _option_flag(option: str, kind: type, note: str = ""):
-  """Returns the field of a bound's option; the catalogue says what it does, and its default."""
-  meanings = {}
-  for name in _bounds_with(option):
-    default, _, allowed, help, _ = catalogue.BOUNDS[name].options[option]
-    shown = "" if default is None else f" ({_short(default, ',')})"
-    meanings.setdefault(f"{help}, {allowed}{shown}", []).append(name)
-  texts = [f"For --bound={_any_of(names)}: {text}." for text, names in meanings.items()]
-  return flag(None, kind, " ".join([*texts, *filter(None, [note])]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +35,13 @@ class TrainConfig:
   num_backward_samples: int | str | None = flag(
     None, str, "M, samples that the gradient is taken through, or auto; all K by default."
   )
-  alpha: float | str | None = _option_flag(
+  alpha: float | str | None = bound_flags.option_flag(
     "alpha", str, "--alpha=auto adapts the alpha of dreg_alpha during training."
   )
   initial_alpha: float | None = flag(
-    None, float, f"For --alpha=auto: its start, in [0, 1]. ({DEFAULT_INITIAL_ALPHA})"
+    None, float, f"For --alpha=auto: its start, in [0, 1]. ({bound_flags.DEFAULT_INITIAL_ALPHA})"
   )
-  jvi_order: int | None = _option_flag("order", int)
+  jvi_order: int | None = bound_flags.option_flag("order", int)
   dataset: str = flag(
     "digits", str, "digits (bundled), mnist, omniglot, or a path to an .npz or .mat file."
   )
@@ -132,14 +94,14 @@ class TrainConfig:
   logdir: str | None = flag(
     None, str, "Directory of the run; by default a folder in ./runs that the main flags name."
   )
-  beta: float | None = _option_flag("beta", float)
-  groups: int | None = _option_flag("groups", int)
-  betas: tuple[float, ...] | None = _option_flag("betas", list)
-  gamma: float | None = _option_flag("gamma", float)
-  a: float | None = _option_flag("a", float)
-  b: float | None = _option_flag("b", float)
-  g: float | None = _option_flag("g", float)
-  d: float | None = _option_flag("d", float)
+  beta: float | None = bound_flags.option_flag("beta", float)
+  groups: int | None = bound_flags.option_flag("groups", int)
+  betas: tuple[float, ...] | None = bound_flags.option_flag("betas", list)
+  gamma: float | None = bound_flags.option_flag("gamma", float)
+  a: float | None = bound_flags.option_flag("a", float)
+  b: float | None = bound_flags.option_flag("b", float)
+  g: float | None = bound_flags.option_flag("g", float)
+  d: float | None = bound_flags.option_flag("d", float)
   model: str = flag(
     "vae",
     str,
@@ -159,7 +121,7 @@ class TrainConfig:
     None,
     list,
     "For --model=hierarchical: latent variables of each layer, from x up "
-    f"({_short(model_flags.LATENT_DIMS, ',')}).",
+    f"({','.join(map(str, model_flags.LATENT_DIMS))}).",
   )
   prior_gradient: str = flag(
     "direct",
@@ -187,13 +149,12 @@ class TrainConfig:
       raise ConfigError(f"--kl_weight must be a number of 0 or more, got {self.kl_weight!r}.")
     if not (checks.is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
       raise ConfigError(f"--learning_rate must be a positive number, got {self.learning_rate!r}.")
-    self._check_tracked()
-    self._convert_options()
-    for option in OPTION_FIELDS:
-      self._check_option(option)
-    self._check_adapted_alpha()
-    self._check_num_samples()
-    self._set("latent_dims", model_flags.checked_latent_dims(self))
+    if not isinstance(self.track_variance, (str, type(None))):
+      raise ConfigError(f"--track_variance must be names of bounds, got {self.track_variance!r}.")
+    self._set(**bound_flags.parsed(self))
+    bound_flags.check(self, self._bounds)
+    self._set(**bound_flags.defaults(self, self._bounds))
+    self._set(latent_dims=model_flags.checked_latent_dims(self))
     model_flags.check(self, self._bounds)
     if self.num_devices is not None:
       if self.distribute != "mirrored":
@@ -205,105 +166,9 @@ class TrainConfig:
     if self.freeze_model and not self.init_from:
       raise ConfigError("--freeze_model needs --init_from, the run whose model is kept.")
 
-  def _check_tracked(self) -> None:
-    if self.track_variance == "":  # This is how a flag takes back what a flagfile has set.
-      self._set("track_variance", None)
-    if not isinstance(self.track_variance, (str, type(None))):
-      raise ConfigError(f"--track_variance must be names of bounds, got {self.track_variance!r}.")
-    names = self._bounds[1:]
-    for name in names:
-      checks.check_bound("track_variance", name)
-    if len(set(names)) < len(names):
-      raise ConfigError(f"--track_variance names a bound twice, got {self.track_variance}.")
-    for name in names:
-      missing = catalogue.trained_options(name, self.options_of(name))
-      if missing and name != self.bound:
-        raise ConfigError(
-          f"--track_variance={name} needs {', '.join(f'--{option}' for option in missing)}, which "
-          f"are trained only with --bound={name}, got --bound={self.bound}."
-        )
-
-  def _convert_options(self) -> None:
-    """Turns text into the numbers that it stands for; what is none is refused later."""
-    self._set("num_backward_samples", checks.as_int(self.num_backward_samples))
-    with contextlib.suppress(ValueError):
-      if isinstance(self.alpha, str) and self.alpha != "auto":
-        self._set("alpha", float(self.alpha))
-    if isinstance(self.betas, (list, tuple)):  # A list in flags and in JSON.
-      with contextlib.suppress(TypeError, ValueError):
-        self._set("betas", tuple(map(float, self.betas)))
-
-  def _check_option(self, option: str) -> None:
-    """Checks an option of the bounds, or gives it its default: a run is the same with and without.
-
-    Where bounds have different defaults for it, it stays None, which is the default of each.
-    """
-    name = OPTION_FIELDS[option]
-    value = getattr(self, name)
-    takers = [bound for bound in self._bounds if option in catalogue.row(bound).options]
-    options = [catalogue.row(bound).options[option] for bound in takers]
-    if value is None:
-      if len({each.default for each in options}) == 1:
-        self._set(name, options[0].default)
-    elif not takers:
-      raise ConfigError(
-        f"--{name} is only valid with --bound={_any_of(_bounds_with(option))}, "
-        f"got --bound={self.bound}."
-      )
-    elif not (name == "alpha" and self.adapt_alpha) and not options[0].is_valid(value):
-      also = ", or auto" if name == "alpha" else ""
-      raise ConfigError(f"--{name} must be {options[0].allowed}{also}, got {value!r}.")
-
-  def _check_adapted_alpha(self) -> None:
-    if self.adapt_alpha:
-      if self.bound != "dreg_alpha":
-        raise ConfigError(
-          f"--alpha=auto is only valid with --bound=dreg_alpha, got --bound={self.bound}."
-        )
-      if self.initial_alpha is None:
-        self._set("initial_alpha", DEFAULT_INITIAL_ALPHA)
-    if self.initial_alpha is not None:
-      if not self.adapt_alpha:
-        raise ConfigError(
-          f"--initial_alpha is only valid with --alpha=auto, got --alpha={self.alpha}."
-        )
-      if not (checks.is_number(self.initial_alpha) and 0 <= self.initial_alpha <= 1):
-        raise ConfigError(f"--initial_alpha must be in [0, 1], got {self.initial_alpha!r}.")
-
-  def _check_num_samples(self) -> None:
-    for i, bound in enumerate(self._bounds):
-      row, options = catalogue.row(bound), self.options_of(bound)
-      note = f" for --{'track_variance' if i else 'bound'}={bound}"
-      checks.check_int("num_samples", self.num_samples, row.min_samples(**options), note)
-      groups = row.groups(**options)
-      if self.num_samples % groups:
-        raise ConfigError(
-          f"--num_samples must be a multiple of --groups={groups}{note}, got {self.num_samples}."
-        )
-    if self.num_backward_samples is None:
-      return
-    without = [f"--{option}" for option in self.trained_options]
-    takes_all = {
-      "track_variance": self.track_variance,
-      "alpha=auto": self.adapt_alpha,
-      f"bound={self.bound}, without {', '.join(without)},": without,
-    }
-    for name, given in takes_all.items():
-      if given:
-        raise ConfigError(
-          f"--{name} takes all samples: it cannot be combined with "
-          f"--num_backward_samples={self.num_backward_samples}."
-        )
-    if self.num_backward_samples != "auto":
-      checks.check_int("num_backward_samples", self.num_backward_samples, 1, note=", or auto")
-      if int(self.num_backward_samples) > self.num_samples:
-        raise ConfigError(
-          f"--num_backward_samples must be at most --num_samples={self.num_samples}, "
-          f"got {self.num_backward_samples}."
-        )
-
-  def _set(self, name: str, value) -> None:
-    object.__setattr__(self, name, value)
+  def _set(self, **fields) -> None:
+    for name, value in fields.items():
+      object.__setattr__(self, name, value)
 
   def without_paths(self) -> dict:
     """Returns its fields except those that name directories."""
@@ -339,7 +204,7 @@ class TrainConfig:
     """Returns the options of `bounds.get` for a bound in this run: the flags', or the defaults."""
     options = {}
     for name, option in catalogue.row(bound).options.items():
-      value = getattr(self, OPTION_FIELDS[name])
+      value = getattr(self, bound_flags.OPTION_FIELDS[name])
       if name == "alpha" and self.adapt_alpha:
         value = self.initial_alpha if bound == "dreg_alpha" else None
       options[name] = option.default if value is None else value
@@ -350,10 +215,6 @@ class TrainConfig:
     """The run's directory: --logdir, or one that its main flags name."""
     if self.logdir:
       return pathlib.Path(self.logdir)
-    given = {name: value for name, value in self.bound_options.items() if value is not None}
-    options = "".join(f"_{name}{_short(value, '-')}" for name, value in given.items())
-    if self.adapt_alpha:
-      options = options.replace("_alpha", "_alpha-auto")
     data = pathlib.Path(self.dataset).stem
     samples = f"K{self.num_samples}"
     if self.num_backward_samples:
@@ -367,6 +228,7 @@ class TrainConfig:
       samples += f"_kl{self.kl_weight:g}-{self.kl_warmup_steps}"
     if self.missing_fraction:
       samples += f"_missing{self.missing_fraction:g}"
+    options = bound_flags.options_in_name(self)
     name = f"{data}_{kind}_{self.bound}{options}_{samples}_seed{self.seed}"
     return pathlib.Path("runs") / name
 

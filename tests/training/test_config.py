@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from dregs_tf import bounds, catalogue
-from dregs_tf.training import config
+from dregs_tf.training import bound_flags, config
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
 
@@ -109,8 +109,8 @@ def test_bad_values_of_an_evaluation_are_refused(values, word):
 def test_every_option_of_a_bound_is_a_flag():
   """Otherwise a bound could not be trained with it."""
   options = {option for row in catalogue.BOUNDS.values() for option in row.options}
-  assert set(config.OPTION_FIELDS) == options
-  assert set(config.OPTION_FIELDS.values()) <= set(config.TrainConfig.__dataclass_fields__)
+  assert set(bound_flags.OPTION_FIELDS) == options
+  assert set(bound_flags.OPTION_FIELDS.values()) <= set(config.TrainConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
