@@ -14,6 +14,7 @@ from dregs_tf.training.flags import flag
 
 TASKS = ("generative", "structured")
 DISTRIBUTE = ("none", "mirrored", "multi_worker")
+LEARNING_RATE_SCHEDULES = ("constant", "burda")
 SPLITS = ("train", "valid", "test")
 GRADIENTS_OF = ("proposal", "prior")
 BOUNDS = tuple(catalogue.BOUNDS)
@@ -55,7 +56,7 @@ class TrainConfig:
   )
   batch_size: int = flag(32, int, "Examples in a step, on all devices together.")
   latent_dim: int = flag(model_flags.LATENT_DIM, int, "Number of latent variables.")
-  learning_rate: float = flag(3e-4, float, "Adam's learning rate.")
+  learning_rate: float = flag(3e-4, float, "Adam's learning rate, or where its schedule begins.")
   max_steps: int = flag(5000, int, "Steps to train; a resumed run may have more.")
   summarize_every: int = flag(500, int, "Steps between summaries.")
   checkpoint_every: int = flag(500, int, "Steps between checkpoints.")
@@ -133,6 +134,13 @@ class TrainConfig:
     model_flags.RESAMPLING, str, "For --model=vrnn: how.", catalogue.RESAMPLING
   )
   resample_when: str = flag(model_flags.RESAMPLE_WHEN, str, model_flags.RESAMPLE_WHEN_HELP)
+  learning_rate_schedule: str = flag(
+    "constant",
+    str,
+    "burda: --learning_rate times 10^(-i/7) for 3^i passes over the training images, i = 0 to 7 "
+    "(Burda et al. 2015, who begin with 0.001); the last rate stays after these 3280 passes.",
+    LEARNING_RATE_SCHEDULES,
+  )
 
   def __post_init__(self):
     checks.check_choice("task", self.task, TASKS)
@@ -141,6 +149,8 @@ class TrainConfig:
     checks.check_choice("prior_gradient", self.prior_gradient, model_flags.PRIOR_GRADIENTS)
     checks.check_choice("dtype_policy", self.dtype_policy, model_flags.DTYPE_POLICIES)
     checks.check_choice("distribute", self.distribute, DISTRIBUTE)
+    schedule = self.learning_rate_schedule
+    checks.check_choice("learning_rate_schedule", schedule, LEARNING_RATE_SCHEDULES)
     for name in ("batch_size", "latent_dim", "max_steps", "summarize_every", "checkpoint_every"):
       checks.check_int(name, getattr(self, name), at_least=1)
     checks.check_int("seed", self.seed, at_least=0)
@@ -228,6 +238,8 @@ class TrainConfig:
       samples += f"_kl{self.kl_weight:g}-{self.kl_warmup_steps}"
     if self.missing_fraction:
       samples += f"_missing{self.missing_fraction:g}"
+    if self.learning_rate_schedule != "constant":
+      samples += f"_{self.learning_rate_schedule}"
     options = bound_flags.options_in_name(self)
     name = f"{data}_{kind}_{self.bound}{options}_{samples}_seed{self.seed}"
     return pathlib.Path("runs") / name

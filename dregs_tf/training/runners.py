@@ -11,7 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from dregs_tf import bounds, data, diagnostics, models, output, seeds
-from dregs_tf.training import callbacks, checks, config, model_flags, pictures, sequences, trust
+from dregs_tf.training import (
+  callbacks,
+  checks,
+  config,
+  model_flags,
+  optimizers,
+  pictures,
+  sequences,
+  trust,
+)
 from dregs_tf.training.devices import start as start_devices
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
@@ -125,7 +134,7 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
       0.0, settings.kl_warmup_steps, end_learning_rate=kl_weight
     )
   model.compile(
-    optimizer=keras.optimizers.Adam(settings.learning_rate, epsilon=1e-8),
+    optimizer=optimizers.optimizer(settings, len(images.train)),
     bound=bounds.get(settings.bound, **settings.bound_options),
     num_samples=settings.num_samples,
     seed=settings.seed,

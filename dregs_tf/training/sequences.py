@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterable
 
-import keras
 import numpy as np
 
 from dregs_tf import data, models
-from dregs_tf.training import model_flags
+from dregs_tf.training import model_flags, optimizers
 from dregs_tf.training.config import TrainConfig
 
 
@@ -16,7 +15,7 @@ def build(settings: TrainConfig, images: data.Images) -> models.VRNN:
   by_row = np.reshape(images.mean, images.image_shape)
   model = models.VRNN(np.mean(by_row, axis=0), latent_dim=settings.latent_dim)
   model.compile(
-    optimizer=keras.optimizers.Adam(settings.learning_rate, epsilon=1e-8),
+    optimizer=optimizers.optimizer(settings, len(images.train)),
     bound=settings.bound,
     num_samples=settings.num_samples,
     resampling=settings.resampling,
