@@ -1,4 +1,4 @@
-"""The paper's experiments: the runs of each, and the loop that runs them one after another."""
+"""Runs experiments: their runs, and the loop that runs one after another."""
 
 import contextlib
 import dataclasses
@@ -18,115 +18,7 @@ from dregs_tf.training import config, flags
 from dregs_tf.training.errors import ConfigError, Interrupted
 from dregs_tf.training.flags import flag
 from dregs_tf.training.run_directory import Run
-
-# --- the experiments: change them here -------------------------------------------------------
-
-
-class Experiment(NamedTuple):
-  """The runs of a figure.
-
-  flags: the flagfile in experiments/, without its ending, that all its runs share.
-  variations: flags of `bin/train.py` by name, for each run of one seed.
-  figure: the kind of figure for `bin/plot.py --figure`.
-  """
-
-  flags: str
-  variations: tuple[dict, ...]
-  figure: str
-
-
-def _bounds(*names: str, **others) -> tuple[dict, ...]:
-  return tuple({"bound": name} | others for name in names)
-
-
-def _prior_gradients(*names: str) -> tuple[dict, ...]:
-  """Returns variations of bounds with either gradient of the prior."""
-  return tuple(
-    {"bound": name, "prior_gradient": kind} for name in names for kind in ("direct", "dreg")
-  )
-
-
-def _alphas(*values: float) -> tuple[dict, ...]:
-  """Returns variations of alpha; 0 and 1 are estimators that have names of their own."""
-  named = {0: {"bound": "iwae_dreg"}, 1: {"bound": "rws_dreg"}}
-  return tuple(named.get(value) or {"bound": "dreg_alpha", "alpha": value} for value in values)
-
-
-def _adapted_alphas(*starts: float) -> tuple[dict, ...]:
-  return tuple({"bound": "dreg_alpha", "alpha": "auto", "initial_alpha": start} for start in starts)
-
-
-_IWAE_AND_RWS = ("iwae", "iwae_dreg", "rws", "rws_dreg")
-_PAIRS = (*_IWAE_AND_RWS, "jvi", "jvi_dreg")
-_WITH_STL = (*_IWAE_AND_RWS, "stl")
-_DIGITS = (*_bounds("elbo", "elbo_stl", *_PAIRS, "stl"), *_alphas(0.9))
-_DIGITS_ALPHA = (*_alphas(0, 0.25, 0.5, 0.75, 0.9, 1), *_adapted_alphas(0, 0.5, 1))
-_WITHOUT_PATH = ("elbo_loo", "vimco", "vimco_star")
-_OBJECTIVES = (
-  *_bounds("iwae", "iwae_dreg"),
-  *_bounds("vr_iwae", "vr_iwae_dreg", alpha=0.2),
-  *_bounds("ciwae", "ciwae_dreg", beta=0.05),
-  *_bounds("miwae", "miwae_dreg", groups=4),
-  *_bounds("tvo", "tvo_dreg", "iwae_cv", *_WITHOUT_PATH),
-)
-
-EXPERIMENTS = {
-  "fig2": Experiment("mnist_generative", _bounds(*_PAIRS), "pairs"),
-  "fig3": Experiment(
-    "mnist_generative",
-    (
-      *_bounds(*_WITH_STL, num_samples=32),
-      *_bounds(*_WITH_STL, num_samples=256),
-      *_alphas(0, 0.5, 0.7, 0.8, 0.9, 1),
-    ),
-    "bounds,alpha",
-  ),
-  "fig4": Experiment(
-    "mnist_structured",
-    (*_bounds(*_WITH_STL), *_bounds(*_WITH_STL, num_samples=256), *_alphas(0.1, 0.2, 0.5)),
-    "bounds,alpha",
-  ),
-  "fig5": Experiment("omniglot_generative", _bounds(*_PAIRS), "pairs"),
-  "fig6": Experiment(
-    "omniglot_generative",
-    (
-      *_bounds(*_WITH_STL),
-      *_bounds(*_WITH_STL, num_samples=256),
-      *_alphas(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    ),
-    "bounds,alpha",
-  ),
-  "fig7": Experiment("mnist_structured", _bounds(*_PAIRS), "pairs"),
-  "fig2_reduced": Experiment("mnist_generative_reduced", _bounds(*_PAIRS, "stl"), "pairs"),
-  "fig3_reduced": Experiment(
-    "mnist_generative_reduced",
-    (*_bounds(*_WITH_STL, num_samples=32), *_alphas(0, 0.5, 0.9, 1)),
-    "bounds,alpha",
-  ),
-  "fig4_reduced": Experiment(
-    "mnist_structured_reduced", (*_bounds(*_WITH_STL), *_alphas(0.1, 0.5)), "bounds,alpha"
-  ),
-  "fig5_reduced": Experiment("omniglot_generative_reduced", _bounds(*_IWAE_AND_RWS), "pairs"),
-  "fig6_reduced": Experiment(
-    "omniglot_generative_reduced", (*_bounds(*_WITH_STL), *_alphas(0.1, 0.5)), "bounds,alpha"
-  ),
-  "fig7_reduced": Experiment("mnist_structured_reduced", _bounds(*_IWAE_AND_RWS), "pairs"),
-  "mnist_hierarchical": Experiment(
-    "mnist_hierarchical", _prior_gradients("iwae", "iwae_dreg"), "prior"
-  ),
-  "mnist_structured_prior": Experiment(
-    "mnist_structured_prior", _prior_gradients("iwae", "iwae_dreg"), "prior"
-  ),
-  "digits_generative": Experiment("digits_generative", _DIGITS, "bounds"),
-  "digits_generative_alpha": Experiment("digits_generative", _DIGITS_ALPHA, "alpha,adapted_alpha"),
-  "digits_structured": Experiment("digits_structured", _DIGITS, "bounds"),
-  "digits_structured_alpha": Experiment("digits_structured", _DIGITS_ALPHA, "alpha,adapted_alpha"),
-  "digits_objectives": Experiment("digits_objectives", _OBJECTIVES, "log_likelihoods"),
-  "digits_discrete": Experiment(
-    "digits_objectives", _bounds("rws", *_WITHOUT_PATH, model="discrete"), "log_likelihoods"
-  ),
-}
-
+from experiments.definitions import EXPERIMENTS
 
 # --- the runs of an experiment -------------------------------------------------------------------
 
@@ -144,7 +36,7 @@ class ExperimentConfig:
   )
   shard: str = flag("0/1", str, "I/N: of N processes this is number I, and takes every N-th run.")
   output_dir: str | None = flag(
-    None, str, "Holds a directory for each run; runs/paper or runs/reduced by default."
+    None, str, "Holds a directory for each run; by default runs/paper, runs/reduced or runs/where."
   )
   data_dir: str | None = flag(
     None, str, "Folder of prepared TensorFlow Datasets; $TFDS_DATA_DIR or a download by default."
@@ -176,9 +68,8 @@ class ExperimentConfig:
 
   @property
   def directory(self) -> str:
-    """The folder of the runs; by default, figures of the same size share it."""
-    size = "paper" if re.fullmatch(r"fig\d", self.experiment) else "reduced"
-    return self.output_dir or f"runs/{size}"
+    """The folder of the runs."""
+    return self.output_dir or f"runs/{EXPERIMENTS[self.experiment].folder}"
 
   def seen_from(self, root: pathlib.Path) -> "ExperimentConfig":
     """Returns the same for a process that works in `root`, where relative paths would differ.

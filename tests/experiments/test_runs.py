@@ -14,7 +14,7 @@ import pytest
 
 from dregs_tf.training import runners
 from dregs_tf.training.errors import ConfigError, Interrupted
-from experiments import runs
+from experiments import definitions, runs
 from tests import binaries
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -101,7 +101,7 @@ def test_every_flagfile_is_read_by_the_binary_as_by_the_runner(name, in_root, tr
   assert train == [runs.parsed(arguments)]
 
 
-@pytest.mark.parametrize("name", runs.EXPERIMENTS)
+@pytest.mark.parametrize("name", definitions.EXPERIMENTS)
 def test_every_run_is_read_by_the_binary_as_by_the_runner(name, in_root, train):
   planned = runs.all_runs(settings(experiment=name, seeds=["7"], data_dir="somewhere"))
   for run in planned:
@@ -112,7 +112,7 @@ def test_every_run_is_read_by_the_binary_as_by_the_runner(name, in_root, train):
 
 
 def test_every_flagfile_belongs_to_an_experiment():
-  assert {each.flags for each in runs.EXPERIMENTS.values()} == set(FLAGFILES)
+  assert {each.flags for each in definitions.EXPERIMENTS.values()} == set(FLAGFILES)
 
 
 @pytest.mark.parametrize("name", [f"fig{number}" for number in range(2, 8)])
@@ -141,17 +141,17 @@ def test_reduced_experiments_differ_in_their_length_alone(in_root):
 def test_the_readme_lists_the_experiments():
   text = (ROOT / "experiments" / "README.md").read_text()
   table = "\n".join(line for line in text.splitlines() if line.startswith("|"))
-  for name in runs.EXPERIMENTS:
+  for name in definitions.EXPERIMENTS:
     assert f"`{name}`" in table
   named = re.findall(r"--experiment=(\w+)", text)
   assert named
-  assert set(named) <= set(runs.EXPERIMENTS)
+  assert set(named) <= set(definitions.EXPERIMENTS)
 
 
 # --- which runs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", runs.EXPERIMENTS)
+@pytest.mark.parametrize("name", definitions.EXPERIMENTS)
 def test_runs_of_an_experiment_have_directories_of_their_own(name, in_root):
   planned = runs.all_runs(settings(experiment=name))
   assert len({run.settings.directory for run in planned}) == len(planned)
@@ -159,13 +159,25 @@ def test_runs_of_an_experiment_have_directories_of_their_own(name, in_root):
 
 def test_figures_share_runs_that_have_the_same_settings(in_root):
   by_directory = {}
-  for name in runs.EXPERIMENTS:
+  for name in definitions.EXPERIMENTS:
     for run in runs.all_runs(settings(experiment=name)):
       assert by_directory.setdefault(run.settings.directory, run.settings) == run.settings
   fig4, fig7 = (
     {run.name for run in runs.all_runs(settings(experiment=name))} for name in ("fig4", "fig7")
   )
   assert len(fig4 & fig7) == 12
+
+
+def test_the_first_seed_of_fig_2_is_found_by_the_experiment_of_seeds(in_root):
+  """By name and settings in the results of this repository, which have no checkpoints."""
+  planned = runs.all_runs(
+    settings(experiment="mnist_seeds", seeds=["0"], output_dir="experiments/results")
+  )
+  assert len(planned) == 8
+  if not (ROOT / "experiments" / "results").exists():
+    pytest.skip("a source distribution has no results")
+  done = {run.settings.bound for run in planned if run.is_done() and run.is_evaluated()}
+  assert {"iwae", "iwae_dreg", "rws", "rws_dreg", "stl", "jvi", "jvi_dreg"} <= done
 
 
 @pytest.mark.parametrize("num_shards", [1, 3, 11])
