@@ -9,13 +9,13 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dregs_tf.training import flags
-from experiments import results
+from experiments import results, tables
 
 
-def main(settings: results.SummarizeConfig) -> None:
+def main(settings: tables.SummarizeConfig) -> None:
   """Reads the runs and prints the tables."""
-  print(results.tables(results.grouped(results.read(settings.runs))), end="")
+  print(tables.tables(results.grouped(results.read(settings.runs))), end="")
 
 
 if __name__ == "__main__":
-  flags.run(results.SummarizeConfig, main, __doc__)
+  flags.run(tables.SummarizeConfig, main, __doc__)

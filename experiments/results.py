@@ -1,13 +1,11 @@
-"""Results of runs: read, grouped into trials, and formatted as Markdown tables."""
+"""Results of runs, read and grouped into trials."""
 
 import csv
 import dataclasses
 import functools
 import glob
-import math
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -76,6 +74,13 @@ class Group:
     return mean_curve(self.trials(column))
 
 
+def late_mean(run: Result, column: str, last: float) -> float | None:
+  """Returns the mean of a column over the last part of the steps up to `last`, None without it."""
+  steps = run.metrics["step"]
+  is_late = ((1 - LAST_PART) * last < steps) & (steps <= last)
+  return run.metrics[column][is_late].mean() if column in run.metrics and is_late.any() else None
+
+
 def mean_curve(curves: Sequence[Curve]) -> Curve:
   """Returns (steps, mean) at the steps that all curves have."""
   if not curves:
@@ -88,13 +93,6 @@ def runs_flag():
   """Returns the field of --runs."""
   text = "Directories of runs; *, ? and [] stand for the same as in a shell: quote them."
   return flag((), list, text)
-
-
-@dataclasses.dataclass(frozen=True)
-class SummarizeConfig:
-  """Flags of `bin/summarize.py`."""
-
-  runs: Sequence[str] = runs_flag()
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -170,20 +168,25 @@ def grouped(runs: Iterable[Result]) -> list[Group]:
   """
   groups = {}
   for run in runs:
-    fields = dataclasses.asdict(run.settings)
-    fields |= {"options": run.settings.bound_options, "adapt_alpha": run.settings.adapt_alpha}
-    left_out = (*_OF_A_TRIAL, *_OPTIONS)
-    key = tuple((name, str(value)) for name, value in fields.items() if name not in left_out)
-    trials = groups.setdefault(key, {})
-    seed = run.settings.seed
+    settings = run.settings
+    options = str(settings.bound_options), settings.adapt_alpha
+    trials = groups.setdefault((settings.bound, options, shared_settings(settings)), {})
+    seed = settings.seed
     if seed in trials:
       raise ConfigError(
-        f"--runs: {trials[seed].settings.directory} and {run.settings.directory} have the same "
+        f"--runs: {trials[seed].settings.directory} and {settings.directory} have the same "
         "configuration and the same seed: leave one out."
       )
     trials[seed] = run
   members = [Group(tuple(trials[seed] for seed in sorted(trials))) for trials in groups.values()]
   return sorted(members, key=lambda group: _order(group.settings))
+
+
+def shared_settings(settings: config.TrainConfig) -> tuple:
+  """Returns what runs must share to be compared: the settings except the bound's and a trial's."""
+  left_out = ("bound", *_OF_A_TRIAL, *_OPTIONS)
+  fields = dataclasses.asdict(settings)
+  return tuple((name, str(value)) for name, value in fields.items() if name not in left_out)
 
 
 def _order(settings: config.TrainConfig) -> tuple:
@@ -242,120 +245,3 @@ def bound_label(settings: config.TrainConfig) -> str:
     return LABELS[settings.bound]
   alpha = f"{settings.bound_options['alpha']:g}"
   return f"alpha adapted, from {alpha}" if settings.adapt_alpha else f"alpha = {alpha}"
-
-
-# --- tables --------------------------------------------------------------------------------------
-
-# A single value of a bound is as noisy as the last iterate, so that late ones are averaged.
-_LATE_BOUNDS = {"test bound, late": "test_bound", "train bound, late": "train_bound"}
-_STATISTICS = {
-  "proposal gradient variance": "train_proposal_gradient_variance",
-  "model gradient variance": "train_model_gradient_variance",
-}
-_TRACKED = re.compile(r"train_(?!proposal_|model_)(\w+)_gradient_variance")
-
-
-def tables(groups: Sequence[Group]) -> str:
-  """Formats Markdown tables of groups, and of tracked variances, for each data set, task and K."""
-  parts = []
-  for (dataset, task, num_samples), members in by_problem(groups).items():
-    parts.append(f"**{problem_name(dataset, task)}, K = {num_samples}**")
-    parts.append(_table(members))
-    tracked = _tracked_table(members)
-    if tracked:
-      parts.append(
-        "Variance of several estimators' gradient of the proposal along the same runs "
-        f"(mean over the last {LAST_PART:.0%} of the steps):"
-      )
-      parts.append(tracked)
-  return "\n\n".join(parts) + "\n"
-
-
-def _table(groups: Sequence[Group]) -> str:
-  columns = {
-    "trained with": labels(groups),
-    "seeds": [", ".join(str(run.settings.seed) for run in group.runs) for group in groups],
-    "steps": [_steps(group) for group in groups],
-    "test bound (nats)": [_over_trials([r.test_bound for r in g.runs], ".3f") for g in groups],
-  }
-  for title, column in _LATE_BOUNDS.items():
-    if any(group.trials(column) for group in groups):
-      columns[title] = [_late(group, column, ".3f", spread=True) for group in groups]
-  evaluations = [[run.evaluation for run in group.runs] for group in groups]
-  if any(each for group in evaluations for each in group):
-
-    def values(name):
-      return [[each and each[name] for each in group] for group in evaluations]
-
-    columns["log p(x), 5000 samples (nats)"] = [
-      _over_trials(group, ".3f") for group in values("log_likelihood")
-    ]
-    columns["standard error over images"] = [
-      _over_trials(group, ".3f", spread=False) for group in values("standard_error")
-    ]
-  for title, column in _STATISTICS.items():
-    if any(group.trials(column) for group in groups):
-      columns[title] = [_late(group, column) for group in groups]
-  text = _markdown(columns)
-  notes = ["± is the standard deviation over the seeds."]
-  if any(title in columns for title in (*_LATE_BOUNDS, *_STATISTICS)):
-    notes.append(f"Late, and of gradients: the mean over the last {LAST_PART:.0%} of the steps.")
-  objectives = {catalogue.BOUNDS[group.settings.bound].objective for group in groups}
-  if "jvi" in objectives:
-    notes.append("JVI's objective is not a bound.")
-  if "elbo" in objectives:
-    notes.append("The ELBO's is the mean log-weight: a looser bound than the others'.")
-  if objectives - {"iwae", "jvi", "elbo"}:
-    notes.append("Values of different objectives cannot be compared; log p(x) can.")
-  return f"{text}\n\n{' '.join(notes)}"
-
-
-def _tracked_table(groups: Sequence[Group]) -> str | None:
-  names = {
-    match[1]: match[0]
-    for group in groups
-    for run in group.runs
-    for column in run.metrics
-    if (match := _TRACKED.fullmatch(column))
-  }
-  tracking = [g for g in groups if any(g.trials(column) for column in names.values())]
-  if not tracking:
-    return None
-  ordered = sorted(names, key=lambda name: config.BOUNDS.index(name) if name in LABELS else -1)
-  columns = {"trained with": labels(tracking)}
-  for name in ordered:
-    columns[LABELS.get(name, name)] = [_late(group, names[name]) for group in tracking]
-  return _markdown(columns)
-
-
-def _steps(group: Group) -> str:
-  last, least = group.settings.max_steps, min(run.metrics["step"][-1] for run in group.runs)
-  return f"{last}" if least >= last else f"{least:.0f} of {last}"
-
-
-def _late(group: Group, column: str, style: str | None = None, spread: bool = False) -> str:
-  """Averages a column over the last part of the steps that all have reached, and over trials."""
-  last = min(run.metrics["step"][-1] for run in group.runs)
-  values = []
-  for run in group.runs:
-    steps = run.metrics["step"]
-    is_late = ((1 - LAST_PART) * last < steps) & (steps <= last)
-    has_values = column in run.metrics and is_late.any()
-    values.append(run.metrics[column][is_late].mean() if has_values else None)
-  return _over_trials(values, style or (".2e" if "variance" in column else ".2f"), spread=spread)
-
-
-def _over_trials(values: Sequence[float | None], number: str, spread: bool = True) -> str:
-  """Formats the mean of the values, and their standard deviation; notes if trials are missing."""
-  present = [value for value in values if value is not None and not math.isnan(value)]
-  if not present:
-    return ""
-  text = f"{np.mean(present):{number}}"
-  if spread and len(present) > 1:
-    text += f" ± {np.std(present, ddof=1):{number}}"
-  return text if len(present) == len(values) else f"{text} ({len(present)} of {len(values)} seeds)"
-
-
-def _markdown(columns: dict[str, list[str]]) -> str:
-  rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -8,7 +8,7 @@ import pytest
 from dregs_tf.training import config
 from dregs_tf.training.errors import ConfigError
 from experiments import drawing, figures
-from experiments.results import tables
+from experiments.tables import tables
 from tests import binaries
 from tests.experiments.helpers import groups_in, values_of, with_variance, write
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import results
+from experiments import results, tables
 from experiments.toy_gaussian import measure, model, statistics
 from experiments.toy_gaussian.config import ToyConfig
 
@@ -25,10 +25,10 @@ TABLES = re.findall(_COMMAND, RESULTS)
 def test_tables_are_what_summarize_prints(runs, monkeypatch):
   monkeypatch.chdir(EXPERIMENTS.parent)
   groups = results.grouped(results.read([runs]))
-  tables = results.tables(groups).strip()
-  assert tables in RESULTS
+  printed = tables.tables(groups).strip()
+  assert printed in RESULTS
   if runs in re.findall(_COMMAND, OBJECTIVES):
-    assert tables in OBJECTIVES
+    assert printed in OBJECTIVES
 
 
 def test_every_finished_run_is_in_a_table():

@@ -8,7 +8,8 @@ from dregs_tf.training import config
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
 from experiments import results
-from experiments.results import read, tables
+from experiments.results import read
+from experiments.tables import tables
 from tests.experiments.helpers import VARIANCE, groups_in, values_of, write
 
 

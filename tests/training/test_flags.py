@@ -8,7 +8,7 @@ import pytest
 
 from dregs_tf.training import commands, config, flags, runners
 from dregs_tf.training.errors import ConfigError, Interrupted
-from experiments import figures, results, runs
+from experiments import figures, runs, tables
 from experiments.toy_gaussian.config import ToyConfig
 from tests import binaries
 
@@ -17,7 +17,7 @@ CONFIGURATIONS = {
   "eval.py": config.EvalConfig,
   "compare_estimators.py": config.CompareConfig,
   "plot.py": figures.PlotConfig,
-  "summarize.py": results.SummarizeConfig,
+  "summarize.py": tables.SummarizeConfig,
   "run_experiment.py": runs.ExperimentConfig,
   "toy_gaussian.py": ToyConfig,
 }
@@ -132,7 +132,7 @@ def test_an_error_that_nobody_expected_keeps_its_traceback(monkeypatch):
 
 def test_configurations_do_not_load_tensorflow():
   code = (
-    "import sys; from dregs_tf import training; from experiments import figures, results, runs; "
+    "import sys; from dregs_tf import training; from experiments import figures, runs, tables; "
     "training.TrainConfig(); training.Run('x').read_config(); sys.exit('tensorflow' in sys.modules)"
   )
   subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=binaries.ROOT)
