@@ -40,6 +40,27 @@ def _adapted_alphas(*starts: float) -> tuple[dict, ...]:
   return tuple({"bound": "dreg_alpha", "alpha": "auto", "initial_alpha": start} for start in starts)
 
 
+def _originals(num_samples: int) -> tuple[str, ...]:
+  """Returns the bounds of the paper's figures to reparameterize twice, if K is large enough."""
+  if num_samples == 1:  # With one sample the mean of RWS's gradient is 0, and JVI is not defined.
+    return ("iwae",)
+  return ("iwae", "rws", "jvi")
+
+
+def _where(*all_num_samples: int) -> tuple[dict, ...]:
+  """Returns variations of both tasks and K; originals follow the variance of their DReG as well."""
+  return tuple(
+    {"task": task, "num_samples": num_samples, "bound": bound, "track_variance": tracked}
+    for task in ("generative", "structured")
+    for num_samples in all_num_samples
+    for original in _originals(num_samples)
+    for bound, tracked in (
+      (original, f"{original},{original}_dreg"),
+      (f"{original}_dreg", f"{original}_dreg"),
+    )
+  )
+
+
 _IWAE_AND_RWS = ("iwae", "iwae_dreg", "rws", "rws_dreg")
 _PAIRS = (*_IWAE_AND_RWS, "jvi", "jvi_dreg")
 _WITH_STL = (*_IWAE_AND_RWS, "stl")
@@ -118,4 +139,5 @@ EXPERIMENTS = {
   "digits_discrete": Experiment(
     "digits_objectives", _bounds("rws", *_WITHOUT_PATH, model="discrete"), "log_likelihoods"
   ),
+  "digits_where": Experiment("digits_where", _where(1, 8, 64, 256), "where", "where"),
 }

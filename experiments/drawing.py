@@ -15,23 +15,29 @@ CUT = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A group in a panel: faint curves of the trials, and their bold mean."""
+  """A curve in a panel: faint curves of the trials, and their bold mean.
 
-  group: Group
+  groups: the runs that it shows.
+  errors: how far intervals reach below and above the mean, [2, num_points]; None if not drawn.
+  """
+
+  groups: tuple[Group, ...]
   label: str
   color: object
   dashes: object
   trials: list[Curve]
   mean: Curve
+  errors: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """Curves over the steps.
+  """Curves over the steps, or over the number of samples.
 
   ylabel: their quantity and unit.
   scale: `log`; `cut`: linear, without the first part of the curves; `unit`: from 0 to 1; `last`:
-    the last values alone, a row for each curve.
+    the last values alone, a row for each curve; `samples`: means with their errors over K, and a
+    line at 0; `samples_log`: the same on a logarithmic axis, with a line at 1.
   shared: panels in a row with the same word here have the same axis.
   """
 
@@ -65,14 +71,19 @@ def draw(path: pathlib.Path, columns: Sequence[Sequence[Panel]], cut: float = CU
       if panel.scale == "last":
         _draw_last_values(axes, panel)
         continue
-      _draw_panel(axes, panel)
+      if panel.scale.startswith("samples"):
+        _draw_over_samples(axes, panel)
+      else:
+        _draw_panel(axes, panel)
       if panel.scale == "cut":
         _cut_axis(axes, [curve for each in sharing for curve in _curves(each)], cut)
       neighbor = columns[j + 1][i] if j + 1 < width else None
       if neighbor is None or _legend(neighbor) != _legend(panel):
         _add_legend(axes, panel)
-  drawn = [line.group for column in columns for panel in column for line in panel.lines]
-  figure.suptitle(_title(drawn, "\n" if width == 1 else "; "))
+  lines = [line for column in columns for panel in column for line in panel.lines]
+  drawn = [group for line in lines for group in line.groups]
+  shown = "bars: 95 % intervals" if any(line.errors is not None for line in lines) else "bold: mean"
+  figure.suptitle(_title(drawn, "\n" if width == 1 else "; ", shown))
   figure.savefig(path, dpi=150)
 
 
@@ -96,6 +107,29 @@ def _draw_panel(axes, panel: Panel) -> None:
     axes.set_yscale("log")
   elif panel.scale == "unit":
     axes.set_ylim(-0.03, 1.03)
+
+
+def _draw_over_samples(axes, panel: Panel) -> None:
+  """Draws means with their errors against K, side by side, and where there is no difference."""
+  is_log = panel.scale == "samples_log"
+  axes.axhline(1 if is_log else 0, color="black", linewidth=0.9)
+  shifts = 1.09 ** (np.arange(len(panel.lines)) - (len(panel.lines) - 1) / 2)
+  for line, shift in zip(panel.lines, shifts, strict=True):
+    samples, values = line.mean
+    # One seed has no interval.
+    errors = np.where(np.isfinite(line.errors).all(axis=0), line.errors, np.nan)
+    style = {"color": line.color, "linestyle": line.dashes, "marker": "o", "markersize": 4}
+    axes.errorbar(samples * shift, values, errors, capsize=3, linewidth=1.4, **style)
+  axes.set_xscale("log")
+  every = sorted({int(k) for line in panel.lines for k in line.mean[0]})
+  axes.set_xticks(every, map(str, every))
+  axes.minorticks_off()
+  if is_log:
+    axes.set_yscale("log")
+  axes.set_xlabel("K, number of samples")
+  axes.set_ylabel(panel.ylabel)
+  axes.set_title(panel.title)
+  axes.grid(alpha=0.3)
 
 
 def _draw_last_values(axes, panel: Panel) -> None:
@@ -166,7 +200,7 @@ def _add_legend(axes, panel: Panel) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), handlelength=3, **options)
 
 
-def _title(groups: Sequence[Group], between: str) -> str:
+def _title(groups: Sequence[Group], between: str, shown: str = "bold: mean") -> str:
   groups = list({id(group): group for group in groups}.values())
   problems = list(by_problem(groups))
   names = {problem_name(dataset, task) for dataset, task, _ in problems}
@@ -176,7 +210,7 @@ def _title(groups: Sequence[Group], between: str) -> str:
   numbers = sorted({len(group.runs) for group in groups})
   if numbers[-1] > 1:
     count = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
-    parts.append(f"bold: mean of {count} seeds")
+    parts.append(f"{shown} of {count} seeds")
   if any(run.metrics["step"][-1] < run.settings.max_steps for g in groups for run in g.runs):
     parts.append("not all runs are finished")
   return between.join(parts)

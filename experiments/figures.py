@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from dregs_tf import output
-from dregs_tf.training import checks, config
+from dregs_tf.training import checks
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.flags import flag
+from experiments import where
 from experiments.drawing import CUT, Line, Panel, draw
 from experiments.results import (
   LABELS,
@@ -25,6 +26,7 @@ from experiments.results import (
   problem_name,
   runs_flag,
 )
+from experiments.styles import STYLES
 
 # (original, doubly reparameterized): the columns of Figs. 2, 5 and 7.
 PAIRS = (("iwae", "iwae_dreg"), ("rws", "rws_dreg"), ("jvi", "jvi_dreg"))
@@ -33,28 +35,6 @@ _VARIANCE = "train_proposal_gradient_variance"
 _PRIOR_VARIANCE = "train_prior_gradient_variance"
 
 _C = output.COLORS
-
-# An original estimator and its doubly reparameterized form share a color: the original is dashed.
-_STYLES = {
-  "elbo": (_C["black"], output.DASHED),
-  "elbo_stl": (_C["black"], output.SOLID),
-  "iwae": (_C["blue"], output.DASHED),
-  "iwae_dreg": (_C["blue"], output.SOLID),
-  "iwae_dreg_norm": (_C["blue"], output.DASH_DOTTED),
-  "rws": (_C["vermilion"], output.DASHED),
-  "rws_dreg": (_C["vermilion"], output.SOLID),
-  "rws_dreg_norm": (_C["vermilion"], output.DASH_DOTTED),
-  "jvi": (_C["green"], output.DASHED),
-  "jvi_dreg": (_C["green"], output.SOLID),
-  "stl": (_C["purple"], output.SOLID),
-  "dreg_alpha": (_C["orange"], output.SOLID),
-}
-# The bounds that the paper does not have get the styles that are left.
-_STYLES |= zip(
-  (name for name in config.BOUNDS if name not in _STYLES),
-  (style for style in output.STYLES if style not in _STYLES.values()),
-  strict=False,
-)
 
 
 # --- the contents of panels ----------------------------------------------------------------------
@@ -126,7 +106,7 @@ def _variance_panel(groups: Sequence[Group], pair: tuple[str, str], trajectory) 
     suffixes = [label.partition(", ")[2] for label in labels(members)]
     lines = _distinct(
       [
-        Line(group, label, *_STYLES[bound], group.trials(column), group.mean(column))
+        Line((group,), label, *STYLES[bound], group.trials(column), group.mean(column))
         for group, suffix in zip(members, suffixes, strict=True)
         for bound, column in columns.items()
         if (label := ", ".join(filter(None, [LABELS[bound], suffix]))) and group.trials(column)
@@ -160,12 +140,12 @@ def _alpha(groups: Sequence[Group], trajectory: None) -> list[list[Panel]]:
         label = f"alpha = {alpha[1]:g}, {label}"
       if group is base:
         lines.append(
-          Line(group, label, _C["black"], output.SOLID, [], (steps, np.zeros(len(steps))))
+          Line((group,), label, _C["black"], output.SOLID, [], (steps, np.zeros(len(steps))))
         )
         continue
       differences = _differences(group, base, column)
       label += "" if differences else " (no seed in common)"
-      lines.append(Line(group, label, *styles[alpha], differences, mean_curve(differences)))
+      lines.append(Line((group,), label, *styles[alpha], differences, mean_curve(differences)))
     ylabel = f"{split} bound less that of IWAE-DReG (nats)"
     columns.append([Panel(_name(problem, groups), ylabel, lines)])
   if not columns:
@@ -242,7 +222,7 @@ def _log_likelihoods(groups: Sequence[Group], trajectory: None) -> list[list[Pan
       trials = [(step, np.array([value])) for value in values]
       is_dreg = group.settings.bound.endswith("_dreg")
       color = _C["blue"] if is_dreg else _C["black"]
-      lines.append(Line(group, label, color, output.SOLID, trials, mean_curve(trials)))
+      lines.append(Line((group,), label, color, output.SOLID, trials, mean_curve(trials)))
     columns.append([Panel(_name(problem, groups), "log p(x) (nats)", lines, "last")])
   return columns
 
@@ -264,6 +244,11 @@ def _prior(groups: Sequence[Group], trajectory: None) -> list[list[Panel]]:
   return columns
 
 
+def _where(groups: Sequence[Group], trajectory: None) -> list[list[Panel]]:
+  """Returns the variance ratio and the lead of each DReG over its original, over K."""
+  return where.panels(groups)
+
+
 FIGURES: dict[str, Callable[[Sequence[Group], str | None], list[list[Panel]]]] = {
   "pairs": _pairs,
   "variance": _variance,
@@ -272,7 +257,9 @@ FIGURES: dict[str, Callable[[Sequence[Group], str | None], list[list[Panel]]]] =
   "adapted_alpha": _adapted_alpha,
   "log_likelihoods": _log_likelihoods,
   "prior": _prior,
+  "where": _where,
 }
+_WITH_TWO_ROWS = ("pairs", "prior", "where")
 
 
 def _objective_panel(title: str, groups: Sequence[Group]) -> Panel:
@@ -303,10 +290,10 @@ def _lines(groups: Sequence[Group], column: str) -> list[Line]:
   lines = []
   for group, label in zip(groups, labels(groups), strict=True):
     settings = group.settings
-    color, dashes = _STYLES[settings.bound]
+    color, dashes = STYLES[settings.bound]
     if settings.bound == "dreg_alpha":
       color, dashes = alpha_styles.get(_alpha_of(group), (color, dashes))
-    lines.append(Line(group, label, color, dashes, group.trials(column), group.mean(column)))
+    lines.append(Line((group,), label, color, dashes, group.trials(column), group.mean(column)))
   return _distinct(lines)
 
 
@@ -372,7 +359,8 @@ class PlotConfig:
     "pairs: gradient variance above test bound, as in Figs. 2, 5 and 7; variance: the upper row; "
     "bounds: the test bound, a panel for each K; alpha: the test bound less that of IWAE-DReG; "
     "bounds,alpha: both, as in Figs. 3, 4 and 6; adapted_alpha: alpha during training; "
-    "log_likelihoods: log p(x) at the end.",
+    "log_likelihoods: log p(x) at the end; prior: gradient variance of the prior above test bound; "
+    "where: ratio of gradient variances, original to DReG, above the lead of DReG, against K.",
   )
   trajectory: str | None = flag(
     None,
@@ -389,8 +377,9 @@ class PlotConfig:
     for name in self.figure or [""]:
       if name not in FIGURES:
         raise ConfigError(f"--figure must be of {', '.join(FIGURES)}, got {name!r}.")
-    if "pairs" in self.figure and len(self.figure) > 1:
-      raise ConfigError("--figure=pairs has two rows: draw it alone.")
+    for name in _WITH_TWO_ROWS:
+      if name in self.figure and len(self.figure) > 1:
+        raise ConfigError(f"--figure={name} has two rows: draw it alone.")
     if self.trajectory is not None:
       checks.check_bound("trajectory", self.trajectory)
       if not {"pairs", "variance"} & set(self.figure):

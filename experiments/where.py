@@ -1,0 +1,100 @@
+"""The figure of where double reparameterization pays: over tasks and numbers of samples."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dregs_tf.training.errors import ConfigError
+from experiments.differences import Interval, interval, late_bound_differences, pairs
+from experiments.drawing import Line, Panel
+from experiments.results import LABELS, Group, by_problem, late_mean, problem_name
+from experiments.styles import STYLES
+
+# Of a bound: by K, the runs of its doubly reparameterized form, and its own.
+_Pairs = dict[int, tuple[Group, Group]]
+
+
+def panels(groups: Sequence[Group]) -> list[list[Panel]]:
+  """Returns, for each task, the ratio of variances above the difference in the bound, over K.
+
+  Args:
+    groups: the trials to draw.
+
+  Raises:
+    ConfigError: if the runs lack what it shows; names --figure.
+  """
+  columns = []
+  for problem, found in _by_task(groups).items():
+    ratios = [_line(bound, by_num_samples, _ratio) for bound, by_num_samples in found.items()]
+    leads = [_line(bound, by_num_samples, _lead) for bound, by_num_samples in found.items()]
+    variance = Panel(
+      problem_name(*problem),
+      "Variance of the gradient, original / DReG\n(proposal, along the original's runs)",
+      [line for line in ratios if len(line.mean[0])],
+      "samples_log",
+      shared="variance",
+    )
+    lead = Panel(
+      "", "Test bound, late:\nDReG less original (nats)", leads, "samples", shared="lead"
+    )
+    columns.append([variance, lead])
+  if not any(column[0].lines for column in columns):
+    raise ConfigError(
+      "--figure=where needs runs of bounds and of their _dreg, the former trained with "
+      "--track_variance of both; --runs has none."
+    )
+  return columns
+
+
+def _by_task(groups: Sequence[Group]) -> dict[tuple[str, str], dict[str, _Pairs]]:
+  """Returns the pairs of runs by (data set, task) and bound.
+
+  Raises:
+    ConfigError: if there are two pairs of a bound with the same K.
+  """
+  tasks = {}
+  for (dataset, task, num_samples), members in by_problem(groups).items():
+    for dreg, base in pairs(members):
+      bound = base.settings.bound
+      if dreg.settings.bound != f"{bound}_dreg":
+        continue
+      found = tasks.setdefault((dataset, task), {}).setdefault(bound, {})
+      if num_samples in found:
+        raise ConfigError(
+          "--figure=where shows one configuration for each bound and number of samples; --runs has "
+          f"{found[num_samples][1].settings.directory} and {base.settings.directory}."
+        )
+      found[num_samples] = dreg, base
+  return tasks
+
+
+def _line(
+  bound: str, by_num_samples: _Pairs, measure: Callable[[Group, Group], Interval | None]
+) -> Line:
+  """Returns the curve over K of a measure of the pairs, without those that lack it."""
+  pairs_by_k = sorted(by_num_samples.items())
+  points = [(k, point) for k, pair in pairs_by_k if (point := measure(*pair)) is not None]
+  means, lows, highs = np.reshape([point for _, point in points], [-1, 3]).T
+  return Line(
+    tuple(group for pair in by_num_samples.values() for group in pair),
+    LABELS[bound],
+    *STYLES[f"{bound}_dreg"],
+    [],
+    (np.array([k for k, _ in points]), means),
+    np.array([means - lows, highs - means]),
+  )
+
+
+def _ratio(dreg: Group, base: Group) -> Interval | None:
+  """Returns the late ratio of variances along the original's runs; its interval is of the log."""
+  last = min(run.metrics["step"][-1] for run in base.runs)
+  columns = "train_proposal_gradient_variance", f"train_{dreg.settings.bound}_gradient_variance"
+  variances = [[late_mean(run, column, last) for column in columns] for run in base.runs]
+  logs = [math.log(own / of_dreg) for own, of_dreg in variances if own and of_dreg]
+  return Interval(*map(math.exp, interval(logs))) if logs else None
+
+
+def _lead(dreg: Group, base: Group) -> Interval | None:
+  differences = late_bound_differences(dreg, base)
+  return interval(differences) if differences else None
