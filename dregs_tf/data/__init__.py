@@ -7,7 +7,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from dregs_tf.data.images import DataError, Images, with_missing
-from dregs_tf.data.readers import load, names
+from dregs_tf.data.readers import load, load_sequences, names
+from dregs_tf.data.sequences import Sequences
 
 if TYPE_CHECKING:
   from dregs_tf.data.pipeline import (
@@ -24,9 +25,11 @@ __all__ = [
   "TASKS",
   "DataError",
   "Images",
+  "Sequences",
   "binarize",
   "eval_batches",
   "load",
+  "load_sequences",
   "names",
   "top_and_bottom",
   "train_batches",

@@ -3,12 +3,13 @@
 import math
 import pathlib
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 
 from dregs_tf.data.images import DataError, Images, first_line
 
-_SPLITS = ("train", "valid", "test")
+SPLITS = ("train", "valid", "test")
 _NPZ_SPLIT_SEED = 20181004
 
 _MAT_NAMES = ("data", "testdata")
@@ -38,12 +39,12 @@ def read_npz(path: pathlib.Path) -> Images:
   Raises:
     DataError: if the file cannot be read or does not hold such arrays.
   """
-  arrays = _read_npz_arrays(path)
+  arrays = read_npz_arrays(path, (*SPLITS, "image_shape"))
   if "train" not in arrays:
     raise DataError(f"{path} has no array 'train'; allowed are train, valid, test, image_shape")
   image_shape = _declared_image_shape(arrays.pop("image_shape", None), path)
   splits = {}
-  for split in _SPLITS:
+  for split in SPLITS:
     if split in arrays:
       splits[split], image_shape = _flat_gray(
         arrays.pop(split), image_shape, f"array {split!r} of {path}"
@@ -52,7 +53,7 @@ def read_npz(path: pathlib.Path) -> Images:
   how_split = "split as in the file"
   if missing:
     how_split = f"fixed random {' and '.join(missing)} split"
-    splits = _cut_missing(splits, missing, path)
+    splits = cut_missing(splits, missing, path)
   return Images(
     name=path.stem,
     description=f"images of {path.name}, {how_split}",
@@ -104,15 +105,18 @@ def read_mat(path: pathlib.Path) -> Images:
   )
 
 
-def _read_npz_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the arrays of the file that are used, without unpickling anything."""
+def read_npz_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+  """Reads those of the named arrays that the file has, without unpickling anything.
+
+  Raises:
+    DataError: if the file cannot be read.
+  """
   try:
     if not zipfile.is_zipfile(path):  # np.load would read a bare .npy array of any size.
       raise DataError(f"{path} is not a whole .npz file: it is no zip archive, or is truncated")
     with np.load(path, allow_pickle=False) as archive:
       members = archive.zip.namelist()
-      names = [name for name in (*_SPLITS, "image_shape") if f"{name}.npy" in members]
-      return {name: archive[name] for name in names}
+      return {name: archive[name] for name in names if f"{name}.npy" in members}
   except DataError:
     raise
   except Exception as error:  # Damaged bytes make zipfile, zlib and numpy raise nearly anything.
@@ -182,11 +186,11 @@ def _flat_gray(
   if math.prod(found) != num_pixels or (image_shape is not None and found != image_shape):
     got = _times(found) if array.ndim > 2 else f"{num_pixels} pixels"
     raise DataError(f"{where} has images of {got} where {_times(image_shape)} were expected")
-  return _to_gray(array, where).reshape(-1, num_pixels), found
+  return to_gray(array, where).reshape(-1, num_pixels), found
 
 
-def _to_gray(array: np.ndarray, where: str) -> np.ndarray:
-  """Returns the array as float32 in [0, 1]."""
+def to_gray(array: np.ndarray, where: str) -> np.ndarray:
+  """Returns the array as float32; raises a DataError unless it holds gray values in [0, 1]."""
   if array.dtype == np.uint8:
     if array.max() == 1:
       raise DataError(
@@ -216,11 +220,11 @@ def _columns_to_images(matrix: np.ndarray, where: str) -> tuple[np.ndarray, tupl
   image_shape = _square(matrix.shape[0])
   if image_shape is None:
     raise DataError(f"{where} has {matrix.shape[0]} rows; a square image per column is expected")
-  columns_first = _to_gray(matrix, where).T.reshape(-1, *image_shape)
+  columns_first = to_gray(matrix, where).T.reshape(-1, *image_shape)
   return columns_first.transpose(0, 2, 1).reshape(-1, matrix.shape[0]), image_shape
 
 
-def _cut_missing(
+def cut_missing(
   splits: dict[str, np.ndarray], missing: list[str], path: pathlib.Path
 ) -> dict[str, np.ndarray]:
   """Cuts the missing splits from the end of the permuted train split."""

@@ -79,6 +79,7 @@ def train_batches(
   start_step: int = 0,
   num_steps: int | None = None,
   dynamic_binarization: bool = True,
+  lengths: np.ndarray | None = None,
 ) -> tf.data.Dataset:
   """Makes the batches to train on; the batch of a step depends on the seed and the step only.
 
@@ -96,18 +97,22 @@ def train_batches(
       sequences of rows, from the top, batches [batch_size, H, W].
     start_step: The step, counted from 0, whose batch comes first.
     num_steps: The number of batches; endless if None.
-    dynamic_binarization: Whether to binarize; otherwise the images stay gray.
+    dynamic_binarization: Whether to binarize; otherwise the images stay gray, or the sequences any
+      numbers.
+    lengths: The number of rows of each sequence, int32 [N], for the rows task; None where all have
+      H.
 
   Returns:
     A Dataset of float32 Tensors of shape [batch_size, H * W], or, for the structured task, of pairs
     (context, observation): the top halves, of shape [batch_size, (H // 2) * W], and the bottom
-    halves, of shape [batch_size, (H - H // 2) * W].
+    halves, of shape [batch_size, (H - H // 2) * W]. With lengths, of pairs (lengths, sequences).
 
   Raises:
     DataError: if an argument is not as described.
     ValueError: if the seed is not.
   """
   images = _checked_images(images, image_shape, task)
+  lengths = _checked_lengths(lengths, images, task)
   batch_size = _checked_int("batch_size", batch_size, at_least=1)
   start_step = _checked_int("start_step", start_step, at_least=0)
   if batch_size > len(images):
@@ -118,6 +123,7 @@ def train_batches(
   # The CPU, also where there is a GPU: tf.data runs there, and would copy images back each step.
   with tf.device("CPU:0"):
     images = tf.constant(images)
+    lengths = None if lengths is None else tf.constant(lengths)
     stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)
     order_stream, pixel_stream = seeds.fold_in(stream, 0), seeds.fold_in(stream, 1)
 
@@ -134,7 +140,8 @@ def train_batches(
     batch = tf.gather(images, indices)
     if dynamic_binarization:
       batch = binarize(batch, seeds.fold_in(pixel_stream, step))
-    return _for_task(batch, image_shape, task)
+    lengths_of_batch = None if lengths is None else tf.gather(lengths, indices)
+    return _for_task(batch, image_shape, task, lengths_of_batch)
 
   last_epoch = tf.int64.max // steps_per_epoch  # Steps are counted in int64.
   batches = (
@@ -156,6 +163,7 @@ def eval_batches(
   task: str = "generative",
   dynamic_binarization: bool = True,
   seed: seeds.Seed = EVAL_SEED,
+  lengths: np.ndarray | None = None,
 ) -> tf.data.Dataset:
   """Makes the batches to evaluate on: every image once, in order, always as the same pixels.
 
@@ -167,9 +175,10 @@ def eval_batches(
     batch_size: The number of images in each batch; the last batch may have fewer.
     image_shape: The pair (H, W).
     task: as `train_batches` takes it.
-    dynamic_binarization: Whether to binarize; otherwise the images stay gray.
+    dynamic_binarization: as `train_batches` takes it.
     seed: An integer, or a stateless seed of shape [2]. Change it only to
       measure how much an estimate varies with the binarization.
+    lengths: as `train_batches` takes them.
 
   Returns:
     A Dataset of float32 Tensors, or pairs of them, shaped as those of `train_batches`.
@@ -179,13 +188,15 @@ def eval_batches(
     ValueError: if the seed is not.
   """
   images = _checked_images(images, image_shape, task)
+  lengths = _checked_lengths(lengths, images, task)
   batch_size = _checked_int("batch_size", batch_size, at_least=1)
   with tf.device("CPU:0"):
     if dynamic_binarization:
       images = _binarize_in_chunks(images, seed)
-    batches = tf.data.Dataset.from_tensor_slices(images).batch(batch_size)
+    arrays = images if lengths is None else (images, lengths)
+    batches = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
   batches = batches.map(
-    lambda batch: _for_task(tf.cast(batch, tf.float32), image_shape, task),
+    lambda batch, *lengths: _for_task(tf.cast(batch, tf.float32), image_shape, task, *lengths),
     num_parallel_calls=tf.data.AUTOTUNE,
     deterministic=True,
   )
@@ -205,9 +216,10 @@ def _binarize_in_chunks(gray: np.ndarray, seed) -> np.ndarray:
   return binary
 
 
-def _for_task(batch: tf.Tensor, image_shape: tuple[int, int], task: str):
+def _for_task(batch: tf.Tensor, image_shape: tuple[int, int], task: str, lengths=None):
   if task == "rows":
-    return tf.reshape(batch, [-1, *image_shape])
+    rows = tf.reshape(batch, [-1, *image_shape])
+    return rows if lengths is None else (lengths, rows)
   return top_and_bottom(batch, image_shape) if task == "structured" else batch
 
 
@@ -236,6 +248,18 @@ def _checked_images(images: np.ndarray, image_shape: tuple[int, int], task: str)
   if task == "structured":
     top_and_bottom(images, image_shape)  # Raises where there are no halves.
   return images
+
+
+def _checked_lengths(lengths: np.ndarray | None, images: np.ndarray, task: str):
+  """Returns the lengths; raises unless there is one for each sequence of rows."""
+  if lengths is None:
+    return None
+  if task != "rows" or np.shape(lengths) != (len(images),):
+    raise DataError(
+      f"lengths must have shape [N] = [{len(images)}], for the task rows, not "
+      f"{list(np.shape(lengths))} for the task {task}"
+    )
+  return np.asarray(lengths, np.int32)
 
 
 def _checked_int(name: str, value: int, at_least: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dregs_tf.data import array_files
+from dregs_tf.data import array_files, sequences
 from dregs_tf.data.images import DataError, Images
 
 _DIGITS_SPLIT_SEED = 20181004
@@ -78,16 +78,37 @@ def load(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> 
     DataError: if there is no such data set, if it cannot be read or downloaded, or if it does not
       hold such images.
   """
+  return _load(name, data_dir, _FILES)
+
+
+def load_sequences(
+  name: str | os.PathLike, data_dir: str | os.PathLike | None = None
+) -> sequences.Sequences:
+  """Loads a data set of sequences: an .npz file of them, or the rows of images from the top.
+
+  Args:
+    name: A path to an `.npz` file (see `sequences.read_npz`), or what `load` takes besides.
+    data_dir: as `load` takes it.
+
+  Raises:
+    DataError: as `load` does.
+  """
+  found = _load(name, data_dir, _FILES | {".npz": sequences.read_npz})
+  return found if isinstance(found, sequences.Sequences) else sequences.of_rows(found)
+
+
+def _load(name, data_dir, files: dict[str, Callable[[pathlib.Path], Images]]) -> Images:
+  """Loads a data set by its name, or from a file that one of the readers takes, by its ending."""
   if not isinstance(name, (str, os.PathLike)):
     raise DataError(f"dataset must be a name or a path, not {name!r}")
   if name in _NAMED:
     return _NAMED[name](data_dir)
   path = pathlib.Path(os.path.expanduser(os.fspath(name)))
-  read_file = _FILES.get(path.suffix.lower())
+  read_file = files.get(path.suffix.lower())
   if read_file is None:
     raise DataError(
       f"unknown dataset {os.fspath(name)!r}: it must be one of {', '.join(_NAMED)}, "
-      f"or a path to a file ending in {' or '.join(_FILES)}"
+      f"or a path to a file ending in {' or '.join(files)}"
     )
   if path.is_dir():
     raise DataError(f"dataset {path} is a directory, not a file")

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def compare(
     raise ValueError("model: compare needs more range than float16 has, use mixed_bfloat16.")
   context, x = _split(batch, model.float_dtype)
   compared = [_at_present(model, bound) for bound in _as_bounds(bounds)]
-  all_num_samples = _as_ints("num_samples", num_samples)
+  all_num_samples = as_ints("num_samples", num_samples)
   num_measurements = evaluation.check_int(
     "num_measurements", num_measurements, catalogue.MIN_MEASUREMENTS
   )
@@ -214,7 +214,7 @@ def _as_bounds(bounds) -> list[Bound]:
   return bounds
 
 
-def _as_ints(argument: str, values) -> list[int]:
+def as_ints(argument: str, values: Any) -> list[int]:
   """Returns one int or several as a list of checked ints without repetitions."""
   values = values if isinstance(values, (list, tuple, range, np.ndarray)) else [values]
   values = [evaluation.check_int(argument, value, at_least=1) for value in values]
@@ -382,21 +382,34 @@ def _milliseconds(
 ) -> dict[str, float]:
   """Returns the median time of a training step's gradient by the estimators that differ in it."""
 
-  def make(bound, prior_gradient):
+  def estimate(bound, prior_gradient, seed):
     options = {} if prior_gradient == "direct" else {"prior_gradient": prior_gradient}
-    options |= {"bound": bound, "num_samples": num_samples}
+    return model.estimate(x, context, bound=bound, num_samples=num_samples, seed=seed, **options)
 
+  estimates = {
+    each.name: functools.partial(estimate, each.bound, each.prior_gradient)
+    for each in estimators
+    if each.is_timed
+  }
+  return milliseconds(model.trainable_variables, estimates, seed, jit_compile)
+
+
+def milliseconds(
+  variables: Sequence, estimates: Mapping[str, Callable], seed: tf.Tensor, jit_compile: bool
+) -> dict[str, float]:
+  """Returns the median time of the gradient of each estimate, a function of a seed, by its name."""
+
+  def make(estimate):
     @tf.function(autograph=False, jit_compile=jit_compile)
     def step(seed):
       with tf.GradientTape() as tape:
-        estimate = model.estimate(x, context, seed=seed, **options)
-        objective = tf.reduce_mean(estimate.objective)
-      gradients = tape.gradient(objective, model.trainable_variables)
+        objective = tf.reduce_mean(estimate(seed).objective)
+      gradients = tape.gradient(objective, variables)
       return [gradient for gradient in gradients if gradient is not None]
 
     return step.get_concrete_function(seed)
 
-  steps = {e.name: make(e.bound, e.prior_gradient) for e in estimators if e.is_timed}
+  steps = {name: make(estimate) for name, estimate in estimates.items()}
   times = {name: [] for name in steps}
   for i in range(_TIMED_STEPS + 1):
     for name, step in steps.items():  # in turns

@@ -1,6 +1,6 @@
 """Measurements of the gradients of several estimators on one batch of sequences."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ def compare_sequences(
   model: StateSpaceModel,
   batch: Any,
   bounds: Sequence[str] = ("fivo", "fivo_dreg"),
-  num_samples: int = 16,
+  num_samples: int | Sequence[int] = 16,
   num_measurements: int = 200,
   *,
   seed: seeds.Seed = 0,
   jit_compile: bool = False,
+  measure_cost: bool = False,
   **options: Any,
 ) -> Comparison:
   """Compares estimators of the proposal's gradient on one batch of sequences, as `compare` does.
@@ -36,14 +37,16 @@ def compare_sequences(
     model: a model of sequences, whose layers are in inference mode. Nothing of it is changed.
     batch: observations [batch_size, T, ...], or a pair (lengths, observations).
     bounds: names of bounds of sequences; the references that they need are measured as well.
-    num_samples: K.
-    num_measurements: n, at least 30.
+    num_samples: K, or several of them.
+    num_measurements: n at each K, at least 30.
     seed: as `sequential.estimate` takes it: the same seed, the same numbers.
     jit_compile: whether XLA compiles the gradients.
+    measure_cost: whether to time a training step's gradient of each bound as well, which has to be
+      compiled for that.
     **options: of `sequential.estimate`: resampling and resample_when, for bounds that resample.
 
   Returns:
-    A `Comparison`, without times.
+    A `Comparison`.
 
   Raises:
     TypeError: if an argument is of the wrong kind.
@@ -52,50 +55,66 @@ def compare_sequences(
   """
   if not isinstance(model, StateSpaceModel):
     raise TypeError(f"model must be a StateSpaceModel, got {type(model).__name__}.")
-  num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
+  all_num_samples = measure.as_ints("num_samples", num_samples)
   least = catalogue.MIN_MEASUREMENTS
   num_measurements = evaluation.check_int("num_measurements", num_measurements, least)
   lengths, x, _ = batches.split(batch, model.float_dtype)
   if not model.built:
     model._build_for(x, lengths)
   names, groups = _with_references(bounds)
-  variables = _of_proposal(model, x)
-  noise = seeds.stateless(seed)
+  variables, noise = _of_proposal(model, x), seeds.stateless(seed)
+  rows = []
+  total = len(all_num_samples) * (num_measurements + num_measurements // 2)
+  with output.Progress(total, "measurements") as progress:
+    for k in all_num_samples:
+      estimates = {name: _estimate_of(model, x, lengths, name, k, options) for name in names}
+      gradients = _gradients(variables, estimates.values(), noise, jit_compile)
+      measured = measure.repeat(
+        gradients, np.eye(len(names)), groups, num_measurements, progress.update
+      )
+      if not np.all(np.isfinite(measured.total)):
+        raise FloatingPointError(f"A gradient of {', '.join(names)} is not finite at K = {k}.")
+      times = {}
+      if measure_cost:
+        times = measure.milliseconds(model.trainable_variables, estimates, noise, jit_compile)
+      values = statistics.summarize(measured, groups)
+      references = [names[start] for start, end in groups for _ in range(start, end)]
+      rows += [
+        Row(name, k, reference, True, milliseconds=times.get(name, float("nan")), **of_name)
+        for name, reference, of_name in zip(names, references, values, strict=True)
+      ]
+  sizes = measured.center.shape[1], batches.static_size(x)
+  return Comparison(tuple(rows), num_measurements, *sizes)
+
+
+def _estimate_of(model, x, lengths, bound: str, num_samples: int, options: dict) -> Callable:
+  """Returns a function of a seed that estimates a bound, with the layers in inference mode."""
+  resampled = options if catalogue.sequence_row(bound).resamples else {}
+
+  def estimate(seed):
+    return model.estimate(
+      x, lengths, bound=bound, num_samples=num_samples, seed=seed, training=False, **resampled
+    )
+
+  return estimate
+
+
+def _gradients(
+  variables: list, estimates: Iterable[Callable], noise: tf.Tensor, jit_compile: bool
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns a function of a measurement's number that computes its gradients, [M, P]."""
 
   @tf.function(autograph=False, jit_compile=jit_compile)
   def gradients(number):
     found = []
-    for name in names:
-      resampled = options if catalogue.sequence_row(name).resamples else {}
-      with calls.mode(model, training=False), tf.GradientTape() as tape:
-        estimate = model.estimate(
-          x,
-          lengths,
-          bound=name,
-          num_samples=num_samples,
-          seed=seeds.fold_in(noise, number),
-          training=False,
-          **resampled,
-        )
-        objective = tf.reduce_mean(estimate.objective)
+    for estimate in estimates:
+      with tf.GradientTape() as tape:
+        objective = tf.reduce_mean(estimate(seeds.fold_in(noise, number)).objective)
       parts = tape.gradient(objective, variables, unconnected_gradients="zero")
       found.append(tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0))
     return tf.stack(found)
 
-  total = num_measurements + num_measurements // 2
-  with output.Progress(total, "measurements") as progress:
-    measured = measure.repeat(
-      gradients, np.eye(len(names)), groups, num_measurements, progress.update
-    )
-  if not np.all(np.isfinite(measured.total)):
-    raise FloatingPointError(f"A gradient of {', '.join(names)} is not finite.")
-  values = statistics.summarize(measured, groups)
-  references = [names[start] for start, end in groups for _ in range(start, end)]
-  rows = [
-    Row(name, num_samples, reference, unbiased=True, milliseconds=float("nan"), **of_name)
-    for name, reference, of_name in zip(names, references, values, strict=True)
-  ]
-  return Comparison(tuple(rows), num_measurements, measured.center.shape[1], x.shape[0])
+  return gradients
 
 
 def _with_references(bounds: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:

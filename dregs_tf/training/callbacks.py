@@ -132,7 +132,7 @@ class Summaries(StepCallback):
         tf.summary.scalar(f"{metric}/{split}", value)
       tf.summary.scalar("steps_per_second", (self.step - self._begun_step) / seconds)
       for name, picture in pictures.pictures(self.model, self._example, self._image_shape).items():
-        tf.summary.image(name, picture[None, ..., None])
+        tf.summary.image(name, np.atleast_3d(picture)[None])
     self._writer.flush()
 
 

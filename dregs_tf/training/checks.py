@@ -18,7 +18,7 @@ def check_lists(
   """Checks --bounds and --num_samples, lists that may hold strings; drops repeats, sorts the K's.
 
   Args:
-    settings: a dataclass with these fields.
+    settings: a dataclass with these fields; bounds that are None are not checked.
     allowed: the names of the bounds to allow.
     parse: returns the name and the options that an element of --bounds stands for.
 
@@ -26,19 +26,22 @@ def check_lists(
     ConfigError: if a list is empty, a value is not allowed, or a bound is not defined for any K.
   """
   for name in ("bounds", "num_samples"):
-    if not getattr(settings, name):
+    if getattr(settings, name) in ("", (), []):
       raise ConfigError(f"--{name} must not be empty: separate values by commas.")
-  names = [str(name).strip() for name in settings.bounds]
-  for name in names:
-    check_bound("bounds", parse(name)[0])
-    check_choice("bounds", parse(name)[0], allowed)
-  object.__setattr__(settings, "bounds", tuple(dict.fromkeys(names)))
+  if settings.bounds is not None:
+    names = [str(name).strip() for name in settings.bounds]
+    for name in names:
+      if parse(name)[0] not in catalogue.SEQUENCE_BOUNDS:
+        check_bound("bounds", parse(name)[0])
+      check_choice("bounds", parse(name)[0], allowed)
+    object.__setattr__(settings, "bounds", tuple(dict.fromkeys(names)))
   all_num_samples = [as_int(value) for value in settings.num_samples]
   for value in all_num_samples:
     check_int("num_samples", value, at_least=1, note=", or several separated by commas")
   object.__setattr__(settings, "num_samples", tuple(sorted(set(all_num_samples))))
-  for name in settings.bounds:
-    check_defined(*parse(name), settings.num_samples)
+  for name in settings.bounds or ():
+    if parse(name)[0] in catalogue.BOUNDS:
+      check_defined(*parse(name), settings.num_samples)
 
 
 def check_defined(bound: str, options: dict, all_num_samples: Sequence[int]) -> None:

@@ -290,7 +290,7 @@ class CompareConfig:
   """Flags of `bin/compare_estimators.py`; lists may hold strings."""
 
   logdir: str = flag("", str, "The directory of a training run.")
-  bounds: tuple[str, ...] = flag(catalogue.COMPARED, list, f"Any of {', '.join(BOUNDS)}.")
+  bounds: tuple[str, ...] | None = flag(None, list, model_flags.COMPARED_HELP)
   num_samples: tuple[int, ...] = flag(
     (1, 8, 64), list, "The K's, samples of each image. A bound is left out where K is too small."
   )
@@ -316,7 +316,7 @@ class CompareConfig:
   def __post_init__(self):
     if not self.logdir:
       raise ConfigError("--logdir must name the directory of a training run.")
-    checks.check_lists(self)
+    checks.check_lists(self, (*BOUNDS, *catalogue.SEQUENCE_BOUNDS))
     checks.check_int("num_measurements", self.num_measurements, at_least=catalogue.MIN_MEASUREMENTS)
     checks.check_int("batch_size", self.batch_size, at_least=1)
     checks.check_choice("split", self.split, SPLITS)

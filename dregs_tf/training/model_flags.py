@@ -17,6 +17,11 @@ RESAMPLING = catalogue.RESAMPLING[0]
 RESAMPLE_WHEN = "always"
 RESAMPLE_WHEN_HELP = f"For --model=vrnn, when particles are resampled: {catalogue.SCHEDULES}."
 
+COMPARED_HELP = (
+  f"Any of {', '.join(catalogue.BOUNDS)} (by default {','.join(catalogue.COMPARED)}); of a run of "
+  f"--model=vrnn, any of {', '.join(catalogue.SEQUENCE_BOUNDS)} (by default all)."
+)
+
 # Flags that --model=vrnn has no use for, with the value that leaves them alone.
 _NOT_OF_SEQUENCES = {
   "distribute": "none",

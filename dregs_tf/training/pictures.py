@@ -6,33 +6,38 @@ from typing import Any
 import keras
 import numpy as np
 
-from dregs_tf import output
+from dregs_tf import models, output
 
 _NUM_RECONSTRUCTIONS = 8
 _NUM_SAMPLES = 16
 _NUM_PARTICLES = 100
+
+# Of pictures of series: panels, lines in each, and the paths that a forecast's range is of.
+_NUM_SERIES, _NUM_LINES, _NUM_PATHS = 4, 3, 200
+
 _SEED = 0
 
 
 def pictures(
   model: keras.Model, example: Any, image_shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-  """Returns gray pictures [height, width] of reconstructions and samples of a model.
+  """Returns pictures of reconstructions and samples: gray [height, width], or [height, width, 3].
 
   Args:
-    model: a `models.LatentVariableModel` of flattened images, or a `models.StateSpaceModel` of
-      rows.
+    model: a `models.LatentVariableModel` of flattened images, or a `models.StateSpaceModel`.
     example: a batch of its observations [batch_size, D], or of (context, observation) pairs, or of
-      sequences of rows [batch_size, H, W].
+      sequences [batch_size, T, D], or of (lengths, sequences) pairs.
     image_shape: the height and width of a whole image, its context included.
 
   Returns:
     `reconstructions`: images above their reconstructions; `samples`: from the prior, the
-    likelihood's mean, given the contexts where there are any. Of rows `forecasts` in place of
-    reconstructions: the lower half given the upper one.
+    likelihood's mean, given the contexts where there are any. Of sequences `forecasts` in place of
+    reconstructions: the second half given the first one, in images below what was observed. Series
+    of numbers that are no probabilities are drawn as lines, with a range of 90 % around forecasts,
+    and their samples have the likelihood's noise.
   """
-  if not isinstance(example, tuple) and np.ndim(example) == 3:
-    return _of_rows(model, np.asarray(example)[:_NUM_RECONSTRUCTIONS], image_shape)
+  if isinstance(model, models.StateSpaceModel):
+    return _of_sequences(model, example)
   context, x = example if isinstance(example, tuple) else (None, example)
   x = np.asarray(x)[:_NUM_RECONSTRUCTIONS]
   if context is not None:
@@ -57,19 +62,71 @@ def pictures(
   }
 
 
-def _of_rows(model, x: np.ndarray, image_shape: tuple[int, int]) -> dict[str, np.ndarray]:
-  """Returns pictures of a model of rows, for x [batch_size, H, W]."""
-  height, _ = image_shape
-  given = x[:, : height // 2]
-  rest = model.forecast(
-    given, height - height // 2, n=1, num_samples=_NUM_PARTICLES, seed=_SEED, mean=True
+def _of_sequences(model: models.StateSpaceModel, example: Any) -> dict[str, np.ndarray]:
+  """Returns pictures of a model of sequences: as images if their numbers are probabilities."""
+  lengths, x = example if isinstance(example, tuple) else (None, example)
+  x = np.asarray(x)[:_NUM_RECONSTRUCTIONS]
+  num_steps = x.shape[1]
+  ends = np.full(len(x), num_steps) if lengths is None else np.asarray(lengths)[: len(x)]
+  begins = np.maximum(ends // 2, 1)
+  is_gray = bool(model.binary_observations)
+  paths = model.forecast(
+    x[:, : begins.max()],
+    max(1, (ends - begins).max()),
+    n=1 if is_gray else _NUM_PATHS,
+    num_samples=_NUM_PARTICLES,
+    lengths=None if lengths is None else begins,
+    seed=_SEED,
+    mean=is_gray,
   )
-  forecasts = np.concatenate([given, np.asarray(rest)[:, 0]], axis=1)
-  sampled = np.asarray(model.sample(_NUM_SAMPLES, height, seed=_SEED, mean=True))
+  paths = np.asarray(paths)
+  sampled = np.asarray(model.sample(_NUM_SAMPLES, num_steps, seed=_SEED, mean=is_gray))
+  if not is_gray:
+    return {"forecasts": _lines(x, begins, ends, paths), "samples": _lines(sampled)}
+  observed = np.where((np.arange(num_steps) < ends[:, np.newaxis])[..., np.newaxis], x, np.nan)
+  forecasts = observed.copy()
+  for i, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+    forecasts[i, begin:end] = paths[i, 0, : end - begin]
+  shape = x.shape[1:]
   return {
-    "forecasts": tile(np.concatenate([x, forecasts]), image_shape, columns=len(x)),
-    "samples": tile(sampled, image_shape, columns=len(x)),
+    "forecasts": tile(np.concatenate([observed, forecasts]), shape, columns=len(x)),
+    "samples": tile(sampled, shape, columns=len(x)),
   }
+
+
+def _lines(
+  x: np.ndarray,
+  begins: np.ndarray | None = None,
+  ends: np.ndarray | None = None,
+  paths: np.ndarray | None = None,
+) -> np.ndarray:
+  """Returns a picture in colors of series, and of forecasts of their ends.
+
+  Args:
+    x: series [N, T, D]; the first of them, and the first of the D numbers, are drawn.
+    begins: where forecasts begin, [N]; None without forecasts.
+    ends: the numbers of steps, [N].
+    paths: forecasts [N, n, steps, D]; their median and the range of 90 % are drawn.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(6, 1.8), layout="constrained")
+  canvas = FigureCanvasAgg(figure)
+  panels = figure.subplots(1, _NUM_SERIES, sharey=True)
+  colors = list(output.COLORS.values())[:_NUM_LINES]
+  for i, axes in enumerate(panels[: len(x)]):
+    end = x.shape[1] if ends is None else ends[i]
+    for d, color in enumerate(colors[: x.shape[2]]):
+      axes.plot(np.arange(end), x[i, :end, d], color=color, linewidth=1)
+      if paths is not None:
+        steps = np.arange(begins[i], end)
+        low, middle, high = np.quantile(paths[i, :, : len(steps), d], [0.05, 0.5, 0.95], axis=0)
+        axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(steps, middle, color=color, linestyle=output.DASHED, linewidth=1)
+    axes.tick_params(labelsize="x-small")
+  canvas.draw()
+  return np.asarray(canvas.buffer_rgba())[..., :3] / np.float32(255)
 
 
 def whole_images(x: np.ndarray, context: np.ndarray | None) -> np.ndarray:

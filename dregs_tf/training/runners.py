@@ -5,12 +5,14 @@ import dataclasses
 import pathlib
 import shlex
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from dregs_tf import bounds, data, diagnostics, models, output, seeds
+from dregs_tf import bounds, catalogue, data, diagnostics, models, output, seeds
 from dregs_tf.training import (
   callbacks,
   checks,
@@ -18,6 +20,7 @@ from dregs_tf.training import (
   model_flags,
   optimizers,
   pictures,
+  run_data,
   sequences,
   trust,
 )
@@ -58,7 +61,7 @@ def train(settings: config.TrainConfig) -> dict[str, float]:
     found = run.checkpoints()
     if saved and found:
       settings.check_resumes(saved, step=found[-1][0])
-    images = _incomplete(data.load(settings.dataset, settings.data_dir), settings)
+    images = run_data.load(settings, settings.data_dir)
     _say(f"{images.description}\n{devices.describe()} {_describe_step(settings)}")
     step, model = _load_or_build(settings, images, devices)
     if devices.is_chief:
@@ -118,7 +121,7 @@ def _new_model(settings, images) -> models.LatentVariableModel:
 def build_model(settings: config.TrainConfig, images: data.Images) -> models.LatentVariableModel:
   """Returns the compiled model of a new run; its initial variables depend on the seed alone."""
   keras.utils.set_random_seed(settings.seed)
-  if settings.model == "vrnn":
+  if isinstance(images, data.Sequences):
     return sequences.build(settings, images)
   if settings.task == "structured":
     top, bottom = data.top_and_bottom(images.mean, images.image_shape)
@@ -153,8 +156,7 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
 
 def _fit(model, settings, images, devices, start_step: int) -> None:
   """Calls Keras' fit with an epoch for each interval between summaries."""
-  options = {"image_shape": images.image_shape, "task": model_flags.data_task(settings)}
-  valid = data.eval_batches(images.valid, _eval_batch_size(settings), **options)
+  valid = run_data.eval_batches(settings, images, "valid", _eval_batch_size(settings))
   run = Run(settings.directory)
   stop = callbacks.StopRequest()
   checkpointing = callbacks.Checkpoints(start_step, settings, stop, devices)
@@ -169,7 +171,7 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
     layers = [callbacks.FollowLayers(example)] if settings.model == "hierarchical" else []
     observers[-1:] = [*layers, summaries, checkpointing, progress]
   if settings.follow_test:
-    test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
+    test = run_data.eval_batches(settings, images, "test", _eval_batch_size(settings))
     batches = devices.distribute(test, _eval_batch_size(settings))
     observers.insert(1, callbacks.FollowTest(batches, int(test.cardinality())))
   if start_step % settings.summarize_every:
@@ -179,9 +181,7 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
       for first, intervals, length in segments(
         start_step, settings.max_steps, settings.summarize_every
       ):
-        batches = data.train_batches(
-          images.train, settings.batch_size, settings.seed, start_step=first, **options
-        )
+        batches = run_data.train_batches(settings, images, first)
         model.fit(
           devices.distribute(batches, settings.batch_size),
           epochs=intervals,
@@ -235,8 +235,7 @@ def segments(start: int, end: int, every: int) -> list[tuple[int, int, int]]:
 
 def _conclude(model, settings, images, devices) -> dict[str, float]:
   """Evaluates the trained model on the test set, and prints what to do next."""
-  options = {"image_shape": images.image_shape, "task": model_flags.data_task(settings)}
-  test = data.eval_batches(images.test, _eval_batch_size(settings), **options)
+  test = run_data.eval_batches(settings, images, "test", _eval_batch_size(settings))
   batches = devices.distribute(test, _eval_batch_size(settings))
   steps = int(test.cardinality())
   bound = model.evaluate(batches, steps=steps, verbose=0, return_dict=True)["bound"]
@@ -278,28 +277,23 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
     DataError: if the data set cannot be loaded.
   """
   trained, step, model = _load_run(settings.logdir)
-  complete = data.load(trained.dataset, settings.data_dir or trained.data_dir)
-  images = _incomplete(complete, trained)
-
-  def batches_of(images: data.Images) -> tf.data.Dataset:
-    gray = getattr(images, settings.split)
-    return data.eval_batches(
-      gray, settings.batch_size, image_shape=images.image_shape, task=model_flags.data_task(trained)
-    )
-
-  num_images = len(getattr(images, settings.split))
+  images = run_data.load(trained, settings.data_dir or trained.data_dir)
+  batches = run_data.eval_batches(trained, images, settings.split, settings.batch_size)
   run = Run(settings.logdir)
   if trained.model == "vrnn":
     options = {"num_samples": settings.num_samples, "seed": settings.seed}
-    found, rows = sequences.evaluate(model, batches_of(images), **options)
+    found, rows = sequences.evaluate(model, batches, **options)
     result = dataclasses.asdict(settings) | {"step": step} | found
     run.write_evaluation(result, rows)
     _say(sequences.report(result))
     return result
-  figures, examples = _figures_of_trust(model, settings, batches_of(images), num_images)
+  num_images = len(getattr(images, settings.split))
+  figures, examples = _figures_of_trust(model, settings, batches, num_images)
   result = dataclasses.asdict(settings) | {"step": step} | trust.summary(figures)
   if trained.missing_fraction:
-    pairs = zip(batches_of(images), batches_of(complete), strict=True)
+    complete = data.load(trained.dataset, settings.data_dir or trained.data_dir)
+    whole = run_data.eval_batches(trained, complete, settings.split, settings.batch_size)
+    pairs = zip(batches, whole, strict=True)
     result |= _imputation_errors(model, settings, pairs, images.mean)
   run.write_evaluation(result, trust.rows(figures))
   title = f"{images.name}, {trained.bound}, step {step}: {settings.split} set"
@@ -357,33 +351,16 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
     DataError: if the data set cannot be loaded.
   """
   trained, step, model = _load_run(settings.logdir)
-  if trained.model == "vrnn":
-    raise ConfigError(f"--logdir={settings.logdir} must hold a run of images, got --model=vrnn.")
-  if settings.gradient_of == "prior":
-    model_flags.check_learns_prior(trained, "--gradient_of=prior")
-  options = {name: trained.options_of(name) for name in settings.bounds}
-  for name, values in options.items():
-    checks.check_defined(name, values, settings.num_samples)
-  images = data.load(trained.dataset, settings.data_dir or trained.data_dir)
-  images = _incomplete(images, trained)
-  gray = getattr(images, settings.split)[: settings.batch_size]
-  batches = data.eval_batches(gray, len(gray), image_shape=images.image_shape, task=trained.task)
+  measure = sequences.comparison if trained.model == "vrnn" else _comparison
+  compared = measure(model, settings, trained)  # Raises before the work, not after it.
+  images = run_data.load(trained, settings.data_dir or trained.data_dir)
   directory = pathlib.Path(settings.output_dir or trained.directory)
-  try:  # Before the work, not after it.
+  try:
     directory.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ConfigError(f"--output_dir={directory} cannot be written: {error.strerror}.") from error
-  result = diagnostics.compare(
-    model,
-    _example(batches),
-    [bounds.get(name, **values) for name, values in options.items()],
-    settings.num_samples,
-    settings.num_measurements,
-    seed=settings.seed,
-    jit_compile=settings.jit_compile,
-    measure_cost=settings.measure_cost,
-    gradient_of=settings.gradient_of,
-  )
+  batches = run_data.eval_batches(trained, images, settings.split, settings.batch_size)
+  result = compared(_example(batches))
   _say(
     f"{images.name}, {settings.split} set, step {step}.\n{result.table()}\n{result.recommendation}"
   )
@@ -393,6 +370,33 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   result.plot(directory / f"{name}.png")
   _say(f"Figure:    {directory / f'{name}.png'}")
   return result
+
+
+def _comparison(model, settings, trained) -> Callable[[Any], diagnostics.Comparison]:
+  """Returns the function that compares on a batch, of a run of images.
+
+  Raises:
+    ConfigError: if flags do not fit the run.
+  """
+  names = settings.bounds or catalogue.COMPARED
+  for name in names:
+    checks.check_choice("bounds", name, config.BOUNDS)
+  if settings.gradient_of == "prior":
+    model_flags.check_learns_prior(trained, "--gradient_of=prior")
+  options = {name: trained.options_of(name) for name in names}
+  for name, values in options.items():
+    checks.check_defined(name, values, settings.num_samples)
+  return lambda batch: diagnostics.compare(
+    model,
+    batch,
+    [bounds.get(name, **values) for name, values in options.items()],
+    settings.num_samples,
+    settings.num_measurements,
+    seed=settings.seed,
+    jit_compile=settings.jit_compile,
+    measure_cost=settings.measure_cost,
+    gradient_of=settings.gradient_of,
+  )
 
 
 def _load_run(logdir: str) -> tuple[config.TrainConfig, int, models.LatentVariableModel]:
@@ -405,13 +409,6 @@ def _load_run(logdir: str) -> tuple[config.TrainConfig, int, models.LatentVariab
   if loaded is None:
     raise ConfigError(f"--logdir={logdir} holds no checkpoint to evaluate.")
   return settings, *loaded
-
-
-def _incomplete(images: data.Images, settings: config.TrainConfig) -> data.Images:
-  """Returns the images of a run: without the pixels that its flags take away."""
-  if not settings.missing_fraction:
-    return images
-  return data.with_missing(images, settings.missing_fraction, settings.seed)
 
 
 def _eval_batch_size(settings) -> int:

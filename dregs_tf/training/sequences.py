@@ -1,21 +1,24 @@
-"""What runs of --model=vrnn do in their own way: the model, its evaluation, its pictures."""
+"""What runs of --model=vrnn do in their own way: the model, its evaluation, a comparison."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
-from dregs_tf import data, models
-from dregs_tf.training import model_flags, optimizers
-from dregs_tf.training.config import TrainConfig
+from dregs_tf import catalogue, data, diagnostics, models
+from dregs_tf.training import checks, model_flags, optimizers
+from dregs_tf.training.config import CompareConfig, TrainConfig
+from dregs_tf.training.errors import ConfigError
 
 
-def build(settings: TrainConfig, images: data.Images) -> models.VRNN:
-  """Returns the compiled model of a new run, of images read row by row."""
-  by_row = np.reshape(images.mean, images.image_shape)
-  model = models.VRNN(np.mean(by_row, axis=0), latent_dim=settings.latent_dim)
+def build(settings: TrainConfig, sequences: data.Sequences) -> models.VRNN:
+  """Returns the compiled model of a new run, with the likelihood that fits the numbers."""
+  model = models.VRNN(
+    sequences.step_mean, latent_dim=settings.latent_dim, likelihood=sequences.likelihood
+  )
   model.compile(
-    optimizer=optimizers.optimizer(settings, len(images.train)),
+    optimizer=optimizers.optimizer(settings, len(sequences.train)),
     bound=settings.bound,
     num_samples=settings.num_samples,
     resampling=settings.resampling,
@@ -33,7 +36,7 @@ def evaluate(
 
   Args:
     model: the model.
-    batches: batches of sequences.
+    batches: batches of sequences, or of pairs (lengths, sequences).
     num_samples: the number of particles.
     seed: the seed of the particles.
 
@@ -41,9 +44,10 @@ def evaluate(
     What the result file holds: `num_images`, `log_likelihood`, the mean in nats, and
     `standard_error`, over sequences; and a row for each sequence.
   """
-  parts = [
-    model.log_likelihood(x, num_samples, seed=[seed, i]).numpy() for i, x in enumerate(batches)
-  ]
+  parts = []
+  for i, batch in enumerate(batches):
+    lengths, x = batch if isinstance(batch, tuple) else (None, batch)
+    parts.append(model.log_likelihood(x, num_samples, lengths, seed=[seed, i]).numpy())
   values = np.concatenate(parts).astype(np.float64)
   summary = {
     "num_images": len(values),
@@ -52,6 +56,36 @@ def evaluate(
   }
   rows = [{"image": i, "log_likelihood": float(value)} for i, value in enumerate(values)]
   return summary, rows
+
+
+def comparison(
+  model: models.StateSpaceModel, settings: CompareConfig, trained: TrainConfig
+) -> Callable[[Any], diagnostics.Comparison]:
+  """Returns the function that compares estimators on a batch, resampling as the run does.
+
+  Raises:
+    ConfigError: if flags do not fit the run.
+  """
+  names = settings.bounds or tuple(catalogue.SEQUENCE_BOUNDS)
+  for name in names:
+    checks.check_choice("bounds", name, tuple(catalogue.SEQUENCE_BOUNDS))
+  if settings.gradient_of != "proposal":
+    raise ConfigError(
+      f"--gradient_of must be proposal with --model=vrnn, got {settings.gradient_of!r}."
+    )
+  jit_compile = trained.jit_compile if settings.jit_compile is None else settings.jit_compile
+  return lambda batch: diagnostics.compare_sequences(
+    model,
+    batch,
+    names,
+    settings.num_samples,
+    settings.num_measurements,
+    seed=settings.seed,
+    jit_compile=jit_compile,
+    measure_cost=settings.measure_cost,
+    resampling=trained.resampling,
+    resample_when=model_flags.as_schedule(trained.resample_when),
+  )
 
 
 def report(result: dict) -> str:

@@ -35,10 +35,10 @@ def rows(images):
   return sorted(map(tuple, images.tolist()))
 
 
-def loads_or_says_why(path, content):
+def loads_or_says_why(path, content, load=data.load):
   path.write_bytes(content)
   try:
-    images = data.load(path)
+    images = load(path)
   except data.DataError as error:
     assert str(path) in str(error)
     assert "\n" not in str(error)

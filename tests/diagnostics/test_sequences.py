@@ -36,10 +36,10 @@ def test_dreg_has_less_noise_and_no_bias():
   """Of 300 measurements; the seed is fixed, and p is above 0.001 in 998 of 1000 of them."""
   x = np.random.default_rng(0).normal(size=[3, 2]).astype(np.float32)
   model = Shifted()
-  found = diagnostics.compare_sequences(
-    model, (np.array([2, 1, 2]), x), ["fivo_dreg"], num_samples=6, num_measurements=300
-  )
+  batch, options = (np.array([2, 1, 2]), x), {"num_measurements": 300, "measure_cost": True}
+  found = diagnostics.compare_sequences(model, batch, ["fivo_dreg"], [6], **options)
   fivo, dreg = found.rows
+  assert all(row.milliseconds > 0 for row in found.rows)
   assert [fivo.bound, dreg.bound, dreg.reference] == ["fivo", "fivo_dreg", "fivo"]
   assert found.num_coordinates == 2
   assert dreg.variance < fivo.variance / 2

@@ -1,11 +1,13 @@
 """Tests of --model=vrnn: flags that are used or refused, a run, its resumption and evaluation."""
 
+import csv
 import json
 
 import numpy as np
 import pytest
 
-from dregs_tf.training import config, model_flags, run_directory
+from dregs_tf import models
+from dregs_tf.training import config, model_flags, pictures, run_directory, sequences
 from dregs_tf.training.errors import ConfigError
 from tests import binaries
 
@@ -55,22 +57,75 @@ def test_directories_tell_schedules_apart():
   assert len(names) == len(fields)
 
 
+def series(path, num_steps=3):
+  """Saves real-valued sequences of different lengths, NaN beyond their ends."""
+  generator = np.random.default_rng(0)
+  x = generator.normal(size=[9, num_steps, 2])
+  lengths = generator.integers(1, num_steps + 1, size=9)
+  x[np.arange(num_steps) >= lengths[:, np.newaxis]] = np.nan
+  np.savez(path, train=x, train_lengths=lengths, valid=x[:2, :, ::-1], valid_lengths=lengths[:2])
+  return path
+
+
 @pytest.mark.slow
-def test_a_run_resumes_exactly_and_is_evaluated(tmp_path):
+def test_a_run_of_series_resumes_exactly_is_evaluated_and_compared(tmp_path):
   whole, half = tmp_path / "whole", tmp_path / "half"
-  flags = [*SMALL, "--resample_when=0.5", "--resampling=stratified"]
+  flags = [*SMALL, "--resampling=stratified"]
+  flags.append(f"--dataset={series(tmp_path / 'series.npz')}")
   assert binaries.run("train.py", *flags, "--max_steps=4", f"--logdir={whole}") == 0
   assert binaries.run("train.py", *flags, "--max_steps=2", f"--logdir={half}") == 0
   assert binaries.run("train.py", *flags, "--max_steps=4", f"--logdir={half}") == 0
   (step, one), (_, other) = (run_directory.Run(path).load_newest() for path in (whole, half))
   assert step == 4
-  assert (one.resample_when, one.resampling) == (0.5, "stratified")
+  assert (one.resampling, one.observed) == ("stratified", "normal")
   for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
     np.testing.assert_array_equal(a, b)
   assert (whole / "metrics.csv").read_text() == (half / "metrics.csv").read_text()
   assert run_directory.Run(whole).figure.exists()
-  assert binaries.run("eval.py", f"--logdir={whole}", "--num_samples=5", "--batch_size=250") == 0
-  (path,) = whole.glob("evaluation_test_5.json")
-  result = json.loads(path.read_text())
-  assert np.isfinite(result["log_likelihood"])
-  assert binaries.run("compare_estimators.py", f"--logdir={whole}") == 1
+  assert binaries.run("eval.py", f"--logdir={whole}", "--num_samples=5", "--split=valid") == 0
+  (path,) = whole.glob("evaluation_valid_5.json")
+  found = json.loads(path.read_text())
+  with np.load(tmp_path / "series.npz") as arrays:
+    x, lengths = np.nan_to_num(arrays["valid"]), arrays["valid_lengths"]
+  expected = one.log_likelihood(x, 5, lengths, seed=[0, 0])
+  np.testing.assert_allclose(found["log_likelihood"], np.mean(expected), rtol=1e-5)
+
+  options = [f"--logdir={whole}", "--num_measurements=30", "--num_samples=2", "--split=train"]
+  options.append("--measure_cost=false")
+  assert binaries.run("compare_estimators.py", *options, "--bounds=fivo_dreg") == 0
+  with open(whole / "comparison.csv", newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["bound"] for row in rows] == ["fivo", "fivo_dreg"]
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"bounds": ["rws"]}, ["--bounds", "'rws'", "fivo_dreg"]),
+    ({"gradient_of": "prior"}, ["--gradient_of", "'prior'", "vrnn"]),
+  ],
+)
+def test_comparisons_of_sequences_refuse_what_images_have(fields, words):
+  settings = config.CompareConfig(logdir="x", **fields)
+  with pytest.raises(ConfigError) as error:
+    sequences.comparison(None, settings, config.TrainConfig(model="vrnn", bound="fivo"))
+  assert all(word in str(error.value) for word in words)
+
+
+def test_pictures_of_series_and_of_binary_sequences_with_lengths():
+  """Gray is what lies beyond a sequence's end; a series is drawn in colors."""
+  generator, lengths = np.random.default_rng(0), np.array([4, 1])
+  model = models.VRNN(np.full(3, 0.5), latent_dim=2, hidden_units=(4,), rnn_units=3)
+  x = (generator.random([2, 4, 3]) < 0.5).astype(np.float32)
+  found = pictures.pictures(model, (lengths, x), (4, 3))
+  observed, forecasts = found["forecasts"][:4], found["forecasts"][5:]
+  np.testing.assert_array_equal(observed[:, :3], x[0])
+  np.testing.assert_array_equal(forecasts[:2, :3], x[0, :2])
+  assert np.all((forecasts[2:, :3] > 0) & (forecasts[2:, :3] < 1))
+  for picture in (observed, forecasts):
+    np.testing.assert_array_equal(picture[0, 4:], x[1, 0])
+    np.testing.assert_array_equal(picture[1:, 4:], np.full([3, 3], 0.5))
+  model = models.VRNN(np.zeros(2), 2, hidden_units=(4,), rnn_units=3, likelihood="normal")
+  drawn = pictures.pictures(model, generator.normal(size=[2, 4, 2]).astype("float32"), (4, 2))
+  assert [picture.ndim for picture in drawn.values()] == [3, 3]
+  assert np.ptp(drawn["forecasts"]) > 0.5
