@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 from dregs_tf import catalogue
-from experiments.results import Group, Result, late_mean, shared_settings
+from experiments.results import Group, Result, final_mean, shared_settings
 
 # What every bound is compared with, besides its base.
 _REFERENCE = "iwae_dreg"
@@ -62,12 +62,11 @@ def common_seeds(group: Group, base: Group) -> list[int]:
 
 
 def late_bound_differences(group: Group, base: Group) -> list[float]:
-  """Returns the differences in the test bound, a late mean, if both have the same objective."""
+  """Returns the differences in the late test bound of finished runs with the same objective."""
   rows = (catalogue.BOUNDS[each.settings.bound] for each in (group, base))
   if len({row.objective for row in rows}) > 1:
     return []
-  last = min(run.metrics["step"][-1] for each in (group, base) for run in each.runs)
-  return paired(group, base, lambda run: late_mean(run, "test_bound", last))
+  return paired(group, base, lambda run: final_mean(run, "test_bound"))
 
 
 def log_likelihood_differences(group: Group, base: Group) -> list[float]:

@@ -81,6 +81,11 @@ def late_mean(run: Result, column: str, last: float) -> float | None:
   return run.metrics[column][is_late].mean() if column in run.metrics and is_late.any() else None
 
 
+def final_mean(run: Result, column: str) -> float | None:
+  """Returns the mean of a column over the last part of a run, None before it is finished."""
+  return late_mean(run, column, run.settings.max_steps) if run.test_bound is not None else None
+
+
 def mean_curve(curves: Sequence[Curve]) -> Curve:
   """Returns (steps, mean) at the steps that all curves have."""
   if not curves:

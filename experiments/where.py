@@ -8,7 +8,7 @@ import numpy as np
 from dregs_tf.training.errors import ConfigError
 from experiments.differences import Interval, interval, late_bound_differences, pairs
 from experiments.drawing import Line, Panel
-from experiments.results import LABELS, Group, by_problem, late_mean, problem_name
+from experiments.results import LABELS, Group, by_problem, final_mean, problem_name
 from experiments.styles import STYLES
 
 # Of a bound: by K, the runs of its doubly reparameterized form, and its own.
@@ -87,10 +87,9 @@ def _line(
 
 
 def _ratio(dreg: Group, base: Group) -> Interval | None:
-  """Returns the late ratio of variances along the original's runs; its interval is of the log."""
-  last = min(run.metrics["step"][-1] for run in base.runs)
+  """Returns the late ratio of variances along the original's runs, the mean being that of logs."""
   columns = "train_proposal_gradient_variance", f"train_{dreg.settings.bound}_gradient_variance"
-  variances = [[late_mean(run, column, last) for column in columns] for run in base.runs]
+  variances = [[final_mean(run, column) for column in columns] for run in base.runs]
   logs = [math.log(own / of_dreg) for own, of_dreg in variances if own and of_dreg]
   return Interval(*map(math.exp, interval(logs))) if logs else None
 

@@ -71,6 +71,17 @@ def test_options_and_settings_must_be_the_same(tmp_path):
   ]
 
 
+def test_runs_in_progress_have_no_difference_yet(tmp_path):
+  """A seed that has just begun does not move the others' window either."""
+  for bound, level in (("iwae", 1.0), ("iwae_dreg", 2.5)):
+    write(tmp_path / f"{bound}0", bound=bound, columns={"test_bound": [9.0, 9.0, 9.0, level]})
+    early = {"test_bound": [level]}
+    write(tmp_path / f"{bound}1", bound=bound, seed=1, steps=(10,), columns=early)
+  iwae, dreg = groups_in(tmp_path)
+  assert differences.common_seeds(dreg, iwae) == [0, 1]
+  assert differences.late_bound_differences(dreg, iwae) == [1.5]
+
+
 def made_up(directory, bound, seed, late, log_likelihood=None, untrusted=None):
   """A run whose last summary, its last quarter, has the test bound `late`."""
   evaluation = {"step": 40, "log_likelihood": log_likelihood, "standard_error": 0.2}
