@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     TASKS,
     binarize,
     eval_batches,
+    for_task,
     top_and_bottom,
     train_batches,
+    train_draws,
   )
 
 __all__ = [
@@ -28,15 +30,26 @@ __all__ = [
   "Sequences",
   "binarize",
   "eval_batches",
+  "for_task",
   "load",
   "load_sequences",
   "names",
   "top_and_bottom",
   "train_batches",
+  "train_draws",
   "with_missing",
 ]
 
-_PIPELINE = ("EVAL_SEED", "TASKS", "binarize", "eval_batches", "top_and_bottom", "train_batches")
+_PIPELINE = (
+  "EVAL_SEED",
+  "TASKS",
+  "binarize",
+  "eval_batches",
+  "for_task",
+  "top_and_bottom",
+  "train_batches",
+  "train_draws",
+)
 
 
 def __getattr__(name: str):

@@ -31,8 +31,8 @@ from dregs_tf.training.run_directory import Run
 # Libraries whose versions config.json records; all of them are loaded.
 _VERSIONS = ("dregs_tf", "tensorflow", "keras", "tensorflow_probability")
 
-# How many batches measure the gradients' signal-to-noise ratio, and what their seed is drawn for.
-_NUM_MEASURED, _MEASURED = 50, 1
+# How many batches measure the gradients' signal-to-noise ratio.
+NUM_MEASURED = 50
 
 # Log-weights (samples times images) in a batch when the bound is evaluated.
 _EVAL_ROWS = 12800
@@ -156,14 +156,14 @@ def build_model(settings: config.TrainConfig, images: data.Images) -> models.Lat
 
 def _fit(model, settings, images, devices, start_step: int) -> None:
   """Calls Keras' fit with an epoch for each interval between summaries."""
-  valid = run_data.eval_batches(settings, images, "valid", _eval_batch_size(settings))
+  valid = run_data.eval_batches(settings, images, "valid", eval_batch_size(settings))
   run = Run(settings.directory)
   stop = callbacks.StopRequest()
   checkpointing = callbacks.Checkpoints(start_step, settings, stop, devices)
   observers = [callbacks.StopOnNonFinite(start_step, run), checkpointing]
   if settings.gradient_statistics or settings.track_variance:
     random_batches = _random_batches(settings, images, devices)
-    observers.insert(1, models.GradientSNR(random_batches, _NUM_MEASURED))
+    observers.insert(1, models.GradientSNR(random_batches, NUM_MEASURED))
   progress = callbacks.Progress(start_step, settings.max_steps, enabled=devices.is_chief)
   if devices.is_chief:
     example = _example(valid)
@@ -171,8 +171,8 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
     layers = [callbacks.FollowLayers(example)] if settings.model == "hierarchical" else []
     observers[-1:] = [*layers, summaries, checkpointing, progress]
   if settings.follow_test:
-    test = run_data.eval_batches(settings, images, "test", _eval_batch_size(settings))
-    batches = devices.distribute(test, _eval_batch_size(settings))
+    test = run_data.eval_batches(settings, images, "test", eval_batch_size(settings))
+    batches = devices.distribute(test, eval_batch_size(settings))
     observers.insert(1, callbacks.FollowTest(batches, int(test.cardinality())))
   if start_step % settings.summarize_every:
     observers.insert(0, callbacks.RestoreMetrics(model.metrics))
@@ -186,7 +186,7 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
           devices.distribute(batches, settings.batch_size),
           epochs=intervals,
           steps_per_epoch=length,
-          validation_data=devices.distribute(valid, _eval_batch_size(settings)),
+          validation_data=devices.distribute(valid, eval_batch_size(settings)),
           validation_steps=int(valid.cardinality()),
           callbacks=observers,
           shuffle=False,
@@ -200,16 +200,7 @@ def _random_batches(settings, images, devices):
   """Returns the function of the step that draws batches independently, for measurements at it."""
 
   def batches(step: int):
-    indices = np.random.default_rng([settings.seed, step]).integers(
-      len(images.train), size=_NUM_MEASURED * settings.batch_size
-    )
-    drawn = data.eval_batches(
-      images.train[indices],
-      settings.batch_size,
-      image_shape=images.image_shape,
-      task=model_flags.data_task(settings),
-      seed=seeds.fold_in(seeds.stateless(settings.seed), _MEASURED, step),
-    )
+    drawn = run_data.measured_batches(settings, images, step, NUM_MEASURED)
     return devices.distribute(drawn, settings.batch_size)
 
   return batches
@@ -235,8 +226,8 @@ def segments(start: int, end: int, every: int) -> list[tuple[int, int, int]]:
 
 def _conclude(model, settings, images, devices) -> dict[str, float]:
   """Evaluates the trained model on the test set, and prints what to do next."""
-  test = run_data.eval_batches(settings, images, "test", _eval_batch_size(settings))
-  batches = devices.distribute(test, _eval_batch_size(settings))
+  test = run_data.eval_batches(settings, images, "test", eval_batch_size(settings))
+  batches = devices.distribute(test, eval_batch_size(settings))
   steps = int(test.cardinality())
   bound = model.evaluate(batches, steps=steps, verbose=0, return_dict=True)["bound"]
   result = {"step": settings.max_steps, "test_bound": bound}
@@ -411,7 +402,7 @@ def _load_run(logdir: str) -> tuple[config.TrainConfig, int, models.LatentVariab
   return settings, *loaded
 
 
-def _eval_batch_size(settings) -> int:
+def eval_batch_size(settings) -> int:
   return max(1, min(500, _EVAL_ROWS // settings.num_samples))
 
 

@@ -1,0 +1,53 @@
+"""Turns functions of a model into StableHLO programs over a table of its variables."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Program(NamedTuple):
+  """A StableHLO program, and what its arguments and results are.
+
+  text: the program.
+  arguments: the places in the table of the variables that follow the inputs.
+  results: the names of the first results.
+  updates: pairs of a result and the place in the table of the variable that it updates.
+  """
+
+  text: str
+  arguments: list[int]
+  results: list[str]
+  updates: list[tuple[int, int]]
+
+
+def export(function: Callable, inputs: Sequence[tf.Tensor], table: Sequence[tf.Variable]):
+  """Compiles a function for XLA, and returns it as a `Program`.
+
+  Args:
+    function: takes Tensors, reads and assigns variables, and returns a dict of Tensors.
+    inputs: examples of its arguments.
+    table: the variables that it may use.
+
+  Raises:
+    ValueError: if it uses a variable that is not in the table.
+  """
+  places = {id(variable.handle): i for i, variable in enumerate(table)}
+  compiled = tf.function(function, jit_compile=True, autograph=False)
+  graph = compiled.get_concrete_function(*inputs)
+  unknown = [v.name for v in graph.variables if id(v.handle) not in places]
+  if unknown:
+    raise ValueError(f"table must hold every variable, got none for {', '.join(unknown)}.")
+  arguments = [places[id(handle)] for handle in graph.captured_inputs]
+  program = compiled.experimental_get_compiler_ir(*inputs)
+  # The text names the argument that a result replaces.
+  aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}", program(stage="hlo").split("entry_comp")[0])
+  updates = [(int(i), arguments[int(argument) - len(inputs)]) for i, argument in aliases]
+  names = sorted(graph.structured_outputs)  # As tf.nest flattens a dict.
+  return Program(_without_copies(program(stage="stablehlo")), arguments, names, updates)
+
+
+def _without_copies(text: str) -> str:
+  """Returns a program with reshapes for copies, which StableHLO does not have."""
+  return re.sub(r"mhlo\.copy (%\w+) : (tensor<[^>]*>)", r"stablehlo.reshape \1 : (\2) -> \2", text)

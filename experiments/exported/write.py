@@ -1,0 +1,220 @@
+"""Writes the runs of an experiment as StableHLO programs, with the values that they begin with.
+
+python -m experiments.exported.write --experiment=mnist_seeds --seeds=0,1,2
+
+It takes the flags of bin/run_experiment.py. Programs are in OUTPUT_DIR/exported, one folder for
+the runs that differ in nothing but the seed; data and first values beside them.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dregs_tf import data, seeds
+from dregs_tf.models import bernoulli
+from dregs_tf.training import config, flags, model_flags, run_data, runners
+from dregs_tf.training.errors import ConfigError
+from experiments import runs
+from experiments.exported import program
+
+_EVALUATION = config.EvalConfig(logdir="unused")
+
+
+def write(settings: runs.ExperimentConfig) -> None:
+  """Writes programs and values of the experiment's runs.
+
+  Raises:
+    ConfigError: if a run cannot be exported.
+  """
+  # A GPU has no use for pieces that fit a processor's cache.
+  bernoulli._LOGITS_AT_A_TIME = sys.maxsize
+  directory = pathlib.Path(settings.directory) / "exported"
+  groups: dict[str, list[config.TrainConfig]] = {}
+  for each in runs.all_runs(settings):
+    _check(each.settings)
+    groups.setdefault(each.name.rpartition("_seed")[0], []).append(each.settings)
+  values: dict[str, np.ndarray] = {}
+  for name, members in groups.items():
+    images = data.load(members[0].dataset, members[0].data_dir)
+    folder = directory / name
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = _write_programs(folder, members[0], images)
+    plan["seeds"] = {
+      member.seed: [_stored(values, value) for value in _first_values(member, images)]
+      for member in members
+    }
+    plan["data"] = [_write_data(directory, member, images) for member in members]
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1))
+    print(f"{folder}: {len(members)} runs", flush=True)
+  np.savez_compressed(directory / f"values-{settings.experiment}.npz", **values)
+
+
+def _check(settings: config.TrainConfig) -> None:
+  """Raises unless the run is one that programs of fixed shapes can make."""
+  given = {
+    "model": settings.model == "vrnn",
+    "num_backward_samples": settings.num_backward_samples == "auto",
+    "missing_fraction": settings.missing_fraction != 0,
+    "init_from": settings.init_from is not None,
+    "distribute": settings.distribute != "none",
+  }
+  for name, is_given in given.items():
+    if is_given:
+      raise ConfigError(f"--{name}={getattr(settings, name)} cannot be exported.")
+  if settings.max_steps % settings.summarize_every:
+    raise ConfigError(
+      f"--max_steps must be a multiple of --summarize_every={settings.summarize_every} to be "
+      f"exported, got {settings.max_steps}."
+    )
+
+
+def _write_programs(folder: pathlib.Path, settings, images: data.Images) -> dict:
+  """Writes the programs of a run; returns what `run` has to know, all but values."""
+  model, table, seed = _new_model(settings, images)
+  task = model_flags.data_task(settings)
+  as_batch = lambda flat: data.for_task(flat, images.image_shape, task)  # noqa: E731
+
+  def train(gray, indices, pixel_seeds):
+    # Not indices[step]: XLA would take the step for a constant.
+    step = tf.cast(model.optimizer.iterations, tf.int32)
+    chosen, seed = tf.gather(indices, step), tf.gather(pixel_seeds, step)
+    return model.train_step(as_batch(data.binarize(tf.gather(gray, chosen), seed)))
+
+  def log_likelihood(flat, seed):
+    batch = as_batch(flat)
+    context, x = batch if isinstance(batch, tuple) else (None, batch)
+    found = model.log_likelihood(
+      x, _EVALUATION.num_samples, context, seed=seed, return_diagnostics=True
+    )
+    return found._asdict()
+
+  def flat_images(number: int) -> tf.Tensor:
+    return tf.zeros([number, images.train.shape[1]])
+
+  steps = settings.max_steps
+  draws = tf.zeros([steps, settings.batch_size], tf.int32), tf.zeros([steps, 2], tf.int32)
+  functions = {"train": (train, (flat_images(len(images.train)), *draws))}
+  batch_size = runners.eval_batch_size(settings)
+  for number in {batch_size, len(images.valid) % batch_size, len(images.test) % batch_size} - {0}:
+    functions[f"test_{number}"] = (
+      (lambda flat: model.test_step(as_batch(flat))),
+      [flat_images(number)],
+    )
+  number = _EVALUATION.batch_size
+  functions["log_likelihood"] = log_likelihood, (flat_images(number), tf.zeros([2], tf.int32))
+  if settings.gradient_statistics or settings.track_variance:
+    functions["measure"] = (
+      lambda flat, numbers: model.gradient_step(as_batch(flat), numbers),
+      (flat_images(settings.batch_size), tf.zeros([2], tf.int32)),
+    )
+  return {
+    "steps": steps,
+    "summarize_every": settings.summarize_every,
+    "eval_batch_size": batch_size,
+    "log_likelihood_batch_size": number,
+    "log_likelihood_seed": _EVALUATION.seed,
+    "metrics": _places(table, [v for m in _metrics(model) for v in m.variables]),
+    "parameters": _places(table, model.trainable_variables),
+    "batch_size": settings.batch_size,
+    "programs": {name: _write(folder / name, *f, table) for name, f in functions.items()},
+  }
+
+
+def _new_model(settings, images: data.Images):
+  """Returns a model as a run begins with it, the table of its variables, and that of its seed."""
+  model = runners.build_model(settings, images)
+  task = model_flags.data_task(settings)
+  batch = data.for_task(tf.zeros([1, images.train.shape[1]]), images.image_shape, task)
+  model(batch)
+  model.optimizer.build(model.trainable_variables)
+  # As a variable, so that one program serves all seeds.
+  seed = model.seed = tf.Variable(seeds.words(settings.seed), dtype=tf.int32)
+  kept = [*model.variables, *model.optimizer.variables, *model.followers.variables]
+  kept += [variable for metric in _metrics(model) for variable in metric.variables]
+  by_id = {id(variable): variable.value for variable in kept}
+  return model, [*by_id.values(), seed], seed
+
+
+def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+  """Returns the metrics that an interval, or an evaluation, starts anew."""
+  return [*model.metrics, model._num_seen]
+
+
+def _places(table: list[tf.Variable], variables: Iterable[keras.Variable]) -> list[int]:
+  by_handle = {id(variable.handle): i for i, variable in enumerate(table)}
+  return [by_handle[id(variable.value.handle)] for variable in variables]
+
+
+def _write(path: pathlib.Path, function: Callable, inputs, table) -> dict:
+  """Writes a program; returns the rest of it."""
+  exported = program.export(function, inputs, table)
+  path.with_suffix(".mlir.gz").write_bytes(gzip.compress(exported.text.encode()))
+  return {key: value for key, value in exported._asdict().items() if key != "text"}
+
+
+def _first_values(settings, images: data.Images) -> list[np.ndarray]:
+  _, table, _ = _new_model(settings, images)
+  return [variable.numpy() for variable in table]
+
+
+def _stored(values: dict[str, np.ndarray], value: np.ndarray) -> str:
+  """Stores a value once, and returns its key."""
+  key = hashlib.sha256(repr((value.shape, value.dtype)).encode() + value.tobytes()).hexdigest()[:16]
+  values[key] = value
+  return key
+
+
+def _write_data(directory: pathlib.Path, settings, images: data.Images) -> list[str]:
+  """Writes what a run sees of the data, unless it is there; returns the names of the files."""
+
+  def bits(batches: tf.data.Dataset) -> np.ndarray:
+    return np.packbits(np.concatenate([batch.numpy() for batch in batches]).astype(bool), axis=-1)
+
+  def whole() -> dict[str, np.ndarray]:
+    shape = images.image_shape
+    gray = np.round(images.train * 255).astype(np.uint8)
+    is_exact = np.array_equal(gray.astype(np.float32) / np.float32(255), images.train)
+    return {
+      "train": gray if is_exact else images.train,
+      "valid": bits(data.eval_batches(images.valid, 500, image_shape=shape)),
+      "test": bits(data.eval_batches(images.test, 500, image_shape=shape)),
+      "width": np.int32(images.train.shape[1]),
+    }
+
+  def drawn() -> dict[str, np.ndarray]:
+    whole_images = dataclasses.replace(settings, task="generative")
+    draws = data.train_draws(len(images.train), settings.batch_size, settings.seed)
+    indices, pixel_seeds = next(iter(draws.batch(settings.max_steps)))
+    every = settings.summarize_every
+    measured = [
+      bits(run_data.measured_batches(whole_images, images, step, runners.NUM_MEASURED))
+      for step in range(every, settings.max_steps + 1, every)
+    ]
+    dtype = np.uint16 if len(images.train) <= 2**16 else np.int32
+    return {
+      "indices": indices.numpy().astype(dtype),
+      "pixel_seeds": pixel_seeds.numpy(),
+      "measured": np.stack(measured),
+    }
+
+  fields = (settings.batch_size, settings.seed, settings.max_steps, settings.summarize_every)
+  made = {"images": ((), whole), "draws": (fields, drawn)}
+  names = []
+  for kind, (more, make) in made.items():
+    digest = hashlib.sha256(repr((settings.dataset, *more)).encode()).hexdigest()[:16]
+    names.append(f"{kind}-{digest}.npz")
+    if not (directory / names[-1]).exists():
+      np.savez_compressed(directory / names[-1], **make())
+  return names
+
+
+if __name__ == "__main__":
+  flags.run(runs.ExperimentConfig, write, __doc__)
