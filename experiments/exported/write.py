@@ -78,9 +78,11 @@ def _check(settings: config.TrainConfig) -> None:
 
 def _write_programs(folder: pathlib.Path, settings, images: data.Images) -> dict:
   """Writes the programs of a run; returns what `run` has to know, all but values."""
-  model, table, seed = _new_model(settings, images)
+  model, table = _new_model(settings, images)
   task = model_flags.data_task(settings)
-  as_batch = lambda flat: data.for_task(flat, images.image_shape, task)  # noqa: E731
+
+  def as_batch(flat):
+    return data.for_task(flat, images.image_shape, task)
 
   def train(gray, indices, pixel_seeds):
     # Not indices[step]: XLA would take the step for a constant.
@@ -129,7 +131,7 @@ def _write_programs(folder: pathlib.Path, settings, images: data.Images) -> dict
 
 
 def _new_model(settings, images: data.Images):
-  """Returns a model as a run begins with it, the table of its variables, and that of its seed."""
+  """Returns a model as a run begins with it, and the table of its variables."""
   model = runners.build_model(settings, images)
   task = model_flags.data_task(settings)
   batch = data.for_task(tf.zeros([1, images.train.shape[1]]), images.image_shape, task)
@@ -140,7 +142,7 @@ def _new_model(settings, images: data.Images):
   kept = [*model.variables, *model.optimizer.variables, *model.followers.variables]
   kept += [variable for metric in _metrics(model) for variable in metric.variables]
   by_id = {id(variable): variable.value for variable in kept}
-  return model, [*by_id.values(), seed], seed
+  return model, [*by_id.values(), seed]
 
 
 def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
@@ -161,7 +163,7 @@ def _write(path: pathlib.Path, function: Callable, inputs, table) -> dict:
 
 
 def _first_values(settings, images: data.Images) -> list[np.ndarray]:
-  _, table, _ = _new_model(settings, images)
+  _, table = _new_model(settings, images)
   return [variable.numpy() for variable in table]
 
 
