@@ -125,6 +125,7 @@ EXPERIMENTS = {
     "log_likelihoods",
   ),
   "mnist_many_samples": Experiment("mnist_many_samples", _bounds("iwae", "iwae_dreg"), "bounds"),
+  "mnist_long": Experiment("mnist_long", _bounds("iwae_dreg"), "bounds", "long"),
   "mnist_hierarchical": Experiment(
     "mnist_hierarchical", _prior_gradients("iwae", "iwae_dreg"), "prior"
   ),

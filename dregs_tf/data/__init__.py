@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     TASKS,
     binarize,
     eval_batches,
-    for_task,
     top_and_bottom,
     train_batches,
-    train_draws,
   )
 
 __all__ = [
@@ -30,26 +28,15 @@ __all__ = [
   "Sequences",
   "binarize",
   "eval_batches",
-  "for_task",
   "load",
   "load_sequences",
   "names",
   "top_and_bottom",
   "train_batches",
-  "train_draws",
   "with_missing",
 ]
 
-_PIPELINE = (
-  "EVAL_SEED",
-  "TASKS",
-  "binarize",
-  "eval_batches",
-  "for_task",
-  "top_and_bottom",
-  "train_batches",
-  "train_draws",
-)
+_PIPELINE = ("EVAL_SEED", "TASKS", "binarize", "eval_batches", "top_and_bottom", "train_batches")
 
 
 def __getattr__(name: str):

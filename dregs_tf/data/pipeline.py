@@ -113,69 +113,46 @@ def train_batches(
   """
   images = _checked_images(images, image_shape, task)
   lengths = _checked_lengths(lengths, images, task)
-  draws = train_draws(len(images), batch_size, seed, start_step=start_step)
-  if num_steps is not None:
-    draws = draws.take(_checked_int("num_steps", num_steps, at_least=0))
+  batch_size = _checked_int("batch_size", batch_size, at_least=1)
+  start_step = _checked_int("start_step", start_step, at_least=0)
+  if batch_size > len(images):
+    raise DataError(f"batch_size {batch_size} is more than the {len(images)} images there are")
+
+  steps_per_epoch = len(images) // batch_size
+  start_epoch, first_offset = divmod(start_step, steps_per_epoch)
   # The CPU, also where there is a GPU: tf.data runs there, and would copy images back each step.
   with tf.device("CPU:0"):
     images = tf.constant(images)
     lengths = None if lengths is None else tf.constant(lengths)
-
-  def batch_of_step(indices, pixel_seed):
-    batch = tf.gather(images, indices)
-    if dynamic_binarization:
-      batch = binarize(batch, pixel_seed)
-    lengths_of_batch = None if lengths is None else tf.gather(lengths, indices)
-    return for_task(batch, image_shape, task, lengths_of_batch)
-
-  batches = draws.map(batch_of_step, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-  return _in_order(batches.prefetch(_NUM_PREFETCHED))
-
-
-def train_draws(
-  num_images: int, batch_size: int, seed: seeds.Seed, *, start_step: int = 0
-) -> tf.data.Dataset:
-  """Makes what `train_batches` draws at random: which images, and the seed of their pixels.
-
-  Args:
-    num_images: N.
-    batch_size: as `train_batches` takes it, as are the next two.
-    seed: an integer, or a stateless seed of shape [2].
-    start_step: the step that comes first.
-
-  Returns:
-    An endless Dataset of pairs, one for each step: indices of images, int32 [batch_size], and a
-    stateless seed for `binarize`, int32 [2].
-
-  Raises:
-    DataError, ValueError: as `train_batches`.
-  """
-  batch_size = _checked_int("batch_size", batch_size, at_least=1)
-  start_step = _checked_int("start_step", start_step, at_least=0)
-  if batch_size > num_images:
-    raise DataError(f"batch_size {batch_size} is more than the {num_images} images there are")
-  steps_per_epoch = num_images // batch_size
-  start_epoch, first_offset = divmod(start_step, steps_per_epoch)
-  with tf.device("CPU:0"):
     stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)
     order_stream, pixel_stream = seeds.fold_in(stream, 0), seeds.fold_in(stream, 1)
 
   def steps_of_epoch(epoch):
     order = tf.random.experimental.stateless_shuffle(
-      tf.range(num_images), seeds.fold_in(order_stream, epoch), alg=_ALGORITHM
+      tf.range(len(images)), seeds.fold_in(order_stream, epoch), alg=_ALGORITHM
     )
     indices = tf.reshape(order[: steps_per_epoch * batch_size], [steps_per_epoch, batch_size])
     steps = epoch * steps_per_epoch + tf.range(steps_per_epoch, dtype=tf.int64)
     offset = tf.where(epoch == start_epoch, tf.constant(first_offset, tf.int64), 0)
-    return tf.data.Dataset.from_tensor_slices((indices[offset:], steps[offset:]))
+    return tf.data.Dataset.from_tensor_slices((steps[offset:], indices[offset:]))
+
+  def batch_of_step(step, indices):
+    batch = tf.gather(images, indices)
+    if dynamic_binarization:
+      batch = binarize(batch, seeds.fold_in(pixel_stream, step))
+    lengths_of_batch = None if lengths is None else tf.gather(lengths, indices)
+    return _for_task(batch, image_shape, task, lengths_of_batch)
 
   last_epoch = tf.int64.max // steps_per_epoch  # Steps are counted in int64.
-  return (
+  batches = (
     tf.data.Dataset.range(start_epoch, last_epoch)
     .flat_map(steps_of_epoch)
-    .map(lambda indices, step: (indices, seeds.stateless(seeds.fold_in(pixel_stream, step))))
     .apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
   )
+  if num_steps is not None:
+    batches = batches.take(_checked_int("num_steps", num_steps, at_least=0))
+  batches = batches.map(batch_of_step, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+  return _in_order(batches.prefetch(_NUM_PREFETCHED))
 
 
 def eval_batches(
@@ -219,7 +196,7 @@ def eval_batches(
     arrays = images if lengths is None else (images, lengths)
     batches = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
   batches = batches.map(
-    lambda batch, *lengths: for_task(tf.cast(batch, tf.float32), image_shape, task, *lengths),
+    lambda batch, *lengths: _for_task(tf.cast(batch, tf.float32), image_shape, task, *lengths),
     num_parallel_calls=tf.data.AUTOTUNE,
     deterministic=True,
   )
@@ -239,8 +216,7 @@ def _binarize_in_chunks(gray: np.ndarray, seed) -> np.ndarray:
   return binary
 
 
-def for_task(batch: tf.Tensor, image_shape: tuple[int, int], task: str, lengths=None):
-  """Returns images [batch_size, H * W] as a task's batch; rows with the lengths, if there are."""
+def _for_task(batch: tf.Tensor, image_shape: tuple[int, int], task: str, lengths=None):
   if task == "rows":
     rows = tf.reshape(batch, [-1, *image_shape])
     return rows if lengths is None else (lengths, rows)

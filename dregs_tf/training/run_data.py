@@ -2,14 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from dregs_tf import data, seeds
+from dregs_tf import data
 from dregs_tf.training import config, model_flags
-
-# What the seed of batches for measurements is drawn for.
-_MEASURED = 1
 
 
 def load(settings: config.TrainConfig, data_dir: str | None) -> data.Images:
@@ -38,22 +34,6 @@ def eval_batches(
   """Returns the batches to evaluate on."""
   options = _batch_options(settings, images, split)
   return data.eval_batches(getattr(images, split), batch_size, **options)
-
-
-def measured_batches(
-  settings: config.TrainConfig, images: data.Images, step: int, number: int
-) -> tf.data.Dataset:
-  """Returns batches, drawn independently, to measure the gradients with at a step."""
-  indices = np.random.default_rng([settings.seed, step]).integers(
-    len(images.train), size=number * settings.batch_size
-  )
-  return data.eval_batches(
-    images.train[indices],
-    settings.batch_size,
-    image_shape=images.image_shape,
-    task=model_flags.data_task(settings),
-    seed=seeds.fold_in(seeds.stateless(settings.seed), _MEASURED, step),
-  )
 
 
 def _batch_options(settings: config.TrainConfig, images: data.Images, split: str) -> dict[str, Any]:

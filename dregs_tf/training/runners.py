@@ -31,8 +31,8 @@ from dregs_tf.training.run_directory import Run
 # Libraries whose versions config.json records; all of them are loaded.
 _VERSIONS = ("dregs_tf", "tensorflow", "keras", "tensorflow_probability")
 
-# How many batches measure the gradients' signal-to-noise ratio.
-NUM_MEASURED = 50
+# How many batches measure the gradients' signal-to-noise ratio, and what their seed is drawn for.
+NUM_MEASURED, _MEASURED = 50, 1
 
 # Log-weights (samples times images) in a batch when the bound is evaluated.
 _EVAL_ROWS = 12800
@@ -200,7 +200,16 @@ def _random_batches(settings, images, devices):
   """Returns the function of the step that draws batches independently, for measurements at it."""
 
   def batches(step: int):
-    drawn = run_data.measured_batches(settings, images, step, NUM_MEASURED)
+    indices = np.random.default_rng([settings.seed, step]).integers(
+      len(images.train), size=NUM_MEASURED * settings.batch_size
+    )
+    drawn = data.eval_batches(
+      images.train[indices],
+      settings.batch_size,
+      image_shape=images.image_shape,
+      task=model_flags.data_task(settings),
+      seed=seeds.fold_in(seeds.stateless(settings.seed), _MEASURED, step),
+    )
     return devices.distribute(drawn, settings.batch_size)
 
   return batches
@@ -402,7 +411,8 @@ def _load_run(logdir: str) -> tuple[config.TrainConfig, int, models.LatentVariab
   return settings, *loaded
 
 
-def eval_batch_size(settings) -> int:
+def eval_batch_size(settings: config.TrainConfig) -> int:
+  """Returns how many images a run evaluates at a time."""
   return max(1, min(500, _EVAL_ROWS // settings.num_samples))
 
 

@@ -6,6 +6,7 @@
 
 The first command writes each run's training step, evaluation and measurements as StableHLO, with
 the values that its variables begin with; the second, which needs JAX alone, runs them; the third
-writes the files of the runs' directories, all but checkpoints. A run has the batches and the noise
-of `bin/train.py`; rounding differs.
+writes the files of the runs' directories, all but checkpoints. A run begins with the variables of
+`bin/train.py`, draws latents as it does and computes the same; the order of the images and their
+pixels are drawn otherwise.
 """

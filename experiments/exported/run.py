@@ -61,17 +61,14 @@ def run(
       name: Loaded(folder / f"{name}.mlir.gz", entry) for name, entry in plan["programs"].items()
     }
     compiled = time.perf_counter()
-    for (seed, keys), names in zip(plan["seeds"].items(), plan["data"], strict=True):
+    images = dict(np.load(folder.parent / plan["images"]))
+    plan |= {"steps": max_steps or plan["steps"], "num_images": num_images}
+    for seed, keys in plan["seeds"].items():
       table = _first_values(folder.parent, keys)
-      _run_seed(
-        programs,
-        table,
-        {key: value for name in names for key, value in np.load(folder.parent / name).items()},
-        plan | {"steps": max_steps or plan["steps"], "num_images": num_images},
-        output_dir / f"{folder.name}_seed{seed}",
-      )
+      _run_seed(programs, table, images, plan, int(seed), output_dir / f"{folder.name}_seed{seed}")
   trained = time.perf_counter() - compiled
-  return f"{folder.name}: compiled in {compiled - begun:.0f} s, {trained:.0f} s for {len(plan['seeds'])} seeds"
+  seeds = ", ".join(plan["seeds"])
+  return f"{folder.name}: compiled in {compiled - begun:.0f} s, {trained:.0f} s for seeds {seeds}"
 
 
 class Loaded:
@@ -103,64 +100,77 @@ def _first_values(directory: pathlib.Path, keys: list[str]) -> list:
   return [jax.device_put(values[key].copy()) for key in keys]
 
 
-def _run_seed(programs: dict, table: list, data: dict, plan: dict, path: pathlib.Path) -> None:
+def _run_seed(
+  programs: dict, table: list, images: dict, plan: dict, seed: int, path: pathlib.Path
+) -> None:
   """Trains, measures and evaluates; writes what it found."""
-
-  def floats(bits):
-    return np.unpackbits(bits, axis=-1, count=int(data["width"])).astype(np.float32)
-
-  gray = data["train"]
+  gray = images["train"]
   if gray.dtype == np.uint8:
     gray = gray.astype(np.float32) / np.float32(255)
-  indices = data["indices"].astype(np.int32)
-  inputs = [jax.device_put(value) for value in (gray, indices, data["pixel_seeds"])]
+  inputs = [jax.device_put(value) for value in (gray, *_draws(len(gray), plan, seed))]
+  size = plan["eval_batch_size"]
+  flat = {name: _unpacked(images, name) for name in ("valid", "test")}
   parts = {
-    name: [
-      jax.device_put(part)
-      for part in np.split(
-        whole, range(plan["eval_batch_size"], len(whole), plan["eval_batch_size"])
-      )
-    ]
-    for name in ("valid", "test")
-    for whole in [floats(data[name])]
+    name: [jax.device_put(whole[i : i + size]) for i in range(0, len(whole), size)]
+    for name, whole in flat.items()
   }
-  rows = []
-  for interval, step in enumerate(
-    range(plan["summarize_every"], plan["steps"] + 1, plan["summarize_every"])
-  ):
+  rows, every = [], plan["summarize_every"]
+  for step in range(every, plan["steps"] + 1, every):
     _reset(table, plan)
-    for _ in range(plan["summarize_every"]):
+    for _ in range(every):
       logs = programs["train"](table, *inputs)
     row = {"step": step, "train": _numbers(logs)}
     if "measure" in programs:
-      row["train"] |= _signal_to_noise(
-        programs["measure"], table, floats(data["measured"][interval]), step, plan
-      )
+      row["train"] |= _signal_to_noise(programs["measure"], table, gray, plan, seed, step)
     for name, batches in parts.items():
       _reset(table, plan)
       for batch in batches:
         logs = programs[f"test_{len(batch)}"](table, batch)
       row[name] = _numbers(logs)
     rows.append(row)
-  _reset(table, plan)
-  images = floats(data["test"])[: plan["num_images"]]
-  size = plan["log_likelihood_batch_size"]
-  found = [
-    programs["log_likelihood"](
-      table, images[i : i + size], np.int32([plan["log_likelihood_seed"], i // size]), update=False
-    )
-    for i in range(0, len(images), size)
-  ]
   result = {
     "rows": rows,
-    "evaluation": {
-      name: np.concatenate([part[name] for part in found]).tolist() for name in found[0]
-    },
+    "evaluation": _log_likelihoods(programs["log_likelihood"], table, flat["test"], plan),
     "device": jax.devices()[0].device_kind,
   }
   path.with_suffix(".json.gz").write_bytes(gzip.compress(json.dumps(result).encode()))
   parameters = {str(place): np.asarray(table[place]) for place in plan["parameters"]}
   np.savez_compressed(path.with_suffix(".npz"), **parameters)
+
+
+def _draws(num_images: int, plan: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns each step's images, [steps, batch_size], and the seed of their pixels, [steps, 2].
+
+  As in `dregs_tf.data.train_batches`, an epoch goes through the images in an order of its own, and
+  leaves out the remainder.
+  """
+  steps, size = plan["steps"], plan["batch_size"]
+  epochs = -(-steps // (num_images // size))
+  orders = [
+    np.random.default_rng([seed, 0, epoch]).permutation(num_images)[: num_images // size * size]
+    for epoch in range(epochs)
+  ]
+  indices = np.concatenate(orders).astype(np.int32).reshape(-1, size)[:steps]
+  seeds = np.random.default_rng([seed, 1]).integers(2**31, size=(steps, 2), dtype=np.int32)
+  return indices, seeds
+
+
+def _unpacked(images: dict, split: str) -> np.ndarray:
+  """Returns the binary images of a split, [N, width] in float32."""
+  return np.unpackbits(images[split], axis=-1, count=int(images["width"])).astype(np.float32)
+
+
+def _log_likelihoods(program: Loaded, table: list, images: np.ndarray, plan: dict) -> dict:
+  """Returns the figures that bin/eval.py has of each image, by name, each a list."""
+  images, size = images[: plan["num_images"]], plan["log_likelihood_batch_size"]
+  found = []
+  for i in range(0, len(images), size):
+    seed = np.int32([plan["log_likelihood_seed"], i // size])
+    found.append(program(table, images[i : i + size], seed, update=False))
+  return {
+    name: [float(f"{value:.7g}") for part in found for value in np.asarray(part[name])]
+    for name in found[0]
+  }
 
 
 def _reset(table: list, plan: dict) -> None:
@@ -169,24 +179,25 @@ def _reset(table: list, plan: dict) -> None:
     table[place] = jax.device_put(np.zeros_like(table[place]))
 
 
-def _signal_to_noise(program: Loaded, table: list, images: np.ndarray, step: int, plan) -> dict:
+def _signal_to_noise(
+  program: Loaded, table: list, gray: np.ndarray, plan: dict, seed: int, step: int
+) -> dict:
   """Returns the signal-to-noise ratio of each gradient, as `dregs_tf.models.GradientSNR` does."""
-  size = plan["batch_size"]
-  count = len(images) // size
+  draws = np.random.default_rng([seed, 2, step])
+  count = plan["num_measured"]
   totals, squares = {}, {}
   for i in range(count):
-    numbers = np.int32([step, i])
-    gradients = program(table, images[i * size : (i + 1) * size], numbers, update=False)
-    for name, gradient in gradients.items():
-      gradient = np.asarray(gradient)
-      totals[name] = totals.get(name, 0) + gradient
-      squares[name] = squares.get(name, 0.0) + float(np.sum(gradient**2))
+    batch = gray[draws.integers(len(gray), size=plan["batch_size"])]
+    batch = (draws.random(batch.shape, np.float32) < batch).astype(np.float32)
+    for name, gradient in program(table, batch, np.int32([step, i]), update=False).items():
+      totals[name] = totals.get(name, 0.0) + gradient
+      squares[name] = squares.get(name, 0.0) + jax.numpy.vdot(gradient, gradient)
   found = {}
   for name, total in totals.items():
-    square = float(np.sum(total**2))
-    signal = (square - squares[name]) / (count * (count - 1))
-    noise = (squares[name] - square / count) / (count - 1)
-    found[f"{name}_gradient_snr"] = np.sqrt(max(signal, 0.0) / noise)
+    square, squares_sum = float(jax.numpy.vdot(total, total)), float(squares[name])
+    signal = (square - squares_sum) / (count * (count - 1))
+    noise = (squares_sum - square / count) / (count - 1)
+    found[f"{name}_gradient_snr"] = float(np.sqrt(max(signal, 0.0) / noise))
   return found
 
 

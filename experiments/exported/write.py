@@ -6,7 +6,6 @@ It takes the flags of bin/run_experiment.py. Programs are in OUTPUT_DIR/exported
 the runs that differ in nothing but the seed; data and first values beside them.
 """
 
-import dataclasses
 import gzip
 import hashlib
 import json
@@ -20,7 +19,7 @@ import tensorflow as tf
 
 from dregs_tf import data, seeds
 from dregs_tf.models import bernoulli
-from dregs_tf.training import config, flags, model_flags, run_data, runners
+from dregs_tf.training import config, flags, runners
 from dregs_tf.training.errors import ConfigError
 from experiments import runs
 from experiments.exported import program
@@ -34,8 +33,9 @@ def write(settings: runs.ExperimentConfig) -> None:
   Raises:
     ConfigError: if a run cannot be exported.
   """
-  # A GPU has no use for pieces that fit a processor's cache.
+  # A GPU has no use for pieces that fit a processor's cache; and float32 as on a processor.
   bernoulli._LOGITS_AT_A_TIME = sys.maxsize
+  tf.config.experimental.enable_tensor_float_32_execution(False)
   directory = pathlib.Path(settings.directory) / "exported"
   groups: dict[str, list[config.TrainConfig]] = {}
   for each in runs.all_runs(settings):
@@ -51,7 +51,7 @@ def write(settings: runs.ExperimentConfig) -> None:
       member.seed: [_stored(values, value) for value in _first_values(member, images)]
       for member in members
     }
-    plan["data"] = [_write_data(directory, member, images) for member in members]
+    plan["images"] = _write_images(directory, members[0].dataset, images)
     (folder / "plan.json").write_text(json.dumps(plan, indent=1))
     print(f"{folder}: {len(members)} runs", flush=True)
   np.savez_compressed(directory / f"values-{settings.experiment}.npz", **values)
@@ -79,10 +79,9 @@ def _check(settings: config.TrainConfig) -> None:
 def _write_programs(folder: pathlib.Path, settings, images: data.Images) -> dict:
   """Writes the programs of a run; returns what `run` has to know, all but values."""
   model, table = _new_model(settings, images)
-  task = model_flags.data_task(settings)
 
   def as_batch(flat):
-    return data.for_task(flat, images.image_shape, task)
+    return _as_batch(settings, images, flat)
 
   def train(gray, indices, pixel_seeds):
     # Not indices[step]: XLA would take the step for a constant.
@@ -126,6 +125,7 @@ def _write_programs(folder: pathlib.Path, settings, images: data.Images) -> dict
     "metrics": _places(table, [v for m in _metrics(model) for v in m.variables]),
     "parameters": _places(table, model.trainable_variables),
     "batch_size": settings.batch_size,
+    "num_measured": runners.NUM_MEASURED,
     "programs": {name: _write(folder / name, *f, table) for name, f in functions.items()},
   }
 
@@ -133,9 +133,7 @@ def _write_programs(folder: pathlib.Path, settings, images: data.Images) -> dict
 def _new_model(settings, images: data.Images):
   """Returns a model as a run begins with it, and the table of its variables."""
   model = runners.build_model(settings, images)
-  task = model_flags.data_task(settings)
-  batch = data.for_task(tf.zeros([1, images.train.shape[1]]), images.image_shape, task)
-  model(batch)
+  model(_as_batch(settings, images, tf.zeros([1, images.train.shape[1]])))
   model.optimizer.build(model.trainable_variables)
   # As a variable, so that one program serves all seeds.
   seed = model.seed = tf.Variable(seeds.words(settings.seed), dtype=tf.int32)
@@ -143,6 +141,13 @@ def _new_model(settings, images: data.Images):
   kept += [variable for metric in _metrics(model) for variable in metric.variables]
   by_id = {id(variable): variable.value for variable in kept}
   return model, [*by_id.values(), seed]
+
+
+def _as_batch(settings, images: data.Images, flat: tf.Tensor):
+  """Returns flat images as a batch of the run's task."""
+  if settings.task == "structured":
+    return data.top_and_bottom(flat, images.image_shape)
+  return flat
 
 
 def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
@@ -174,48 +179,26 @@ def _stored(values: dict[str, np.ndarray], value: np.ndarray) -> str:
   return key
 
 
-def _write_data(directory: pathlib.Path, settings, images: data.Images) -> list[str]:
-  """Writes what a run sees of the data, unless it is there; returns the names of the files."""
-
-  def bits(batches: tf.data.Dataset) -> np.ndarray:
-    return np.packbits(np.concatenate([batch.numpy() for batch in batches]).astype(bool), axis=-1)
-
-  def whole() -> dict[str, np.ndarray]:
-    shape = images.image_shape
+def _write_images(directory: pathlib.Path, dataset: str, images: data.Images) -> str:
+  """Writes gray images to train on and binary ones to evaluate on; returns the file's name."""
+  path = directory / f"images-{hashlib.sha256(dataset.encode()).hexdigest()[:16]}.npz"
+  if not path.exists():
     gray = np.round(images.train * 255).astype(np.uint8)
     is_exact = np.array_equal(gray.astype(np.float32) / np.float32(255), images.train)
-    return {
-      "train": gray if is_exact else images.train,
-      "valid": bits(data.eval_batches(images.valid, 500, image_shape=shape)),
-      "test": bits(data.eval_batches(images.test, 500, image_shape=shape)),
-      "width": np.int32(images.train.shape[1]),
-    }
+    np.savez_compressed(
+      path,
+      train=gray if is_exact else images.train,
+      valid=_bits(images.valid, images.image_shape),
+      test=_bits(images.test, images.image_shape),
+      width=images.train.shape[1],
+    )
+  return path.name
 
-  def drawn() -> dict[str, np.ndarray]:
-    whole_images = dataclasses.replace(settings, task="generative")
-    draws = data.train_draws(len(images.train), settings.batch_size, settings.seed)
-    indices, pixel_seeds = next(iter(draws.batch(settings.max_steps)))
-    every = settings.summarize_every
-    measured = [
-      bits(run_data.measured_batches(whole_images, images, step, runners.NUM_MEASURED))
-      for step in range(every, settings.max_steps + 1, every)
-    ]
-    dtype = np.uint16 if len(images.train) <= 2**16 else np.int32
-    return {
-      "indices": indices.numpy().astype(dtype),
-      "pixel_seeds": pixel_seeds.numpy(),
-      "measured": np.stack(measured),
-    }
 
-  fields = (settings.batch_size, settings.seed, settings.max_steps, settings.summarize_every)
-  made = {"images": ((), whole), "draws": (fields, drawn)}
-  names = []
-  for kind, (more, make) in made.items():
-    digest = hashlib.sha256(repr((settings.dataset, *more)).encode()).hexdigest()[:16]
-    names.append(f"{kind}-{digest}.npz")
-    if not (directory / names[-1]).exists():
-      np.savez_compressed(directory / names[-1], **make())
-  return names
+def _bits(gray: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
+  """Returns the binary images that a run evaluates on, eight pixels in a byte."""
+  batches = data.eval_batches(gray, 500, image_shape=image_shape)
+  return np.packbits(np.concatenate([batch.numpy() for batch in batches]).astype(bool), axis=-1)
 
 
 if __name__ == "__main__":
