@@ -7,9 +7,9 @@ variables, batch and state are arguments of a program. `benchmarks.exported_step
 programs are those of a machine with a GPU, where samples are not cut into pieces.
 """
 
+import gzip
 import json
 import pathlib
-import re
 import sys
 
 import keras
@@ -20,6 +20,7 @@ from absl import app, flags
 from benchmarks.contenders import DATA_DIM, EPSILON, LATENT_DIM, LEARNING_RATE
 from dregs_tf import models
 from dregs_tf.models import bernoulli
+from experiments.exported import program
 
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where to write the programs.", required=True)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Examples in a step.")
@@ -42,16 +43,16 @@ def main(argv) -> None:
   directory.mkdir(parents=True, exist_ok=True)
   for precision in PRECISIONS:
     for num_samples in map(int, _NUM_SAMPLES.value):
-      program, results, values = export(_BATCH_SIZE.value, num_samples, precision)
+      exported, values = export(_BATCH_SIZE.value, num_samples, precision)
       name = f"{_BATCH_SIZE.value}x{num_samples}-{precision}"
-      (directory / f"{name}.mlir").write_text(program)
-      (directory / f"{name}.json").write_text(json.dumps(results))
+      (directory / f"{name}.mlir.gz").write_bytes(gzip.compress(exported.text.encode()))
+      (directory / f"{name}.json").write_text(json.dumps(exported._replace(text="")._asdict()))
       np.savez_compressed(directory / "values.npz", *values)  # The same for every program.
-      print(f"{directory / name}.mlir: {len(program) / 2**20:.1f} MiB", flush=True)
+      print(f"{directory / name}.mlir.gz: {len(exported.text) / 2**20:.1f} MiB", flush=True)
 
 
 def export(batch_size: int, num_samples: int, precision: str):
-  """Returns the program, which of its results replace which arguments, and the first arguments."""
+  """Returns the program of a step, and the values of a batch and of the variables."""
   policy, tf32 = PRECISIONS[precision]
   tf.config.experimental.enable_tensor_float_32_execution(tf32)
   keras.utils.set_random_seed(0)
@@ -68,25 +69,9 @@ def export(batch_size: int, num_samples: int, precision: str):
   )
   model.optimizer.build(model.trainable_variables)
   x = tf.constant(gray[:batch_size] > 0.5, tf.float32)
-  step = tf.function(model.train_step, jit_compile=True, autograph=False)
-  variables = {id(v.handle): v for v in step.get_concrete_function(x).variables}
-  captured = step.get_concrete_function(x).captured_inputs
-  program = step.experimental_get_compiler_ir(x)
-  # The text names the argument that a result replaces.
-  aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}", program(stage="hlo").split("entry_comp")[0])
-  values = [x.numpy(), *(variables[id(each)].numpy() for each in captured)]
-  return (
-    _without_copies(program(stage="stablehlo")),
-    {int(result): int(argument) for result, argument in aliases},
-    values,
-  )
-
-
-def _without_copies(program: str) -> str:
-  """Returns the program with reshapes for copies, which StableHLO does not have."""
-  return re.sub(
-    r"mhlo\.copy (%\w+) : (tensor<[^>]*>)", r"stablehlo.reshape \1 : (\2) -> \2", program
-  )
+  table = program.variables(model)
+  exported = program.export(model.train_step, [x], table)
+  return exported, [x.numpy(), *(variable.numpy() for variable in table)]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 
@@ -46,6 +47,18 @@ def export(function: Callable, inputs: Sequence[tf.Tensor], table: Sequence[tf.V
   updates = [(int(i), arguments[int(argument) - len(inputs)]) for i, argument in aliases]
   names = sorted(graph.structured_outputs)  # As tf.nest flattens a dict.
   return Program(_without_copies(program(stage="stablehlo")), arguments, names, updates)
+
+
+def variables(model: keras.Model) -> list[tf.Variable]:
+  """Returns every variable that a step of a compiled and built model uses, each once."""
+  kept = [*model.variables, *model.optimizer.variables, *model.followers.variables]
+  kept += [variable for metric in metrics(model) for variable in metric.variables]
+  return list({id(variable): variable.value for variable in kept}.values())
+
+
+def metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+  """Returns the metrics that an interval of training, or an evaluation, starts anew."""
+  return [*model.metrics, model._num_seen]
 
 
 def _without_copies(text: str) -> str:

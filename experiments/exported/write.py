@@ -122,7 +122,7 @@ def _write_programs(folder: pathlib.Path, settings, images: data.Images) -> dict
     "eval_batch_size": batch_size,
     "log_likelihood_batch_size": number,
     "log_likelihood_seed": _EVALUATION.seed,
-    "metrics": _places(table, [v for m in _metrics(model) for v in m.variables]),
+    "metrics": _places(table, [v for m in program.metrics(model) for v in m.variables]),
     "parameters": _places(table, model.trainable_variables),
     "batch_size": settings.batch_size,
     "num_measured": runners.NUM_MEASURED,
@@ -137,10 +137,7 @@ def _new_model(settings, images: data.Images):
   model.optimizer.build(model.trainable_variables)
   # As a variable, so that one program serves all seeds.
   seed = model.seed = tf.Variable(seeds.words(settings.seed), dtype=tf.int32)
-  kept = [*model.variables, *model.optimizer.variables, *model.followers.variables]
-  kept += [variable for metric in _metrics(model) for variable in metric.variables]
-  by_id = {id(variable): variable.value for variable in kept}
-  return model, [*by_id.values(), seed]
+  return model, [*program.variables(model), seed]
 
 
 def _as_batch(settings, images: data.Images, flat: tf.Tensor):
@@ -148,11 +145,6 @@ def _as_batch(settings, images: data.Images, flat: tf.Tensor):
   if settings.task == "structured":
     return data.top_and_bottom(flat, images.image_shape)
   return flat
-
-
-def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-  """Returns the metrics that an interval, or an evaluation, starts anew."""
-  return [*model.metrics, model._num_seen]
 
 
 def _places(table: list[tf.Variable], variables: Iterable[keras.Variable]) -> list[int]:
