@@ -52,9 +52,8 @@ def estimate(
   `fivo_dreg` reparameterizes each block twice, as one joint latent given its past: the path from
   the proposal's parameters through the block's own latents has the squared weight, the path through
   the latents before the block the plain weight, and there are no scores. It has the expectation of
-  fivo's gradient. Prior and likelihood are evaluated once a step, the proposal twice. Where a block
-  has several steps, `next_state` is evaluated twice as well, and where such blocks follow each
-  other, it and the proposal three times.
+  fivo's gradient. The model is evaluated once a step; where blocks of several steps follow each
+  other, `proposal` and `next_state` twice.
 
   Both leave out what the choice of ancestors adds to the gradient of the bound's expectation,
   as is usual: it has a high variance. `resampling_gradient` adds it.

@@ -57,43 +57,57 @@ def set_ratios(tickets: tf.Tensor, ratios: tf.Tensor) -> tf.Tensor:
   return zero(tickets)
 
 
-def through_arguments(function: Callable, *arguments: Any) -> Any:
-  """Calls a function; gradients flow through it into the arguments, and nowhere else.
+class Recorded:
+  """Calls a function once, for results that differ in their gradients.
 
-  Variables and Tensors that the function refers to are held fixed, as `gradients.PathOnly` holds
-  the parameters of a distribution.
-
-  Args:
-    function: returns a Tensor or a structure of Tensors.
-    *arguments: structures of Tensors, or None.
+  `result` has the gradients of any call. `through` has those of arguments alone, whatever the
+  function refers to: variables and Tensors are held fixed there, as `gradients.PathOnly` holds the
+  parameters of a distribution.
   """
-  structure = []
 
-  @tf.custom_gradient
-  def call(*leaves):
-    with tf.GradientTape(persistent=True) as tape:
+  def __init__(self, function: Callable, *arguments: Any):
+    """Calls the function.
+
+    Args:
+      function: returns anything; of what it returns, `through` takes the Tensors.
+      *arguments: structures of Tensors, or None.
+    """
+    self._tape = tf.GradientTape(persistent=True)
+    with self._tape:
       # New tensors: a bijector's cache would answer for the old ones, past the tape.
-      inputs = [tf.identity(leaf) for leaf in leaves]
-      tape.watch(_floating(inputs))
-      result = function(*pack(arguments, inputs))
-      outputs = leaves_of(result)
-    structure.append(result)  # Its form is all that is used of it.
+      self._inputs = [tf.identity(leaf) for leaf in leaves_of(arguments)]
+      self._tape.watch(_floating(self._inputs))
+      self.result = function(*pack(arguments, self._inputs))
 
-    def backward(*upstream, variables=None):
-      pairs = [p for p in zip(outputs, upstream, strict=True) if p[0].dtype.is_floating]
-      targets, slopes = zip(*pairs, strict=True)
-      slopes = iter(
-        tape.gradient(
-          targets, _floating(inputs), output_gradients=slopes, unconnected_gradients="zero"
+  def through(self, outputs: Any, arguments: Any, inside: Any = None, of_inside: Any = None) -> Any:
+    """Returns outputs with gradients to arguments.
+
+    Args:
+      outputs: Tensors that the function has computed, in a structure.
+      arguments: Tensors of the same values as those that the function was called with.
+      inside: Tensors that the function has computed, and that outputs depend on.
+      of_inside: Tensors of their values, to which the gradients in `inside` flow as well.
+    """
+    sources = [*self._inputs, *leaves_of(inside)]
+    results = leaves_of(outputs)
+
+    @tf.custom_gradient
+    def carried(*leaves):
+      del leaves
+
+      def backward(*upstream):
+        pairs = [p for p in zip(results, upstream, strict=True) if p[0].dtype.is_floating]
+        targets, slopes = zip(*pairs, strict=True)
+        found = iter(
+          self._tape.gradient(
+            targets, _floating(sources), output_gradients=slopes, unconnected_gradients="zero"
+          )
         )
-      )
-      paths = [next(slopes) if leaf.dtype.is_floating else None for leaf in inputs]
-      return (paths, [None] * len(variables)) if variables else paths
+        return [next(found) if leaf.dtype.is_floating else None for leaf in sources]
 
-    return [tf.stop_gradient(output) for output in outputs], backward
+      return [tf.stop_gradient(result) for result in results], backward
 
-  outputs = call(*leaves_of(arguments))
-  return pack(structure[0], outputs)
+    return pack(outputs, carried(*leaves_of(arguments), *leaves_of(of_inside)))
 
 
 def pack(structure: Any, leaves: Sequence[tf.Tensor]) -> Any:

@@ -174,20 +174,21 @@ class Stepper(NamedTuple):
 
   def _take_doubly(self, lineage: Lineage) -> Step:
     whole, past, own_state = lineage
-    own = Particles(stop(past.z), own_state)
-    q, z_own = self._draw(own)
+
+    def draw(z_previous, state):
+      q, z = self._draw(Particles(z_previous, state))
+      weighed = map_tensors(tf.identity, z)  # where the gradient of log q alone arrives
+      return q, z, weighed, self._log_prob("proposal", q, weighed)
+
+    drawn = gates.Recorded(draw, stop(past.z), own_state)
+    q, z_own, weighed, log_q = drawn.result
     parts = [q]
     if isinstance(q, tfd.JointDistribution):
       parts = tf.nest.flatten(q.sample_distributions(value=z_own)[0])
     proposals.check_fixed_support(parts, self.needs.bound_name)
     score = self._score(q, z_own)
     z_gated, ticket = gates.late_gate(z_own)
-
-    def through_past(z_previous, state, z_gated):
-      q, z = self._draw(Particles(z_previous, state))
-      return z, self._log_prob("proposal", q, _with_gradient(z, z_gated))
-
-    z_past, log_q = gates.through_arguments(through_past, *past, z_gated)
+    z_past, log_q = drawn.through((z_own, log_q), past, weighed, z_gated)
     z = _with_gradient(z_past, z_gated)
     # The parameters of the state are the model's, too, with the weight u as its others.
     seen = Particles(past.z, _with_gradient(past.state, own_state))
@@ -195,11 +196,11 @@ class Stepper(NamedTuple):
 
     gated_after = own_after = None
     if self.needs.blocks:
-      state = gates.through_arguments(
-        lambda z, *past: self._next_state(Particles(*past), z), z, *past
+      moved = gates.Recorded(
+        lambda z, *past: self._next_state(Particles(*past), z), stop(z), stop(past.z), own_state
       )
-      gated_after = Particles(z, state)
-      own_after = self._next_state(own, stop(z))
+      own_after = moved.result
+      gated_after = Particles(z, moved.through(own_after, (z, *past)))
     if self.needs.past:
       # In a block of one step there is no more to the past than what `past` and `own` have.
       z_whole = self._draw(whole)[1] if self.needs.blocks else _with_gradient(z_past, z_own)

@@ -1,5 +1,6 @@
 """Tests of `sequential.estimate`: values, lengths, weights of 0, compiled loops, refusals."""
 
+import collections
 import math
 
 import numpy as np
@@ -34,6 +35,27 @@ def test_the_value_is_the_sum_of_the_blocks_log_means():
   )
   assert estimate.samples.shape == (T, K, B)
   assert estimate.state.shape == (K, B)
+
+
+@pytest.mark.parametrize(
+  ("bound", "options", "twice"),
+  [("iwae_dreg", {}, 1), ("fivo_dreg", {}, 1), ("fivo_dreg", {"resample_when": [2]}, 2)],
+)
+def test_the_model_is_evaluated_once_a_step(bound, options, twice):
+  """Twice is what a later block needs of a past of several steps; gradients take no evaluation."""
+  model, counts = _model(), collections.Counter()
+
+  def counted(name, method):
+    def call(*arguments):
+      counts[name] += 1
+      return method(*arguments)
+
+    return call
+
+  for name in ("prior", "proposal", "likelihood", "next_state"):
+    setattr(model, name, counted(name, getattr(model, name)))
+  helpers.gradient_of(bound, model, helpers.observations(B, T, K), K, **options)
+  assert counts == {"prior": T, "likelihood": T, "proposal": twice * T, "next_state": twice * T}
 
 
 @pytest.mark.parametrize("options", [{"resample_when": 0.9}, {"resample_when": "always"}, {}])
