@@ -29,7 +29,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--directory", required=True, help="Where the plans are.")
   parser.add_argument("--output_dir", help="Where to write results; the same by default.")
-  parser.add_argument("--only", default="*", help="Names of plans, with commas between; * for any.")
+  parser.add_argument("--only", default="*", help="Names of plans, in order; * for any.")
   parser.add_argument("--jobs", type=int, default=1, help="Processes at a time.")
   parser.add_argument("--max_steps", type=int, help="Stop earlier.")
   parser.add_argument("--num_images", type=int, help="Test images to evaluate; all by default.")
@@ -40,7 +40,8 @@ def main() -> None:
   output_dir.mkdir(parents=True, exist_ok=True)
   plans = sorted(path.parent for path in directory.glob("*/plan.json"))
   patterns = arguments.only.split(",")
-  plans = [path for path in plans if any(fnmatch(path.name, pattern) for pattern in patterns)]
+  plans = [p for pattern in patterns for p in plans if fnmatch(p.name, pattern)]
+  plans = list(dict.fromkeys(plans))
   work = functools.partial(
     run, output_dir=output_dir, max_steps=arguments.max_steps, num_images=arguments.num_images
   )
@@ -61,14 +62,13 @@ def run(
       name: Loaded(folder / f"{name}.mlir.gz", entry) for name, entry in plan["programs"].items()
     }
     compiled = time.perf_counter()
+    print(f"{folder.name}: compiled in {compiled - begun:.0f} s", flush=True)
     images = dict(np.load(folder.parent / plan["images"]))
     plan |= {"steps": max_steps or plan["steps"], "num_images": num_images}
     for seed, keys in plan["seeds"].items():
       table = _first_values(folder.parent, keys)
       _run_seed(programs, table, images, plan, int(seed), output_dir / f"{folder.name}_seed{seed}")
-  trained = time.perf_counter() - compiled
-  seeds = ", ".join(plan["seeds"])
-  return f"{folder.name}: compiled in {compiled - begun:.0f} s, {trained:.0f} s for seeds {seeds}"
+  return f"{folder.name}: done in {time.perf_counter() - begun:.0f} s"
 
 
 class Loaded:
@@ -114,7 +114,7 @@ def _run_seed(
     name: [jax.device_put(whole[i : i + size]) for i in range(0, len(whole), size)]
     for name, whole in flat.items()
   }
-  rows, every = [], plan["summarize_every"]
+  rows, every, begun = [], plan["summarize_every"], time.perf_counter()
   for step in range(every, plan["steps"] + 1, every):
     _reset(table, plan)
     for _ in range(every):
@@ -125,9 +125,11 @@ def _run_seed(
     for name, batches in parts.items():
       _reset(table, plan)
       for batch in batches:
-        logs = programs[f"test_{len(batch)}"](table, batch)
+        logs = programs["test"](table, batch)
       row[name] = _numbers(logs)
     rows.append(row)
+    seconds = time.perf_counter() - begun
+    print(f"{path.name}: step {step}, {row['test']['bound']:.2f} nats, {seconds:.0f} s", flush=True)
   result = {
     "rows": rows,
     "evaluation": _log_likelihoods(programs["log_likelihood"], table, flat["test"], plan),

@@ -9,6 +9,7 @@ the runs that differ in nothing but the seed; data and first values beside them.
 import gzip
 import hashlib
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dregs_tf import data, seeds
+from dregs_tf import data, evaluation, seeds
 from dregs_tf.models import bernoulli
 from dregs_tf.training import config, flags, runners
 from dregs_tf.training.errors import ConfigError
@@ -25,6 +26,9 @@ from experiments import runs
 from experiments.exported import program
 
 _EVALUATION = config.EvalConfig(logdir="unused")
+
+# Samples times images that a log-likelihood evaluates at once.
+_ROWS_AT_A_TIME = 125_000
 
 
 def write(settings: runs.ExperimentConfig) -> None:
@@ -35,6 +39,7 @@ def write(settings: runs.ExperimentConfig) -> None:
   """
   # A GPU has no use for pieces that fit a processor's cache; and float32 as on a processor.
   bernoulli._LOGITS_AT_A_TIME = sys.maxsize
+  evaluation._ROWS_AT_A_TIME = _ROWS_AT_A_TIME
   tf.config.experimental.enable_tensor_float_32_execution(False)
   directory = pathlib.Path(settings.directory) / "exported"
   groups: dict[str, list[config.TrainConfig]] = {}
@@ -103,12 +108,10 @@ def _write_programs(folder: pathlib.Path, settings, images: data.Images) -> dict
   steps = settings.max_steps
   draws = tf.zeros([steps, settings.batch_size], tf.int32), tf.zeros([steps, 2], tf.int32)
   functions = {"train": (train, (flat_images(len(images.train)), *draws))}
-  batch_size = runners.eval_batch_size(settings)
-  for number in {batch_size, len(images.valid) % batch_size, len(images.test) % batch_size} - {0}:
-    functions[f"test_{number}"] = (
-      (lambda flat: model.test_step(as_batch(flat))),
-      [flat_images(number)],
-    )
+  # One program evaluates both splits, without a remainder.
+  common = math.gcd(len(images.valid), len(images.test))
+  batch_size = max(i for i in range(1, runners.eval_batch_size(settings) + 1) if common % i == 0)
+  functions["test"] = (lambda flat: model.test_step(as_batch(flat))), (flat_images(batch_size),)
   number = _EVALUATION.batch_size
   functions["log_likelihood"] = log_likelihood, (flat_images(number), tf.zeros([2], tf.int32))
   if settings.gradient_statistics or settings.track_variance:
