@@ -170,6 +170,11 @@ class SequenceRow(NamedTuple):
   min_samples: Callable[..., int] = lambda **_: 1
   groups: Callable[..., int] = lambda **_: 1
 
+  @property
+  def objective(self) -> str:
+    """The name of the value, which bounds with different gradients share."""
+    return "fivo" if self.resamples else "iwae"
+
   def is_unbiased(self, with_resampling_term: bool = False) -> bool:
     """Returns whether the expectation of the gradient is the gradient of the expected value."""
     return with_resampling_term or not self.resamples

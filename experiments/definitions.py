@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+from dregs_tf import catalogue
+from dregs_tf.training.config import TrainConfig
+
 
 class Experiment(NamedTuple):
   """The runs of a figure.
@@ -17,6 +20,11 @@ class Experiment(NamedTuple):
   variations: tuple[dict, ...]
   figure: str
   folder: str = "reduced"
+
+
+def num_evaluated(settings: TrainConfig) -> int:
+  """Returns how many samples a run's log-likelihood is measured with: a filter needs fewer."""
+  return 128 if settings.model == "vrnn" else 5000
 
 
 def _bounds(*names: str, **others) -> tuple[dict, ...]:
@@ -140,5 +148,7 @@ EXPERIMENTS = {
   "digits_discrete": Experiment(
     "digits_objectives", _bounds("rws", *_WITHOUT_PATH, model="discrete"), "log_likelihoods"
   ),
+  "digits_rows": Experiment("digits_rows", _bounds(*catalogue.SEQUENCE_BOUNDS), "bounds"),
+  "mnist_rows": Experiment("mnist_rows", _bounds(*catalogue.SEQUENCE_BOUNDS), "bounds"),
   "digits_where": Experiment("digits_where", _where(1, 8, 64, 256), "where", "where"),
 }

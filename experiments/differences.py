@@ -24,8 +24,11 @@ def base_of(bound: str) -> str:
   """
   if bound.endswith("_dreg"):
     return bound.removesuffix("_dreg")
-  if catalogue.BOUNDS[bound].gradient == "alpha":
+  gradient = catalogue.row(bound).gradient
+  if gradient == "alpha":
     return "iwae_dreg"
+  if gradient == "total":
+    return bound
   return catalogue.total_of(bound)
 
 
@@ -63,7 +66,7 @@ def common_seeds(group: Group, base: Group) -> list[int]:
 
 def late_bound_differences(group: Group, base: Group) -> list[float]:
   """Returns the differences in the late test bound of finished runs with the same objective."""
-  rows = (catalogue.BOUNDS[each.settings.bound] for each in (group, base))
+  rows = (catalogue.row(each.settings.bound) for each in (group, base))
   if len({row.objective for row in rows}) > 1:
     return []
   return paired(group, base, lambda run: final_mean(run, "test_bound"))

@@ -210,7 +210,7 @@ def _log_likelihoods(groups: Sequence[Group], trajectory: None) -> list[list[Pan
   evaluated = [group for group in groups if any(run.evaluation for run in group.runs)]
   if not evaluated:
     raise ConfigError(
-      "--figure=log_likelihoods needs runs that bin/eval.py has evaluated with 5000 samples, as "
+      "--figure=log_likelihoods needs runs that bin/eval.py has evaluated, as "
       "run_experiment.py --evaluate does; --runs has none."
     )
   columns = []

@@ -15,8 +15,9 @@ from dregs_tf.training import bound_flags, config
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.flags import flag
 from dregs_tf.training.run_directory import Run
+from experiments.definitions import num_evaluated
 
-LABELS = {name: row.label for name, row in catalogue.BOUNDS.items()}
+LABELS = {name: row.label for name, row in (catalogue.BOUNDS | catalogue.SEQUENCE_BOUNDS).items()}
 _DATASETS = {"digits": "digits", "mnist": "MNIST", "omniglot": "Omniglot (TFDS, not Burda's file)"}
 
 # Runs that differ in these alone are trials of one configuration: except for the seed, they are
@@ -41,7 +42,7 @@ class Result:
   settings: its configuration.
   metrics: the columns of metrics.csv by name, each [num_rows]; `step` is one of them.
   test_bound: the bound on the test set in nats; None before the last step.
-  evaluation: the result of `bin/eval.py --num_samples=5000` at the last step, or None.
+  evaluation: the result of `bin/eval.py` with `num_evaluated` samples at the last step, or None.
   """
 
   settings: config.TrainConfig
@@ -138,7 +139,7 @@ def _read(directory: pathlib.Path) -> Result | None:
     settings = run.read_config()
     metrics = _with_own_variance(run.read_metrics(), settings.bound)
     result = _of_last_step(run.read_result(), settings)
-    evaluation = _of_last_step(run.read_evaluation(), settings)
+    evaluation = _of_last_step(run.read_evaluation(num_samples=num_evaluated(settings)), settings)
     test_bound = result and float(result["test_bound"])
   except FileNotFoundError:
     return None
@@ -166,7 +167,7 @@ def _of_last_step(found: dict | None, settings: config.TrainConfig) -> dict | No
 
 
 def grouped(runs: Iterable[Result]) -> list[Group]:
-  """Groups runs that are trials of one configuration, in the order of `config.BOUNDS`.
+  """Groups runs that are trials of one configuration, in the order of `LABELS`.
 
   Raises:
     ConfigError: if two runs have the same configuration and the same seed.
@@ -198,20 +199,20 @@ def _order(settings: config.TrainConfig) -> tuple:
   start = settings.bound_options.get("alpha", 0.0)
   return (
     *(settings.dataset, settings.task, settings.num_samples, settings.model != "vae"),
-    *(config.BOUNDS.index(settings.bound), settings.adapt_alpha, start, str(settings)),
+    *(list(LABELS).index(settings.bound), settings.adapt_alpha, start, str(settings)),
   )
 
 
 def by_problem(groups: Iterable[Group]) -> dict[tuple[str, str, int], list[Group]]:
   """Returns the groups by data set, task and number of samples: those can be compared.
 
-  The task says so where the latents are other than the paper's.
+  The task says so where the latents are other than the paper's, or images are read row by row.
   """
   problems = {}
   for group in groups:
     settings = group.settings
-    latents = "" if settings.model == "vae" else f", {settings.model} latents"
-    task = settings.task + latents
+    of_model = {"vae": "", "vrnn": ", row by row"}
+    task = settings.task + of_model.get(settings.model, f", {settings.model} latents")
     problems.setdefault((settings.dataset, task, settings.num_samples), []).append(group)
   return problems
 

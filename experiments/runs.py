@@ -18,7 +18,7 @@ from dregs_tf.training import config, flags
 from dregs_tf.training.errors import ConfigError, Interrupted
 from dregs_tf.training.flags import flag
 from dregs_tf.training.run_directory import Run
-from experiments.definitions import EXPERIMENTS
+from experiments.definitions import EXPERIMENTS, num_evaluated
 
 # --- the runs of an experiment -------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ class ExperimentConfig:
     "", str, "More flags of bin/train.py, for every run: '--max_steps=100 --latent_dim=8'."
   )
   evaluate: bool = flag(
-    False, bool, "Measure each run's test log-likelihood as well: bin/eval.py, 5000 samples."
+    False, bool, "Measure each run's test log-likelihood as well by bin/eval.py."
   )
   dry_run: bool = flag(False, bool, "Only print the commands that remain to be run.")
 
@@ -134,7 +134,8 @@ class PlannedRun(NamedTuple):
 
   def is_evaluated(self) -> bool:
     """Returns whether `bin/eval.py` has measured the log-likelihood at its last step."""
-    return self._reached(self._run.read_evaluation)
+    num_samples = num_evaluated(self.settings)
+    return self._reached(lambda: self._run.read_evaluation(num_samples=num_samples))
 
   @property
   def _run(self) -> Run:
@@ -245,8 +246,9 @@ def _commands(each: PlannedRun, settings: ExperimentConfig) -> Iterator[list[str
     yield ["bin/train.py", *each.arguments]
   if settings.evaluate and not each.is_evaluated():
     data_dir = [f"--data_dir={settings.data_dir}"] if settings.data_dir else []
+    samples = f"--num_samples={num_evaluated(each.settings)}"
     logdir = each.settings.directory
-    yield ["bin/eval.py", f"--logdir={logdir}", "--num_samples=5000", "--split=test", *data_dir]
+    yield ["bin/eval.py", f"--logdir={logdir}", samples, "--split=test", *data_dir]
 
 
 def _run_each(runs: list[PlannedRun], settings: ExperimentConfig) -> list[str]:

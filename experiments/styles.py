@@ -19,6 +19,9 @@ STYLES = {
   "jvi_dreg": (_C["green"], output.SOLID),
   "stl": (_C["purple"], output.SOLID),
   "dreg_alpha": (_C["orange"], output.SOLID),
+  # Of sequences, which no panel shows beside RWS.
+  "fivo": (_C["vermilion"], output.DASHED),
+  "fivo_dreg": (_C["vermilion"], output.SOLID),
 }
 # The bounds that the paper does not have get the styles that are left.
 STYLES |= zip(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dregs_tf import catalogue
-from dregs_tf.training import config
+from experiments.definitions import num_evaluated
 from experiments.differences import (
   common_seeds,
   interval,
@@ -40,10 +40,6 @@ _LATE_BOUNDS = {"test bound, late": "test_bound", "train bound, late": "train_bo
 _STATISTICS = {
   "proposal gradient variance": "train_proposal_gradient_variance",
   "model gradient variance": "train_model_gradient_variance",
-}
-_DIFFERENCES = {
-  "test bound, late": late_bound_differences,
-  "log p(x), 5000 samples": log_likelihood_differences,
 }
 _TRACKED = re.compile(r"train_(?!proposal_|model_)(\w+)_gradient_variance")
 
@@ -91,7 +87,7 @@ def _table(groups: Sequence[Group]) -> str:
     def values(name):
       return [[each and each.get(name) for each in group] for group in evaluations]
 
-    columns["log p(x), 5000 samples (nats)"] = [
+    columns[f"{_log_likelihood(groups)} (nats)"] = [
       _over_trials(group, ".3f") for group in values("log_likelihood")
     ]
     columns["standard error over images"] = [
@@ -108,7 +104,7 @@ def _table(groups: Sequence[Group]) -> str:
   notes = ["± is the standard deviation over the seeds."]
   if any(title in columns for title in (*_LATE_BOUNDS, *_STATISTICS)):
     notes.append(f"Late, and of gradients: the mean over the last {LAST_PART:.0%} of the steps.")
-  objectives = {catalogue.BOUNDS[group.settings.bound].objective for group in groups}
+  objectives = {catalogue.row(group.settings.bound).objective for group in groups}
   if "jvi" in objectives:
     notes.append("JVI's objective is not a bound.")
   if "elbo" in objectives:
@@ -121,18 +117,27 @@ def _table(groups: Sequence[Group]) -> str:
 def _differences_table(groups: Sequence[Group]) -> str | None:
   """Formats the differences of the pairs that have several seeds in common, None without one."""
   names = dict(zip(map(id, groups), labels(groups), strict=True))
+  differences = {
+    "test bound, late": late_bound_differences,
+    _log_likelihood(groups): log_likelihood_differences,
+  }
   rows = []
   for group, base in pairs(groups):
     seeds = common_seeds(group, base)
-    cells = [_interval(difference(group, base), len(seeds)) for difference in _DIFFERENCES.values()]
+    cells = [_interval(difference(group, base), len(seeds)) for difference in differences.values()]
     if len(seeds) > 1 and any(cells):
       rows.append([names[id(group)], names[id(base)], ", ".join(map(str, seeds)), *cells])
   if not rows:
     return None
-  titles = ("trained with", "minus", "seeds", *_DIFFERENCES)
+  titles = ("trained with", "minus", "seeds", *differences)
   columns = dict(zip(titles, map(list, zip(*rows, strict=True)), strict=True))
   text = _markdown({title: cells for title, cells in columns.items() if any(cells)})
   return f"{text}\n\nUnresolved: the interval holds 0, so the order cannot be told."
+
+
+def _log_likelihood(groups: Sequence[Group]) -> str:
+  """Returns the title of log-likelihoods; the groups of a problem have the same kind of model."""
+  return f"log p(x), {num_evaluated(groups[0].settings)} samples"
 
 
 def _interval(differences: Sequence[float], num_seeds: int) -> str:
@@ -156,7 +161,7 @@ def _tracked_table(groups: Sequence[Group]) -> str | None:
   tracking = [g for g in groups if any(g.trials(column) for column in names.values())]
   if not tracking:
     return None
-  ordered = sorted(names, key=lambda name: config.BOUNDS.index(name) if name in LABELS else -1)
+  ordered = sorted(names, key=lambda name: list(LABELS).index(name) if name in LABELS else -1)
   columns = {"trained with": labels(tracking)}
   for name in ordered:
     columns[LABELS.get(name, name)] = [_late(group, names[name]) for group in tracking]

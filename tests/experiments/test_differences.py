@@ -32,6 +32,8 @@ def test_the_bases_of_bounds():
     "vr_iwae_dreg": "vr_iwae",
     "piwae_dreg": "piwae",
     "vimco_star": "iwae",
+    "fivo": "fivo",
+    "fivo_dreg": "fivo",
   }
   assert {bound: differences.base_of(bound) for bound in bases} == bases
   assert {differences.base_of(bound) for bound in catalogue.BOUNDS} <= set(catalogue.BOUNDS)

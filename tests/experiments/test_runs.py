@@ -96,7 +96,7 @@ def log(project) -> list[str]:
 
 @pytest.mark.parametrize("name", FLAGFILES)
 def test_every_flagfile_is_read_by_the_binary_as_by_the_runner(name, in_root, train):
-  arguments = [f"--flagfile=experiments/{name}.flags", "--bound=jvi", "--seed=2"]
+  arguments = [f"--flagfile=experiments/{name}.flags", "--bound=iwae", "--seed=2"]
   assert binaries.run("train.py", *arguments) == 0
   assert train == [runs.parsed(arguments)]
 
