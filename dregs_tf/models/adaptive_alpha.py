@@ -1,12 +1,12 @@
-"""DReG(alpha) with an alpha that adapts while training: hypergradient descent through Adam.
+"""Adapts the alpha of DReG(alpha) during training by hypergradient descent through Adam.
 
 Eq. 10 mixes two path gradients of the proposal's parameters phi, from one pass of the model:
 
   g(alpha) = g_I + alpha D,   D = g_R - g_I,
 
-g_I that of IWAE-DReG, g_R that of RWS-DReG. The paper leaves the choice of alpha open; the best
+where g_I is IWAE-DReG's and g_R is RWS-DReG's. The paper leaves the choice of alpha open; the best
 one differs between tasks. Baydin et al. (2017) adapt a learning rate by the derivative of the next
-step's objective in it; here the same is done for alpha.
+step's objective with respect to it; this module does the same for alpha.
 
 Adam moves phi_{t+1} = phi_t + eta u_t, u = m / (sqrt(v) + eps_t), with debiased moving averages m
 of g and v of g^2, and eps_t = eps / sqrt(1 - beta_2^t) in Keras. Had the steps that they remember
@@ -26,12 +26,12 @@ and the derivative of the bound at step t+1 in alpha is
 
   h_{t+1} = < g_I at step t+1,  z_t >     (times eta).
 
-IWAE-DReG is unbiased for grad L_K (Eq. 7), and the samples of step t+1 are independent of what z_t
-is made of; so, given phi_{t+1} and z_t, h is an unbiased estimate of < grad L_K(phi_{t+1}), z_t >.
-The second term of du/dalpha is what tells noise: a noisier g makes v larger and the step along the
-mean smaller, so alpha rises where RWS-DReG points the bound's way with more signal, and falls where
-its bias points elsewhere. alpha itself is moved by Adam along h, which makes eta and the model's
-scale irrelevant, and is kept in [0, 1].
+IWAE-DReG is unbiased for grad L_K (Eq. 7), and the samples of step t+1 are independent of those in
+z_t. So, given phi_{t+1} and z_t, h is an unbiased estimate of < grad L_K(phi_{t+1}), z_t >.
+The second term of du/dalpha accounts for noise: a noisier g makes v larger and the step along the
+mean smaller. So alpha rises where RWS-DReG follows the bound's gradient with more signal, and falls
+where its bias points elsewhere. Adam moves alpha along h, which makes eta and the model's scale
+irrelevant; alpha is kept in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ import tensorflow as tf
 
 from dregs_tf.models.averages import Averages, adams_direction, follow
 
-# Alpha's own Adam: it takes some hundred steps at least from one end of [0, 1] to the other.
+# Alpha's own Adam takes a few hundred steps or more from one end of [0, 1] to the other.
 _LEARNING_RATE = 2e-3
 
 # Options with which an optimizer's steps are no longer those of the formulas above.
@@ -50,13 +50,13 @@ _REFUSED = ("gradient_accumulation_steps", "clipnorm", "clipvalue", "global_clip
 
 
 class AdaptiveAlpha(Averages):
-  """alpha of Eq. 10 as a variable, and the moving averages that its hypergradient takes.
+  """Holds alpha of Eq. 10 as a variable, and the moving averages for its hypergradient.
 
   Args:
     initial_alpha: where it starts, in [0, 1].
-    optimizer: trains the model: `keras.optimizers.Adam` or AdamW. The hypergradient takes the
-      gradient of an Embedding for dense; Adam itself skips the rows that a batch has no use for.
-    **kwargs: of a Keras layer.
+    optimizer: the model's optimizer: `keras.optimizers.Adam` or AdamW. The hypergradient treats the
+      gradient of an Embedding as dense, whereas Adam skips the rows that a batch does not use.
+    **kwargs: arguments of a Keras layer.
 
   Raises:
     ValueError: if the optimizer's steps are not those of Adam.
@@ -80,7 +80,7 @@ class AdaptiveAlpha(Averages):
     self.built = True
 
   def update(self, iwae_dreg: Sequence, rws_dreg: Sequence) -> None:
-    """Moves alpha, given the two gradients of each variable, None where alpha has no say.
+    """Moves alpha, given the two gradients of each variable, None where alpha has no effect.
 
     Values that are not finite count as 0: an optimizer that scales the loss skips such a step.
     """
@@ -94,7 +94,7 @@ class AdaptiveAlpha(Averages):
       for i, (g_i, g_r) in enumerate(zip(iwae_dreg, rws_dreg, strict=True))
       if g_i is not None
     ]
-    used = tf.identity(self.alpha)  # what this step's gradient was taken with
+    used = tf.identity(self.alpha)  # This step's gradient was mixed with it.
     self._move(sum(tf.reduce_sum(g_i * self._z[i]) for i, g_i, _ in gradients))
     self._steps.assign_add(1.0)
     for i, g_i, g_r in gradients:
@@ -107,7 +107,7 @@ class AdaptiveAlpha(Averages):
       self._z[i].assign(self._beta_1 * self._z[i] + self._slope(i))
 
   def _slope(self, i: int) -> tf.Tensor:
-    """du/dalpha of variable i, as of the last step."""
+    """Returns du/dalpha of variable i, as of the last step."""
     first, second = 1 - self._beta_1**self._steps, 1 - self._beta_2**self._steps
     epsilon = self._epsilon / tf.sqrt(second)
     m, m_slope = self._m[i] / first, self._m_slope[i] / first
@@ -117,13 +117,13 @@ class AdaptiveAlpha(Averages):
     return m_slope / (root + epsilon) - shift
 
   def _move(self, hypergradient: tf.Tensor) -> None:
-    """One step of Adam, upwards, within [0, 1]."""
+    """Moves alpha by one step of Adam, upward, within [0, 1]."""
     direction = adams_direction(hypergradient, self._h_mean, self._h_square, self._steps)
     self.alpha.assign(tf.clip_by_value(self.alpha + _LEARNING_RATE * direction, 0.0, 1.0))
 
 
 def _as_adam(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Adam:
-  """Returns the Adam that an optimizer is, or scales the loss for; raises if it is none."""
+  """Returns the Adam that an optimizer is or wraps; raises a ValueError if there is none."""
   adam = getattr(optimizer, "inner_optimizer", optimizer)
   takes_adams_steps = getattr(type(adam), "update_step", None) is keras.optimizers.Adam.update_step
   if not takes_adams_steps or adam.amsgrad:

@@ -1,15 +1,15 @@
-"""The factors of iwae_cv's control variates, trained beside the model to lessen the variance.
+"""Trains the factors of iwae_cv's control variates along with the model, to reduce the variance.
 
 The gradient g of `iwae_cv` has the same mean at every value of its factors A, B, G, D, so where
 E |g|^2 is least, so is the variance (the authors' dreg-cv, as in REBAR, Tucker
-et al. 2017, https://arxiv.org/abs/1703.07370). g is linear in each factor while the others stay:
-with g_f the gradient of the same samples where the factor f is larger by 1,
+et al. 2017, https://arxiv.org/abs/1703.07370). g is linear in each factor if the others are fixed:
+if g_f is the gradient of the same samples with the factor f larger by 1, then
 
   dg/df = g_f - g   and so   d|g|^2/df = 2 < g, g_f - g >,
 
-exactly and without bias. g_f costs a backward pass through the proposal's network, which sees 1/K
-of the model's rows. The factors are moved after they are used: those of a step depend on earlier
-samples alone, so the gradient stays unbiased.
+exactly and without bias. g_f costs a backward pass through the proposal's network, which has 1/K
+of the decoder's rows. The factors are moved after they are used, so those of a step depend on
+earlier samples alone and the gradient stays unbiased.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ import tensorflow as tf
 from dregs_tf.evaluation import at_least_float32
 from dregs_tf.models.averages import Averages, adams_direction
 
-# Adam's: it takes a hundred steps at least from 0 to 1. |g|^2 is flat around its minimum, where
-# noise of this size in a factor costs nothing.
+# With this rate Adam takes at least a hundred steps from 0 to 1. |g|^2 is flat around its minimum,
+# where noise of this size in a factor costs nothing.
 _LEARNING_RATE = 1e-2
 
 
 class AdaptiveFactors(Averages):
-  """Factors that g is linear in, as variables, and their Adam, which descends on |g|^2.
+  """Holds the factors to train, as variables, and their Adam, which descends on |g|^2.
 
   Args:
-    starts: by name, where each factor starts: those of the other factors do not move.
-    **kwargs: of a Keras layer.
+    starts: the initial value of each factor to train, by name; factors not listed stay fixed.
+    **kwargs: arguments of a Keras layer.
   """
 
   def __init__(self, starts: Mapping[str, float], **kwargs: Any):
@@ -43,7 +43,7 @@ class AdaptiveFactors(Averages):
 
   @property
   def factors(self) -> dict[str, keras.Variable]:
-    """The factors by name."""
+    """Returns the factors by name."""
     return self._factors
 
   def build(self, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -59,11 +59,11 @@ class AdaptiveFactors(Averages):
 
     Args:
       gradients: g, of each variable or None.
-      raised: by factor, the gradients where that factor is larger by 1; None where no factor has a
-        say.
+      raised: by factor, the gradients g_f of each variable with that factor larger by 1; None for a
+        variable that no factor affects.
     """
     slopes = tf.stack([_slope(gradients, raised[name]) for name in self._factors])
-    # A step that overflows is skipped by an optimizer that scales the loss: it counts as 0.
+    # An optimizer that scales the loss skips a step that overflows, so such a slope counts as 0.
     slopes = tf.where(tf.math.is_finite(slopes), slopes, tf.zeros_like(slopes))
     self._steps.assign_add(1.0)
     directions = adams_direction(slopes, self._mean, self._square, self._steps)

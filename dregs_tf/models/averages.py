@@ -1,4 +1,4 @@
-"""The Keras layer that moving averages of gradients are kept in, and what moves them."""
+"""Keeps moving averages of gradients in a Keras layer, and updates them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Decays of Adam's averages, and what keeps its divisor from 0.
+# Decays of Adam's averages, and its epsilon.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 class Averages(keras.layers.Layer):
-  """Holds variables that training follows gradients with, each under a name of its own.
+  """Holds variables with statistics of gradients, each under its own name.
 
-  A file saves them by name. Loading takes all of them, or none where the file lacks one or holds
-  it in another shape, as one does that was written without following the same gradients.
+  A file saves them by name. Loading restores all of them, or none if the file lacks one or has
+  another shape for it: it was then saved while other gradients were followed.
   """
 
   def __init__(self, **kwargs: Any):
@@ -33,7 +33,7 @@ class Averages(keras.layers.Layer):
 
   @property
   def by_name(self) -> dict[str, keras.Variable]:
-    """The variables by name."""
+    """Returns the variables by name."""
     return dict(zip(self._keys, self.variables, strict=True))
 
   def save_own_variables(self, store: Any) -> None:
@@ -51,7 +51,7 @@ class Averages(keras.layers.Layer):
 
 
 def follow(average: keras.Variable, new: tf.Tensor, decay: float) -> None:
-  """Moves a moving average towards a new value."""
+  """Moves a moving average toward a new value."""
   average.assign(decay * average + (1 - decay) * new)
 
 
@@ -64,7 +64,7 @@ def adams_direction(
     slope: of any shape.
     mean: Adam's average of the slope.
     square: Adam's average of its square.
-    steps: the number of slopes so far, by which the averages are debiased; at 0 it is 0.
+    steps: the number of slopes so far, to debias the averages; with 0 steps the result is 0.
   """
   follow(mean, slope, _BETA_1)
   follow(square, slope**2, _BETA_2)

@@ -10,20 +10,20 @@ from dregs_tf import selection
 from dregs_tf.coefficients import Coefficients
 from dregs_tf.models.averages import Averages
 
-# What `compile` takes for a number that is chosen.
+# The value of `compile(num_backward_samples=...)` that has M chosen.
 AUTO = "auto"
 
-# The variance that the choice may add, and how often it is estimated.
+# The largest added variance, relative, and the number of steps between estimates of it.
 _ADDED_AT_MOST, _STEPS_BETWEEN = 0.01, 10
 
 
 class BackwardSamples(Averages):
   """Follows the variance that M = 1, 2, 4, ... samples would add, and holds the M in use.
 
-  It is `selection.added_variance` of every tenth batch, summed over an epoch. At the epoch's end M
-  becomes the smallest power of two that adds at most 1 % to the gradient with each coefficient, the
-  model's, the path's and the score's, or all K if none does. The first epoch
-  takes all.
+  That variance is `selection.added_variance` of every tenth batch, summed over an epoch. At the
+  epoch's end M becomes the smallest power of two that adds at most 1 % to the variance of each part
+  of the gradient (the model's, the path's and the score's), or K if none does. The first epoch uses
+  all K samples.
 
   Args:
     num_samples: K.
@@ -42,17 +42,17 @@ class BackwardSamples(Averages):
 
   @property
   def number(self) -> int:
-    """The M in use, outside of a graph."""
+    """Returns the M in use, as an int; not for use in a graph."""
     with tf.init_scope():
       return int(tf.convert_to_tensor(self.in_use))
 
   def build(self, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Makes nothing: the variables depend on K alone."""
+    """Creates nothing: the variables depend on K alone."""
 
   def update(self, coefficients: Coefficients, step: tf.Tensor) -> None:
-    """Takes in the coefficients of a batch, each [num_samples, batch_size]; some are left out.
+    """Adds the coefficients of a batch, each [num_samples, batch_size], at every tenth step.
 
-    Coefficients that are not finite count as no batch.
+    A batch with coefficients that are not finite is skipped.
     """
 
     def sums():
@@ -68,7 +68,7 @@ class BackwardSamples(Averages):
     self._dense.assign_add(dense)
 
   def choose(self) -> bool:
-    """Sets M for the next epoch, and begins a new sum; returns whether M has changed."""
+    """Sets M for the next epoch and resets the sums; returns whether M has changed."""
     before = self.number
     added, dense = (tf.convert_to_tensor(each).numpy() for each in (self._added, self._dense))
     few = [
@@ -84,7 +84,7 @@ class BackwardSamples(Averages):
 
 
 class ChooseBackwardSamples(keras.callbacks.Callback):
-  """Lets a model choose its M at the end of an epoch, and compile its step anew if it changes."""
+  """Lets a model choose its M at the end of an epoch, and recompile its step if M changes."""
 
   def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
     if self.model.followers.backward_samples.choose():

@@ -1,4 +1,4 @@
-"""The Keras model that every latent-variable model derives from: three distributions."""
+"""Defines the Keras model that every latent-variable model derives from: three distributions."""
 
 import functools
 import inspect
@@ -55,31 +55,31 @@ class LatentVariableModel(
 
   A batch is observations x, a pair (context, x) or (context, x, sample_weight); with observations
   alone, context is None. Observations and contexts are Tensors or structures of them (dicts, or, in
-  a pair, tuples), each [batch_size, ...]. The methods get floats in the model's dtype (float32
-  where its layers compute in less), integers and booleans as they are: indices stay exact. The
-  likelihood's log_prob gets observations in its own dtype, unless that would round floats to
-  integers. The distributions must be of float32 or better, under mixed precision too.
+  a pair, tuples), each [batch_size, ...]. The methods receive floats in the model's dtype (float32
+  if its layers compute in less), integers and booleans unchanged, so indices stay exact. The
+  likelihood's log_prob receives observations in its own dtype, unless that would round floats to
+  integers. The distributions must be of float32 or better, even under mixed precision.
 
   Observations outside [0, 1] are refused before a step learns from them if the likelihood is
-  Bernoulli. A subclass decides for itself with the class attribute `binary_observations`, True or
+  Bernoulli. A subclass may override this with the class attribute `binary_observations`, True or
   False.
 
-  Sample weights weigh the examples: a step's gradient is that of the sum of weight times bound over
-  the batch size, and the metrics are weighted means.
+  Sample weights weigh the examples: a step's gradient is that of the sum of weight times bound,
+  divided by the batch size, and the metrics are weighted means.
 
   Layers behave as in any Keras model. In `fit` they are in training mode, everywhere else in
   inference mode; a method that takes an argument `training` is given it. The noise of layers and of
   `keras.random` in a step is a function of `compile`'s seed and the step's number. Regularizers and
   `add_loss` are part of the objective and reported as `regularization`, apart from the bound.
-  BatchNormalization in a likelihood takes the statistics of all samples of the batch: in training
-  the samples are then not independent, which the bounds and the second reparameterization suppose.
-  Two things are refused: with `num_backward_samples`, a likelihood or prior whose layers draw
-  noise, keep statistics or add losses, since it is evaluated twice; and such layers that the
-  proposal's distribution calls itself, as the functions of a joint distribution do, since samples
-  and densities would not agree.
+  BatchNormalization in a likelihood uses the statistics of all samples of the batch: in training
+  the samples are then not independent, as the bounds and the second reparameterization assume.
+  Layers that draw noise, keep statistics or add losses are refused in two places: in a likelihood
+  or prior with `num_backward_samples`, since it is evaluated twice; and inside the proposal's
+  distribution, as in the functions of a joint distribution, since samples and densities would not
+  agree.
   """
 
-  # What `compile` makes.
+  # Set by `compile`.
   followers: Followers | None = None
   prior_gradient = "direct"
   _calls_checked = False
@@ -91,7 +91,7 @@ class LatentVariableModel(
 
   @property
   def model_layers(self) -> Sequence[keras.layers.Layer]:
-    """The layers that p(x, z | context) is made of, for `compile(freeze_model=True)`."""
+    """Returns the layers of p(x, z | context), for `compile(freeze_model=True)`."""
     raise TypeError(f"{type(self).__name__} must define model_layers to be frozen.")
 
   def prior(self, context: Any) -> tfd.Distribution:
@@ -119,7 +119,7 @@ class LatentVariableModel(
   ) -> tf.Tensor:
     """Computes log p(x | z, context) + kl_weight log p(z | context), [num_samples, batch_size].
 
-    In nats: log p(x, z | context), unless the KL divergence has another weight than 1.
+    With a kl_weight of 1 this is log p(x, z | context), in nats.
     """
     context = self._as_tensors(context)
     log_likelihood = self.conditional_log_prob(x, z, context)
@@ -157,14 +157,14 @@ class LatentVariableModel(
     Args:
       x: observations.
       context: contexts, for a conditional model.
-      bound: as `bounds.estimate` takes it, as are the next two.
+      bound: a Bound or its name, as in `bounds.estimate`.
       num_samples: K.
-      seed: as `bounds.estimate` takes it; the same on every replica.
-      part: which part of a global batch x is, on a replica.
-      training: whether the layers are in training mode. None: as the step that this is called in;
-        in inference mode outside of `fit`.
+      seed: as in `bounds.estimate`; the same on every replica.
+      part: on a replica, which part of a global batch x is.
+      training: whether the layers are in training mode. None: the mode of the surrounding step, or
+        inference mode outside of `fit`.
       kl_weight: beta of log-weights log p(x | z) + beta (log p(z) - log q(z | x)), a number or a
-        scalar Tensor; a bound takes another than 1 only where it has an unbiased gradient then.
+        scalar Tensor; values other than 1 need a bound whose gradient stays unbiased with them.
       prior_gradient: "direct" or "dreg", as `compile` takes it.
       **options: `num_backward_samples`.
     """
@@ -209,43 +209,43 @@ class LatentVariableModel(
     prior_gradient: str = "direct",
     **kwargs: Any,
   ) -> None:
-    """Says how the model is trained, as Keras' `compile` does.
+    """Sets how the model is trained, as Keras' `compile` does.
 
     Args:
       optimizer: a Keras optimizer or its name. The authors used
         `keras.optimizers.Adam(3e-4, epsilon=1e-8)`.
       bound: a `bounds.Bound`, or a name that `bounds.get` takes. Factors of iwae_cv that are not
-        given are trained, by an Adam of their own, towards the least variance of the gradient (see
-        `dregs_tf/models/adaptive_factors.py`); the logs have them as `factor_a` and so on.
+        given are trained, by an Adam of their own, to minimize the variance of the gradient (see
+        `dregs_tf/models/adaptive_factors.py`); the logs report them as `factor_a` and so on.
       num_samples: K, the number of samples of each example.
       seed: the noise of a step is a function of the seed and of the step's number. None draws a
         seed, as Keras layers do: `keras.utils.set_random_seed` fixes it.
-      num_backward_samples: M of at most K; None for all; "auto": chosen at the end of each epoch, a
-        power of two or K (see `BackwardSamples`). The bound takes all K samples, its
-        gradient a random M of them, heavy ones for certain: cheaper, still unbiased.
+      num_backward_samples: M, at most K; None for K; "auto" to choose it at the end of each epoch,
+        a power of two or K (see `BackwardSamples`). The bound uses all K samples; its gradient uses
+        M of them, the heaviest always and the rest at random: cheaper, and still unbiased.
       gradient_statistics: whether to follow the variance of the gradients of the proposal's and of
-        the model's parameters while training (moving averages, decay 0.99), and, with the callback
+        the model's parameters during training (moving averages, decay 0.99), and, with the callback
         `GradientSNR`, their signal-to-noise ratio.
       track_variance: bounds whose estimators of the proposal's gradient are followed in the same
         way, on the same samples, without training on them.
-      adapt_alpha: for dreg_alpha, whether alpha moves while training, from the bound's own value on
-        (see `dregs_tf/models/adaptive_alpha.py`); takes an Adam that does not clip or accumulate.
-      freeze_model: whether to train the proposal alone; for a model with `model_layers`.
+      adapt_alpha: whether to adapt alpha during training, starting from the bound's alpha
+        (dreg_alpha only; see `dregs_tf/models/adaptive_alpha.py`). The optimizer must be an Adam
+        that does not clip or accumulate.
+      freeze_model: whether to train the proposal alone; the model must define `model_layers`.
       kl_weight: beta of log-weights log p(x | z) + beta (log p(z) - log q(z | x)) in training, for
         KL annealing or a beta-VAE: a number, a scalar Variable, or a Keras schedule of the number
-        of updates. The logs have it as `kl_weight`. `evaluate` and `log_likelihood` bound log p(x),
-        whatever it is.
-      missing: "nan": features of observations that are NaN are not observed. Bounds and
-        log-likelihoods are those of the others; for a likelihood that factorizes over features
-        (see `impute`, `proposal_input`). None: NaN is an error.
+        of updates. The logs report it as `kl_weight`. `evaluate` and `log_likelihood` bound
+        log p(x), whatever the weight.
+      missing: "nan" treats NaN features of observations as not observed: bounds and
+        log-likelihoods are those of the observed features, and the likelihood must factorize over
+        features (see `impute`, `proposal_input`). With None, NaN is an error.
       prior_gradient: how the parameters of p(z | context) are trained: "direct", by their score, or
         "dreg", reparameterized twice as the proposal's are: unbiased, usually with less variance
         (`diagnostics.compare` with gradient_of="prior" measures it). See `bounds.estimate`.
-      **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
+      **kwargs: arguments of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
 
     Raises:
-      ValueError: if a bound is unknown or not defined for so few samples, or if options do not go
-        together.
+      ValueError: if a bound is unknown or needs more samples, or if options cannot be combined.
     """
     if seed is not None:
       seeds.stateless(seed)  # Raises if it is none.
@@ -295,7 +295,7 @@ class LatentVariableModel(
     self._build_followers()
 
   def get_compile_config(self) -> dict:
-    """Returns what `compile` was called with, for saving."""
+    """Returns the arguments of `compile`, for saving."""
     if not self.compiled:
       return {}
     return compile_config.to_config(self)
@@ -308,15 +308,15 @@ class LatentVariableModel(
 
   @property
   def follower_layers(self) -> list[keras.layers.Layer]:
-    """The layers that hold the followers' variables.
+    """Returns the layers that hold the followers' variables.
 
-    Keras saves what it finds under a model's attributes, a property's value too, but counts only
-    what was set as an attribute among `weights`: these are part of files, and not of the weights.
+    Keras saves whatever it finds under a model's attributes, including properties, but lists only
+    attributes that were set under `weights`. So these variables are saved, but are not weights.
     """
     return self.followers.layers if self.followers else []
 
   def _check_side_by_side(self, argument: str | None, num_backward_samples) -> None:
-    """Raises if gradients of several bounds, which `argument` asks for, are not to be had."""
+    """Raises if the gradients of several bounds, which `argument` needs, cannot be computed."""
     if argument is None:
       return
     if num_backward_samples is not None:
@@ -325,12 +325,12 @@ class LatentVariableModel(
       raise ValueError(f"{argument} needs more range than float16 has: use mixed_bfloat16.")
 
   def call(self, inputs: Any):
-    """Returns the expected observation at a sampled z, as `reconstruct`; Keras' forward pass."""
+    """Returns the expected observation at a sampled z, as `reconstruct` does: the forward pass."""
     context, x, _ = batches.split(inputs, self.float_dtype)
     return self.reconstruct(x, context)
 
   def make_train_function(self, force: bool = False):
-    """Makes variables before the first step, as a replica must not make them."""
+    """Creates variables before the first step, since a replica must not create them."""
     self._build_followers()
     if (choice := self.followers.backward_samples if self.followers else None) is not None:
       self.num_backward_samples = choice.number
@@ -340,7 +340,7 @@ class LatentVariableModel(
   def fit(self, *args: Any, **kwargs: Any):
     if self.followers is not None and self.followers.backward_samples is not None:
       call = inspect.signature(super().fit).bind(*args, **kwargs)
-      # Before callbacks that save the model.
+      # It comes before callbacks that save the model, so that they save the new M.
       given = call.arguments.get("callbacks") or []
       given = given if isinstance(given, (list, tuple)) else [given]
       call.arguments["callbacks"] = [ChooseBackwardSamples(), *given]
@@ -348,13 +348,13 @@ class LatentVariableModel(
     return super().fit(*args, **kwargs)
 
   def _build_followers(self) -> None:
-    """Makes the followers' variables, if the model is compiled and built."""
+    """Creates the followers' variables, if the model is compiled and built."""
     if self.followers is not None and self.built:
       with self.distribute_strategy.scope():
         self.followers.build(self.trainable_variables)
 
   def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-    """Makes one step of Keras' `fit`: an update with a gradient of the batch's mean bound."""
+    """Takes one step of Keras' `fit`: an update with a gradient of the batch's mean bound."""
     batch = batches.split(data, self.float_dtype)
     context, x, _ = batch
     self._build_for(x, context)
@@ -389,7 +389,7 @@ class LatentVariableModel(
 
     Args:
       data: a batch; on a replica, its part.
-      numbers: int32 numbers that the noise is drawn for, a vector.
+      numbers: an int32 vector from which the seed of the noise is derived.
 
     Returns:
       Gradients of the bounds' means over the whole batch by name, each a vector.

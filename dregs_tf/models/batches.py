@@ -1,4 +1,4 @@
-"""Splits batches into their parts, and converts these in one place."""
+"""Splits batches into their parts, and converts the parts to Tensors."""
 
 import numbers
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ tfd = tfp.distributions
 
 
 class Batch(NamedTuple):
-  """One batch of data, as Tensors or structures (dicts, tuples, lists) of Tensors.
+  """Holds a batch of data, as Tensors or structures (dicts, tuples, lists) of Tensors.
 
   context: contexts, Tensors of shape [batch_size, ...], or None.
   x: observations, Tensors of shape [batch_size, ...].
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
 
 def split(data: Any, dtype: tf.DType | str = tf.float32) -> Batch:
-  """Takes a batch apart, as `parts` does, and converts the parts.
+  """Splits a batch, as `parts` does, and converts its parts.
 
   Args:
     data: the batch, made of anything that `tf.convert_to_tensor` takes.
@@ -41,11 +41,11 @@ def parts(data: Any) -> tuple:
   """Returns (context, x, sample_weight) of a batch or of whole arrays; absent parts are None.
 
   A tuple or list is (x,), (context, x) or (context, x, sample_weight); anything else is x. Keras
-  calls the parts x, y and sample_weight, and leaves None in the place of those that there are not:
-  (x, None, sample_weight) is x with weights, as are (None, x, sample_weight) and, where
-  tf.distribute takes no None, ((), x, sample_weight). Keras wraps a tuple that is given as the only
-  argument, as in `fit((context, x))`, once more: ((context, x),) is (context, x). An observation of
-  several parts without a context is therefore a dict.
+  calls the parts x, y and sample_weight, and passes None for absent ones: (x, None, sample_weight)
+  is x with weights, as are (None, x, sample_weight) and, since tf.distribute takes no None,
+  ((), x, sample_weight). Keras wraps a tuple that is the only argument, as in `fit((context, x))`,
+  once more: ((context, x),) is (context, x). So an observation with several parts and no context
+  must be a dict.
 
   Raises:
     ValueError: if there are too many or too few parts.
@@ -71,7 +71,7 @@ def parts(data: Any) -> tuple:
 
 
 def as_tensors(structure: Any, dtype: tf.DType | str = tf.float32):
-  """Converts arrays to Tensors: floats are cast to `dtype`, integers and booleans stay.
+  """Converts arrays to Tensors: casts floats to `dtype`, keeps integers and booleans.
 
   Args:
     structure: an array, a list of numbers, or a dict, tuple or list of arrays; None stays.
@@ -114,13 +114,13 @@ def as_floats(tensor: tf.Tensor, dtype: tf.DType | str = tf.float32) -> tf.Tenso
 
 
 def cast_for(distribution: tfd.Distribution, x: Any):
-  """Casts x to the dtype of the distribution whose log_prob is to take it.
+  """Casts x to the dtype of the distribution whose log_prob will take it.
 
-  Floats stay where that dtype is an integer one: a Bernoulli takes gray values in [0, 1].
+  Floats are not cast to integers: a Bernoulli takes gray values in [0, 1].
   """
   leaves, dtypes = tf.nest.flatten(x), tf.nest.flatten(getattr(distribution, "dtype", None))
   if len(dtypes) != len(leaves):
-    return x  # The distribution says what it expected.
+    return x  # The distribution's own error says which structure it expects.
 
   def cast(leaf, dtype):
     if dtype is None or (leaf.dtype.is_floating and not tf.as_dtype(dtype).is_floating):
@@ -137,7 +137,7 @@ def size(structure: Any) -> tf.Tensor:
 
 
 def static_size(structure: Any) -> int | None:
-  """Returns the number of examples in a structure of Tensors, None where a graph lacks it."""
+  """Returns the number of examples in a structure of Tensors, None if it is not static."""
   return tf.nest.flatten(structure)[0].shape[0]
 
 

@@ -1,4 +1,4 @@
-"""Makes independent Bernoullis with a log-density that costs little beside the net's products."""
+"""Makes independent Bernoullis whose log-density costs little next to the net's products."""
 
 import itertools
 import math
@@ -11,16 +11,16 @@ from dregs_tf.models import products
 
 tfd = tfp.distributions
 
-# A factor in `_log_lanes` is at least 1/2, and float32 ends at 2^-126.
+# A factor in `_log_lanes` is at least 1/2, and the smallest normal float32 is 2^-126.
 _FACTORS_AT_MOST = 120
 
-# Vectors of this many numbers are multiplied: a few registers of a processor.
+# The products are taken of vectors of at most this size: a few registers of a processor.
 _LANES_AT_MOST = 64
 
-# `LinearLogits.log_prob` takes so many logits at a time, to keep them in a processor's cache.
+# `LinearLogits.log_prob` computes this many logits at a time, to keep them in a processor's cache.
 _LOGITS_AT_A_TIME = 2_000_000
 
-# The assumed number of rows that share a sample where the number is not known.
+# The number of rows per sample to assume if the batch size is not known.
 _ASSUMED_BATCH_SIZE = 100
 
 
@@ -84,18 +84,18 @@ class IndependentBernoulli(tfd.Independent):
 
 
 class LinearLogits(tfp.util.DeferredTensor):
-  """The logits hidden @ kernel + bias, computed where they are asked for.
+  """Holds the logits hidden @ kernel + bias, computed only on demand.
 
-  The log-density of Bernoullis does not ask for them: it sees the net's last layer and itself as
-  one function, whose backward pass is three products with the residual x - sigmoid(logits), which
-  the forward pass has at hand. A weight of each row multiplies the narrow side of a product, so no
-  pass over the logits is left.
+  The log-density of Bernoullis does not need them: it treats the net's last layer and itself as
+  one function. The backward pass is three products with the residual x - sigmoid(logits), which
+  the forward pass computes anyway. The rows' weights multiply the narrow side of each product, so
+  no pass over the logits is left.
 
   Args:
     hidden: the last hidden layer's outputs, [..., units].
     kernel: [units, event_size].
     bias: [event_size], in float32 or better.
-    product_dtype: what products are taken in.
+    product_dtype: the dtype of the factors of matrix products.
   """
 
   def __init__(
@@ -110,7 +110,7 @@ class LinearLogits(tfp.util.DeferredTensor):
     super().__init__(hidden, logits, dtype=bias.dtype, shape=shape, name="logits")
 
   def covers(self, event: tf.Tensor) -> bool:
-    """Returns whether events, of known rank, do not add to the logits' axes."""
+    """Returns whether events are known not to enlarge the logits' shape by broadcasting."""
     rank = event.shape.rank
     if rank is None or rank > self.shape.rank:
       return False
@@ -122,7 +122,7 @@ class LinearLogits(tfp.util.DeferredTensor):
 
     Args:
       event: Bernoullis' values, of the logits' dtype, 0 where they are missing.
-      is_missing: which of them are, of the same shape; None if none is.
+      is_missing: which values are missing, of the same shape; None if none is.
     """
     hidden = self.pretransformed_input
     if not (hidden.shape.is_fully_defined() and event.shape.is_fully_defined()):
@@ -134,9 +134,9 @@ class LinearLogits(tfp.util.DeferredTensor):
     return value + self._slope_only(event, value)
 
   def _slope_only(self, event: tf.Tensor, log_prob: tf.Tensor) -> tf.Tensor:
-    """Returns zeros with the gradient of log p in the event, which takes a product of its own.
+    """Returns zeros whose gradient in the event is that of log p.
 
-    An operation of its own: nothing is computed where that gradient is not asked for.
+    It is a separate operation, so its matrix product is computed only if that gradient is needed.
     """
 
     @tf.custom_gradient
@@ -175,7 +175,7 @@ def _log_prob_of_linear(hidden, kernel, bias, dtype, event, is_missing) -> tf.Te
       for part, residual, piece in zip(hiddens, residuals, pieces, strict=True):
         weight = tf.reshape(upstream[piece], [-1, 1])
         weighted = weight * _as_rows(part)
-        # The bias is the kernel's row of an input that is always 1.
+        # The bias is treated as the kernel's row for an input that is always 1.
         weighted = tf.concat([weighted, weight], axis=1)
         sums.append(products.multiply(weighted, residual, dtype, transpose_a=True))
         slopes.append(weight * products.multiply(residual, kernel, dtype, transpose_b=True))
@@ -189,7 +189,7 @@ def _log_prob_of_linear(hidden, kernel, bias, dtype, event, is_missing) -> tf.Te
 
 
 def _pieces(shape: tf.TensorShape, event_size: int) -> list[slice]:
-  """Cuts axis 0 of hidden outputs such that a piece's logits stay in a processor's cache."""
+  """Cuts axis 0 of hidden outputs so that a piece's logits fit in a processor's cache."""
   if shape[0] is None or tf.config.list_physical_devices("GPU"):
     return [slice(None)]
   rows = math.prod(size or _ASSUMED_BATCH_SIZE for size in shape[1:-1])
@@ -207,7 +207,7 @@ def _dense(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, dtype: tf.DTyp
 
 
 def _as_rows(tensor: tf.Tensor) -> tf.Tensor:
-  # Products of matrices are faster than batched products of more axes.
+  # A product of two matrices is faster than a batched product over more axes.
   return tf.reshape(tensor, [-1, tensor.shape[-1]])
 
 
@@ -220,7 +220,7 @@ def _log_prob_and_residual(logits, event, is_missing) -> tuple[tf.Tensor, tf.Ten
 
 
 def _observed(logits, event, is_missing) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns event * logits, and the logits; a missing value is a 0 that can be nothing else."""
+  """Returns event * logits, and the logits, so that a missing value has log p = 0."""
   if is_missing is None:
     return event * logits, logits
   zero, impossible = tf.zeros([], logits.dtype), tf.constant(-math.inf, logits.dtype)
@@ -246,7 +246,7 @@ def _log_lanes(probs: tf.Tensor) -> tf.Tensor:
 
 
 def _in_lanes(tensor: tf.Tensor) -> tf.Tensor:
-  """Folds the last axis, [..., size] -> [..., factors, lanes], to reduce all lanes side by side."""
+  """Folds the last axis, [..., size] -> [..., factors, lanes], to reduce all lanes in parallel."""
   size = tensor.shape[-1]
   factors = [n for n in range(1, _FACTORS_AT_MOST + 1) if size % n == 0]
   number = next((n for n in factors if size // n <= _LANES_AT_MOST), factors[-1])

@@ -1,4 +1,4 @@
-"""Makes a model's variables from a batch, a shape or a file, and exports what it computes."""
+"""Builds a model's variables from a batch, a shape or a file, and exports its forward call."""
 
 import os
 from typing import Any
@@ -10,27 +10,27 @@ from dregs_tf.models import batches, calls, keras_privates, specs
 
 
 class BuiltFromData(keras.Model):
-  """A model that builds its layers by using them, on an example of its batches.
+  """Builds a model's layers by using them, on an example of its batches.
 
-  A subclass, `LatentVariableModel`, has the methods that use the layers.
+  The methods that use the layers are in a subclass, such as `LatentVariableModel`.
   """
 
-  _specs: dict | None = None  # What its layers are built for.
+  _specs: dict | None = None  # The specs of the batches that the layers are built for.
   _is_building = False
 
   @property
   def float_dtype(self) -> tf.DType:
-    """The dtype of data, latents and log-weights: the layers' compute dtype, float32 at least."""
+    """Returns the dtype of data, latents and log-weights: the layers', but at least float32."""
     return batches.float_dtype(self.compute_dtype)
 
   def _as_tensors(self, structure):
     return batches.as_tensors(structure, self.float_dtype)
 
   def _maybe_symbolic_build(self, *args, **kwargs) -> None:
-    """Keras' hook before the first batch, under a strategy.
+    """Skips Keras' hook before the first batch under a strategy, if the model is built.
 
-    It averages that batch over the replicas, which fails where they got different numbers of
-    examples: a model that is built has no need of it.
+    The hook averages that batch over the replicas, which fails if they have different numbers of
+    examples.
     """
     if not all(layer.built for layer in self._flatten_layers()):
       super()._maybe_symbolic_build(*args, **kwargs)
@@ -39,20 +39,20 @@ class BuiltFromData(keras.Model):
         self.optimizer.build(self.trainable_variables)
 
   def build(self, input_shape: Any) -> None:
-    """Makes the variables of every layer, for `load_weights` or `summary` before any data.
+    """Creates the variables of every layer, for `load_weights` or `summary` before any data.
 
-    A subclass may override it to make variables of its own, before it calls this.
+    A subclass may override it to create variables of its own before it calls this.
 
     Args:
-      input_shape: the shape of a batch of observations, such as (None, 784), or the pair of a
-        context's and an observation's. Data of another dtype than the model's floats: call the
-        model on a batch instead.
+      input_shape: the shape of a batch of observations, such as (None, 784), or a pair of the
+        context's and the observations' shapes. If data have another dtype than the model's floats,
+        call the model on a batch instead.
 
     Raises:
-      ValueError: if a size other than the batch's is unknown, or not the one that the model has.
+      ValueError: if a size other than the batch's is unknown, or differs from the model's.
     """
     if self._is_building:
-      return  # A subclass' `build` that a batch called: the batch itself is used next.
+      return  # A batch called a subclass' `build`; the layers are built on that batch next.
     batch = specs.example(specs.from_shape(input_shape, self.float_dtype))
     self._evaluate_once(**batch)
     self._specs = specs.of(batch)
@@ -60,7 +60,7 @@ class BuiltFromData(keras.Model):
     self._build_followers()
 
   def __call__(self, inputs: Any, *args: Any, **kwargs: Any):
-    """Calls the model on a batch, which builds its layers, for the dtypes of the batch."""
+    """Calls the model on a batch, which builds its layers for the batch's dtypes."""
     if not self.built:
       context, x, _ = batches.split(inputs, self.float_dtype)
       self._build_for(x, context)
@@ -76,19 +76,19 @@ class BuiltFromData(keras.Model):
     input_signature: Any = None,
     **kwargs: Any,
   ):
-    """Exports the forward call, `reconstruct`, as Keras does: `serve` of the artifact.
+    """Exports the forward call, `reconstruct`, as `serve` of the artifact, as Keras does.
 
     Args:
       filepath: where to write the artifact.
       format: as Keras takes it.
       verbose: as Keras takes it.
       input_signature: a list of one spec of observations, or of one (context, observation) pair of
-        specs. By default what the model was built for, of any batch size.
+        specs. By default the specs that the model was built for, with any batch size.
       **kwargs: as Keras takes them.
 
     Raises:
-      ValueError: if there is no input_signature and the model has seen no batch. `fit`, a call and
-        `build(input_shape)` show it one.
+      ValueError: if there is no input_signature and the model has seen no batch, in `fit`, a call
+        or `build(input_shape)`.
     """
     if input_signature is None:
       if self._specs is None:
@@ -105,12 +105,12 @@ class BuiltFromData(keras.Model):
     return keras.saving.serialize_keras_object(self._specs or {})
 
   def build_from_config(self, config: dict) -> None:
-    """Makes the variables of a loaded model whose layers `fit` had built."""
+    """Creates the variables of a loaded model whose layers were built when it was saved."""
     if config:
       self._build_for(**specs.example(keras.saving.deserialize_keras_object(config)))
 
   def _build_for(self, x, context) -> None:
-    """Has every layer built for batches such as these, and remembers their specs for saving."""
+    """Builds every layer for batches such as these, and stores their specs for saving."""
     self._specs = specs.of({"x": x, "context": context})
     if not self.built:
       if type(self).build is not BuiltFromData.build:
@@ -128,10 +128,10 @@ class BuiltFromData(keras.Model):
       self._is_building = False
 
   def _build_followers(self) -> None:
-    """Makes further variables, once the layers are built."""
+    """Creates further variables, once the layers are built."""
 
   def _evaluate_once(self, x, context) -> None:
-    """Uses every layer, which builds those that are not."""
+    """Uses every layer, which builds those that are not built."""
     with calls.looking(self):
       z = calls.propose(self, x, context).sample(1, seed=[0, 0])
       self.target_log_prob(x, z, context)

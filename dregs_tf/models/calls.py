@@ -1,13 +1,13 @@
 """Calls a model's layers as Keras would: in training or inference mode, with noise from a seed.
 
-A step calls `prior`, `proposal` and `likelihood`, which are methods, not layers; the layers in them
-have to learn from somewhere whether they train. Each step runs inside `step`, which opens a call
-context of Keras, so that Dropout, BatchNormalization and every layer with a `training` argument
-behaves as inside a Keras model that is called with it, and `add_loss` collects.
+A step calls `prior`, `proposal` and `likelihood`, which are methods, not layers, so Keras does not
+tell the layers in them whether they train. Each step therefore runs inside `step`, which opens a
+call context of Keras: Dropout, BatchNormalization and every layer with a `training` argument behave
+as inside a Keras model called with that argument, and losses from `add_loss` are collected.
 
-Layers draw noise from Keras' seed generators, variables that count up. A step sets them from its
-own seed first: its noise is a function of the seed and of the step's number, as that of the samples
-is, so a run that is interrupted and resumed draws what an uninterrupted one does.
+Layers draw noise from Keras' seed generators, variables that count up. A step first sets them from
+its own seed. Like the noise of the samples, their noise is then a function of the seed and the
+step's number, so a resumed run draws the same noise as an uninterrupted one.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ import tensorflow as tf
 from dregs_tf import evaluation, gradients, seeds
 from dregs_tf.models import contracts, keras_privates
 
-# Folded into a step's seed: the layers' noise is not that of the samples.
+# Folded into a step's seed, so that the layers' noise differs from that of the samples.
 _LAYERS = 2
 
-# Folded into that: what has a seed generator, and what has none.
+# Folded into that seed: for draws with a seed generator, and for draws without one.
 _GENERATORS, _GLOBAL = range(2)
 
 
 class Step:
-  """A step in progress: the tape that records it, and the samples that log p is evaluated at.
+  """Describes a step in progress: its tape, and the samples at which log p is evaluated.
 
   tape: a persistent tape, or None where no gradient is taken.
   seen: a structure of Tensors; None before log p is evaluated.
@@ -46,9 +46,9 @@ _step: contextvars.ContextVar["Step | None"] = contextvars.ContextVar("step", de
 
 @contextlib.contextmanager
 def mode(model: keras.Model, training: bool | None) -> Iterator[None]:
-  """Has the layers called inside train or not; with None, as the call in progress, if there is one.
+  """Sets whether the layers called inside train; None keeps the mode of the call in progress.
 
-  Losses that layers added before are cleared, unless a call is in progress, as Keras does.
+  Earlier losses of layers are cleared, unless a call is in progress, as Keras does.
   """
   outer = keras_privates.training()
   if outer is None:
@@ -59,10 +59,10 @@ def mode(model: keras.Model, training: bool | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def looking(model: keras.Model) -> Iterator[None]:
-  """Has the layers called inside run in inference mode, and keeps nothing that they assign.
+  """Runs the layers called inside in inference mode, and discards what they assign.
 
-  It is for calls that find something out about a model: counts, metrics and statistics that layers
-  keep are as if they had not been made. Variables that are made inside stay.
+  It is for calls that inspect a model: they do not change the counts, metrics and statistics of
+  layers. Variables created inside are kept.
   """
   with mode(model, training=False), keras.StatelessScope():
     yield
@@ -72,15 +72,15 @@ def looking(model: keras.Model) -> Iterator[None]:
 def step(
   model: keras.Model, *, training: bool, seed: tf.Tensor, part: seeds.Part | None
 ) -> Iterator[Step]:
-  """Runs a step: its layers train or not, and their noise is a function of the seed.
+  """Runs a step, whose layers' noise is a function of the seed.
 
-  The losses that layers add inside are the model's `losses`; they are cleared at the end.
+  Losses that layers add inside are in the model's `losses` until the end of the step.
 
   Args:
     model: the model whose layers are called.
     training: whether they are in training mode.
     seed: the step's stateless seed, the same on every replica.
-    part: the replica's part of the batch; every replica draws noise of its own.
+    part: the replica's part of the batch; every replica draws different noise.
   """
   seed = seeds.fold_in(seed, _LAYERS)
   if part is not None:
@@ -101,7 +101,7 @@ def step(
 
 
 def _seed_generators(model: keras.Model, seed: tf.Tensor) -> None:
-  """Sets every seed generator from the seed, its place and the seed that its layer was given."""
+  """Sets every seed generator from the seed, its place and its layer's own seed."""
   for place, generator in enumerate(keras_privates.seed_generators(model)):
     given = generator.get_config()["seed"]
     words = [] if given is None else seeds.words(given)
@@ -110,7 +110,7 @@ def _seed_generators(model: keras.Model, seed: tf.Tensor) -> None:
 
 
 class _Unseeded:
-  """Stands for Keras' global seed generator: the n-th draw of a step is a function of its seed."""
+  """Replaces Keras' global seed generator: the n-th draw of a step is a function of its seed."""
 
   def __init__(self, seed: tf.Tensor):
     self._seed = seed
@@ -133,10 +133,10 @@ def sum_of_losses(model: keras.Model) -> tf.Tensor | None:
 def averaged_statistics(
   model: keras.Model, part: seeds.Part | None, size: tf.Tensor
 ) -> Iterator[None]:
-  """Has replicas agree on the statistics that layers keep, BatchNormalization's for instance.
+  """Averages over replicas the statistics that layers keep, such as BatchNormalization's.
 
-  Each replica's layers see its own part of the batch. The change of each statistic is averaged over
-  the replicas, by their numbers of examples.
+  Each replica's layers see only its part of the batch. The change of each statistic is averaged
+  over the replicas, weighed by their numbers of examples.
 
   Args:
     model: the model whose layers are called inside.
@@ -150,7 +150,7 @@ def averaged_statistics(
     return
   share = tf.cast(size, tf.float32) / tf.cast(part.total, tf.float32)
   changes = [
-    # A replica without examples has statistics that are no numbers.
+    # A replica without examples has statistics that are NaN.
     tf.math.multiply_no_nan(variable - old, tf.cast(share, old.dtype))
     for variable, old in zip(variables, before, strict=True)
   ]
@@ -160,7 +160,7 @@ def averaged_statistics(
 
 
 def note_samples(z: Any) -> None:
-  """Notes what log p is evaluated at, for the gradient of losses that are added meanwhile."""
+  """Notes the samples at which log p is evaluated, for the gradient of losses added there."""
   current = _step.get()
   if current is not None and current.tape is not None:
     current.seen = z
@@ -171,15 +171,15 @@ def call(method: Callable, *args: Any):
   """Calls a model's prior, proposal or likelihood, with `training` if it takes that argument.
 
   Raises:
-    TypeError: if the method takes other arguments or returns something else than a distribution.
+    TypeError: if the method takes other arguments or does not return a distribution.
     ValueError: if its distribution is narrower than float32.
   """
   training = keras_privates.training()
   kwargs = {}
   if "training" in inspect.signature(method).parameters:
     kwargs["training"] = bool(training)
-  # Within a call, a context of its own: a layer inside that is called with another `training` does
-  # not change it for the other methods.
+  # Within a call the method gets its own context: a layer inside that is called with another
+  # `training` does not change it for the other methods.
   own = contextlib.nullcontext() if training is None else keras_privates.call_context(training)
   contracts.check_signature(method, args, kwargs)
   with own:
@@ -189,18 +189,18 @@ def call(method: Callable, *args: Any):
 
 
 def propose(model: keras.Model, x: Any, context: Any):
-  """Calls a model's proposal on what it is to see of observations x."""
+  """Calls a model's proposal on observations x, as `proposal_input` prepares them."""
   return call(model.proposal, model.proposal_input(x), context)
 
 
 def check(model: keras.Model, x: Any, context: Any) -> None:
-  """Raises if a step would train wrongly without a word; looks at the densities of one sample.
+  """Raises if a step would silently train wrongly; checks the densities of one sample.
 
-  Layers must see the same noise and statistics wherever they are called. A distribution may call
-  layers itself, as a flow or a joint distribution does, once to sample and once for each density;
-  with `num_backward_samples`, prior and likelihood are evaluated twice. And the model must hold
-  the variables that the densities depend on: Keras trains and saves no others. Warns if it has
-  none to train.
+  A layer must use the same noise and statistics in all its calls. A distribution may call layers
+  itself, as a flow or a joint distribution does, once to sample and once for each density;
+  with `num_backward_samples`, prior and likelihood are evaluated twice. The model must also hold
+  the variables that the densities depend on: Keras trains and saves no others. Warns if the model
+  has no trainable variables.
 
   Args:
     model: a compiled `LatentVariableModel` whose layers are built.
@@ -211,11 +211,11 @@ def check(model: keras.Model, x: Any, context: Any) -> None:
 
 
 def check_without_effects(model: keras.Model, densities: Callable) -> None:
-  """Raises as `check` does, for a model whose methods a step calls any number of times.
+  """Raises if a model's methods, which a step of a sequence calls repeatedly, have side effects.
 
   Args:
     model: a compiled model whose layers are built.
-    densities: calls the methods, and returns log-densities.
+    densities: a function of a watch that calls the methods and returns log-densities.
   """
 
   def looked_at(watch):
@@ -251,7 +251,7 @@ def _check(model: keras.Model, densities: Callable) -> None:
   if tf.executing_eagerly():
     look()
   else:
-    # In a graph of its own, which is never run.
+    # Traced in a separate graph, which is never run.
     tf.function(look, autograph=False).get_concrete_function()
 
 
@@ -317,7 +317,7 @@ def _check_variables(model, tape: tf.GradientTape, log_densities) -> None:
 
 
 class _Watch(keras.StatelessScope):
-  """Counts how often layers draw noise, assign variables and add losses, and keeps none of it."""
+  """Counts how often layers draw noise, assign variables and add losses; discards the results."""
 
   def __init__(self):
     super().__init__(collect_losses=True)

@@ -1,4 +1,4 @@
-"""What `compile` was called with, in the configuration of a saved model."""
+"""Converts the arguments of `compile` to and from the configuration of a saved model."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def bound_to_config(bound: bounds.Bound) -> list:
 
 
 def bound_from_config(config: list[Any]) -> bounds.Bound:
-  """Makes a bound again.
+  """Makes a bound from what `bound_to_config` returned.
 
   Raises:
     ValueError: if its function is not registered where the model is loaded.
@@ -67,7 +67,7 @@ def bound_from_config(config: list[Any]) -> bounds.Bound:
   name, options, *function = config
   if not function:
     return bounds.get(name, **options)
-  value_fn, gradient = function  # Keras has put a registered function in its name's place.
+  value_fn, gradient = function  # Keras has replaced the name of a registered function with it.
   if not callable(value_fn):
     raise ValueError(
       f"bound {name}: its function {value_fn} is not registered with Keras here: import the module "

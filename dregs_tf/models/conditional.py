@@ -22,8 +22,8 @@ _SCALE_OFFSET = 0.25
 class Normal(tfd.Normal):
   """Draws the samples of a Normal with the Philox generator.
 
-  On a CPU it is ten times faster than XLA's default generator. On replicas of a model, the noise is
-  that of the whole batch, split along the axis of the examples: the last but one.
+  On a CPU it is ten times faster than XLA's default generator. On replicas of a model, the noise of
+  the whole batch is split along the axis of the examples, the last but one.
   """
 
   draws_for_whole_batch = True
@@ -51,7 +51,7 @@ def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
 def _batch_axis(parameter: tf.Tensor) -> int:
   """Returns the axis of the examples in samples of a net's outputs, [..., batch_size, size].
 
-  Outputs given another latent have an axis of samples. Samples have one more axis.
+  Outputs computed from another latent have a sample axis already; samples have one more.
   """
   return max(1, parameter.shape.rank - 1)
 
@@ -61,8 +61,8 @@ class MLP(keras.layers.Layer):
   """Applies dense layers to the last axis: tanh hidden layers, then a linear one.
 
   Its inputs are a Tensor [..., size], or a list of Tensors that are treated as concatenated along
-  the last axis. They may differ in rank: a Tensor with fewer leading axes is shared along the
-  others.
+  the last axis. They may differ in rank: a Tensor with fewer leading axes is broadcast along the
+  missing ones.
   """
 
   def __init__(
@@ -100,7 +100,7 @@ class MLP(keras.layers.Layer):
     Args:
       inputs: a Tensor [..., size], or a list of them.
       hidden: whether to return the last hidden layer's outputs.
-      wide: whether to return float32 where the layers' products are in less.
+      wide: whether to return float32 or better even if the layers' products are narrower.
     """
     inputs = tf.nest.map_structure(lambda part: tf.cast(part, self._wide_dtype), inputs)
     layers = self._layers_in_order[:-1] if hidden else self._layers_in_order
@@ -110,7 +110,7 @@ class MLP(keras.layers.Layer):
       outputs = inputs
     leading = tf.shape(outputs)[:-1]
     static = outputs.shape[:-1]
-    # Products of matrices are faster than batched products of more axes.
+    # A product of two matrices is faster than a batched product over more axes.
     outputs = tf.reshape(outputs, [-1, outputs.shape[-1]])
     for layer in layers:
       outputs = self._apply(layer, outputs)
@@ -129,7 +129,7 @@ class MLP(keras.layers.Layer):
     return self._product_dtype if self._product_dtype.size >= 4 else tf.float32
 
   def _apply(self, layer, rows):
-    """Applies a layer; one that computes in less than float32 rounds nothing but its factors."""
+    """Applies a layer; under mixed precision it rounds only the factors of its product."""
     if layer.quantization_mode is not None or self._product_dtype.size >= 4:
       return layer(rows)
     kernel, bias = _weights(layer)
@@ -192,7 +192,7 @@ class ConditionalNormal(_Conditional):
   Args:
     event_size: the Normal's number of coordinates.
     hidden_units: the sizes of the hidden layers.
-    **kwargs: `activation` of the hidden layers ("tanh"), and those of a Keras layer.
+    **kwargs: `activation` of the hidden layers ("tanh"), and arguments of a Keras layer.
   """
 
   def __init__(self, event_size: int, hidden_units: Sequence[int] = (200, 200), **kwargs: Any):
@@ -211,9 +211,12 @@ class ConditionalBernoulli(_Conditional):
   Args:
     mean: the training data's mean, [event_size]. Its logit is a constant added to the logits, in
       addition to the trainable bias, which starts at 0. None adds nothing.
-    event_size: the number of Bernoullis; needed without a mean.
+    event_size: the number of Bernoullis; required if there is no mean.
     hidden_units: the sizes of the hidden layers.
-    **kwargs: `activation` of the hidden layers ("tanh"), and those of a Keras layer.
+    **kwargs: `activation` of the hidden layers ("tanh"), and arguments of a Keras layer.
+
+  Raises:
+    ValueError: if neither mean nor event_size is given, or if they disagree.
   """
 
   def __init__(
@@ -248,7 +251,7 @@ class ConditionalBernoulli(_Conditional):
     return LinearLogits(hidden, kernel, bias, self._product_dtype)
 
   def _is_of_samples(self, inputs) -> bool:
-    """Returns whether inputs have an axis of samples, and the last layer is an ordinary one."""
+    """Returns whether inputs have a sample axis, and the last layer is a plain Dense."""
     parts = inputs if isinstance(inputs, (list, tuple)) else [inputs]
     ranks = [tf.TensorShape(part.shape).rank for part in parts]
     is_ordinary = self.hidden_units and self._layers_in_order[-1].quantization_mode is None

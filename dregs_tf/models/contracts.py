@@ -1,4 +1,4 @@
-"""Checks what a user's `prior`, `proposal` and `likelihood` take and return; names the method."""
+"""Checks the arguments and results of a user's `prior`, `proposal` and `likelihood`."""
 
 import inspect
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from dregs_tf import evaluation
 
 tfd = tfp.distributions
 
-# What each method takes, in a model without `method_parameters` of its own; what else than a
-# distribution it is often made to return.
+# The parameters of each method in a model without its own `method_parameters`, and advice for
+# methods that do not return a distribution.
 _PARAMETERS = {"prior": "context", "proposal": "x, context", "likelihood": "z, context"}
 _INSTEAD = {
   "prior": "Return the distribution itself.",
@@ -45,7 +45,7 @@ def check_distribution(method: Callable, result: Any) -> None:
   """Raises unless a model's method returned a distribution of float32 or better.
 
   Raises:
-    TypeError: if it is no distribution.
+    TypeError: if it is not a distribution.
     ValueError: if its samples are narrower than float32, or a proposal has no batch shape.
   """
   if not hasattr(result, "log_prob"):
@@ -59,7 +59,7 @@ def check_distribution(method: Callable, result: Any) -> None:
   if not isinstance(result, tfd.JointDistribution):
     for dtype in tf.nest.flatten(result.dtype):
       _check_dtype(_full_name(method), "its samples are", tf.as_dtype(dtype))
-    # With as many samples as examples, samples would take the place of examples.
+    # Without a batch shape, the axis of the samples could be taken for that of the examples.
     has_batch = any(shape.rank != 0 for shape in tf.nest.flatten(result.batch_shape))
     if getattr(method, "__name__", None) == "proposal" and not has_batch:
       raise ValueError(
@@ -71,7 +71,7 @@ def check_distribution(method: Callable, result: Any) -> None:
 def check_latents(name: str, prior: tfd.Distribution, z: Any) -> None:
   """Raises a ValueError if samples z [num_samples, batch_size, ...] do not fit the prior.
 
-  A prior cannot evaluate another dtype than its own, and another event shape may broadcast.
+  A prior evaluates only its own dtype, and another event shape may broadcast silently.
   """
   if isinstance(prior, tfd.JointDistribution):
     return
@@ -95,9 +95,9 @@ def check_latents(name: str, prior: tfd.Distribution, z: Any) -> None:
 def sum_of_log_probs(
   name: str, log_likelihood: tf.Tensor, log_prior: tf.Tensor, kl_weight: float | tf.Tensor = 1
 ) -> tf.Tensor:
-  """Adds up log p(x | z) and kl_weight log p(z), of the model called `name`.
+  """Returns log p(x | z) + kl_weight log p(z), each [num_samples, batch_size], in nats.
 
-  Each is [num_samples, batch_size].
+  `name` is the model's, for messages.
 
   Raises:
     ValueError: if one is narrower than float32, or the two differ in rank.

@@ -1,4 +1,4 @@
-"""A generative model of binary data with binary latents: a sigmoid belief net of one layer."""
+"""Defines a generative model of binary data with binary latents: a one-layer sigmoid belief net."""
 
 from typing import Any
 
@@ -14,10 +14,11 @@ tfd = tfp.distributions
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class DiscreteVAE(VAE):
-  """A variational autoencoder of binary data with Bernoulli latents, as `VAE` but for these.
+  """Models binary data like `VAE`, but with Bernoulli latents.
 
-  p(z) = Bernoulli(1/2), p(x | z) and q(z | x) Bernoulli; nets of tanh layers. Latents without a
-  path take bounds without one: vimco_star, vimco, ovis, rws, elbo_loo. Its arguments are VAE's.
+  p(z) = Bernoulli(1/2), p(x | z) and q(z | x) Bernoulli; nets of tanh layers. Such latents are not
+  reparameterized, so they need a bound without a path: vimco_star, vimco, ovis, rws or elbo_loo.
+  The arguments are those of `VAE`.
   """
 
   @staticmethod

@@ -1,4 +1,4 @@
-"""Follows gradients beside the one that is trained on: tracked bounds, moments, moving options."""
+"""Follows gradients during training: tracked bounds, moments, and options that adapt."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,30 +11,30 @@ from dregs_tf.models.adaptive_factors import AdaptiveFactors
 from dregs_tf.models.backward_samples import BackwardSamples
 from dregs_tf.models.gradient_moments import GradientMoments
 
-# The name that the moving averages give to the gradient that is trained on; no bound has it.
+# The moving averages' name for the gradient that is trained on; no bound has this name.
 _TRAINED = "trained="
 
-# The two estimators between which alpha mixes, under names that no tracked bound has.
+# The two estimators that alpha mixes, under names that no tracked bound has.
 _ENDS = {"alpha=0": "iwae_dreg", "alpha=1": "rws_dreg"}
 
 
 class Followers:
-  """Holds what `compile` turns on beside training: tracked bounds, moments, options that move.
+  """Holds the extras of `compile`: tracked bounds, moments of gradients, options that adapt.
 
-  A step asks `estimators` which bounds to differentiate, passes their gradients through `by_name`,
-  and hands them to `update`, which returns logs.
+  A step asks `estimators` which bounds to differentiate, names their gradients with `by_name`,
+  and passes them to `update`, which returns logs.
 
   Args:
-    bound: the bound that is trained on; factors that it is not given are trained beside the model.
+    bound: the bound that is trained on; factors that it lacks are trained along with the model.
     optimizer: the optimizer that trains on it.
     gradient_statistics: whether to follow the gradient that is trained on.
     track_variance: further bounds whose gradients of the proposal to follow.
-    adapt_alpha: whether alpha of the bound dreg_alpha moves.
+    adapt_alpha: whether to adapt alpha of the bound dreg_alpha.
     choose_backward_samples: K, if the number of samples of the backward pass is chosen.
 
   Raises:
-    ValueError: if a bound is tracked twice, or there is no alpha to adapt, or no Adam to follow, or
-      if a tracked bound lacks factors that nothing trains.
+    ValueError: if a bound is tracked twice, if there is no alpha to adapt or no Adam that it can
+      follow, or if a tracked bound lacks factors that nothing trains.
   """
 
   def __init__(
@@ -74,7 +74,7 @@ class Followers:
 
   @property
   def layers(self) -> list:
-    """The Keras layers that hold the variables."""
+    """Returns the Keras layers that hold the variables."""
     layers = (
       self.moments,
       self.adaptive_alpha,
@@ -85,12 +85,12 @@ class Followers:
 
   @property
   def variables(self) -> list[keras.Variable]:
-    """All variables, once they are built."""
+    """Returns all variables, once they are built."""
     return [variable for layer in self.layers for variable in layer.variables]
 
   @property
   def side_by_side_argument(self) -> str | None:
-    """The argument of `compile` that needs gradients of several bounds, None if none does."""
+    """Returns the argument of `compile` that needs gradients of several bounds, or None."""
     if self.adaptive_alpha is not None:
       return "adapt_alpha"
     if self.adaptive_factors is not None:
@@ -99,7 +99,7 @@ class Followers:
 
   @property
   def moving_options(self) -> dict[str, tf.Tensor]:
-    """The options of the bound that training moves, with their present values."""
+    """Returns the options of the bound that training adapts, with their current values."""
     if self.adaptive_alpha is not None:
       return {"alpha": tf.convert_to_tensor(self.adaptive_alpha.alpha)}
     if self.adaptive_factors is not None:
@@ -108,7 +108,7 @@ class Followers:
     return {}
 
   def build(self, variables: Sequence) -> None:
-    """Makes the variables for gradients of these, unless they are made."""
+    """Creates the variables for gradients of these variables, unless they exist."""
     for layer in self.layers:
       if not layer.built:
         layer.build([tuple(variable.shape) for variable in variables])
@@ -118,7 +118,7 @@ class Followers:
     return [self._trained(), *self._others().values()]
 
   def by_name(self, result: side_by_side.Gradients) -> dict[str, list]:
-    """Names the gradients of all `estimators()` but the first, each of every variable or None."""
+    """Returns the gradients of all `estimators()` but the first by name, each one per variable."""
     gradients = dict(zip(self._others(), result.proposal[1:], strict=True))
     for name in self._beside():
       gradients[name] = side_by_side.add_where_both(gradients[name], result.model)
@@ -131,18 +131,18 @@ class Followers:
     groups: Callable,
     scale: tf.Tensor,
   ) -> dict:
-    """Takes in the gradients of a step.
+    """Updates statistics and options with the gradients of a step.
 
     Args:
-      gradients: that are trained on, of each variable or None.
-      others: of the other bounds, as `by_name` gives them.
-      groups: a function without arguments that gives the places of the variables of "proposal" and
-        of "model"; called only if it is needed.
-      scale: the factor of the gradients, over that of ascent on the mean bound.
+      gradients: the gradients that are trained on, of each variable or None.
+      others: the gradients of the other bounds, as `by_name` returns them.
+      groups: a function without arguments that returns the places of the variables of "proposal"
+        and of "model"; called only if needed.
+      scale: the factor of the gradients, relative to ascent on the mean bound.
 
     Returns:
-      Logs: options that move, as they were in the step, and the variance of each gradient that is
-      followed.
+      Logs: the adaptive options, as they were in the step, and the variance of each gradient that
+      is followed.
     """
     logs, others = {}, dict(others)
     for name, value in self.moving_options.items():
@@ -179,7 +179,7 @@ class Followers:
     return dict(zip(vectors, _unscaled(vectors.values(), scale), strict=True))
 
   def reports(self, groups: dict) -> dict[str, tuple]:
-    """Returns what logs tell: by name, a gradient's own name and the places of its variables."""
+    """Returns for each name in the logs a gradient's name and the places of its variables."""
     reports = {name: (name, groups.get("proposal")) for name in self.tracked}
     if self.gradient_statistics:
       reports |= {group: (_TRAINED, places) for group, places in groups.items()}
@@ -201,13 +201,13 @@ class Followers:
     return _with(self._bound, self.moving_options)
 
   def _others(self) -> dict[str, bounds.Bound]:
-    # Tracked under its own name too, the bound that is trained on moves.
+    # If the bound that is trained on is also tracked, its options adapt there as well.
     trained = self._trained()
     tracked = {name: trained if b == self._bound else b for name, b in self.tracked.items()}
     return tracked | self._beside()
 
   def _beside(self) -> dict[str, bounds.Bound]:
-    """Returns the bounds whose gradients move the options, by names that no tracked bound has."""
+    """Returns the bounds whose gradients adapt the options, by names that no tracked bound has."""
     if self.adaptive_alpha is not None:
       return {name: bounds.get(end) for name, end in _ENDS.items()}
     options = self.moving_options
@@ -227,7 +227,7 @@ def _with(bound: bounds.Bound, options: dict[str, tf.Tensor]) -> bounds.Bound:
 
 
 def _unscaled(gradients: Iterable, scale: tf.Tensor) -> list:
-  """Gradients of the mean bound, summed over the replicas, given scaled ones of this replica."""
+  """Returns gradients of the mean bound, summed over replicas, given this replica's scaled ones."""
   gradients = list(gradients)
   present = [tf.convert_to_tensor(g) for g in gradients if g is not None]
   present = [g / tf.cast(scale, g.dtype) for g in present]

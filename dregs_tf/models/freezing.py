@@ -1,4 +1,4 @@
-"""Freezes layers in such a way that each gets its own flags back."""
+"""Freezes layers such that their own `trainable` flags can be restored."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,7 +12,7 @@ def freeze(layers: Iterable[keras.layers.Layer]) -> Callable[[], None]:
     layers: the layers to freeze.
 
   Returns:
-    A function that gives every layer and variable back the flag `trainable` that it had.
+    A function that restores the `trainable` flag of every layer and variable.
   """
   layers = list(layers)
   ordered = _outer_first(layers)
@@ -22,7 +22,7 @@ def freeze(layers: Iterable[keras.layers.Layer]) -> Callable[[], None]:
     layer.trainable = False
 
   def thaw():
-    # A layer's flag overwrites those of all that it holds, which therefore come after it.
+    # Setting a layer's flag overwrites those of its parts, so the parts come after it.
     for item, trainable in flags:
       item.trainable = trainable
 

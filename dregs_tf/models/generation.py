@@ -1,4 +1,4 @@
-"""What a trained model is used for: observations drawn from it, latents of observations."""
+"""Uses a trained model: draws observations, encodes and reconstructs them."""
 
 from typing import Any
 
@@ -39,9 +39,9 @@ class GenerativeModel(keras.Model):
     return x if context is not None else tf.nest.map_structure(lambda part: part[:, 0], x)
 
   def encode(self, x: Any, context: Any = None):
-    """Computes the mean of the proposal q(z | x, context), layers in inference mode.
+    """Computes the mean of the proposal q(z | x, context), with layers in inference mode.
 
-    Of a joint proposal, each part's mean given the means of its parents.
+    For a joint proposal, it is each part's mean given the means of its parents.
 
     Args:
       x: observations [batch_size, ...].
@@ -51,7 +51,7 @@ class GenerativeModel(keras.Model):
       [batch_size, ...], or a structure of such Tensors for a joint proposal.
 
     Raises:
-      NotImplementedError: if the proposal's distribution has no mean, as a flow has none.
+      NotImplementedError: if the proposal's distribution has no mean method, such as a flow.
     """
     x, context = self._as_tensors(x), self._as_tensors(context)
     with calls.mode(self, training=False):
@@ -77,8 +77,8 @@ class GenerativeModel(keras.Model):
       seed: as `bounds.estimate` takes it.
 
     Returns:
-      [batch_size]; where proposal and prior are joint distributions of parts of the same names, a
-      dict of such Tensors: the mean of log q - log p of each part given its parents. They add up to
+      A Tensor [batch_size]. If proposal and prior are joint distributions with the same part names,
+      a dict of such Tensors: the mean of log q - log p of each part given its parents. Their sum is
       the divergence.
     """
     num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
@@ -93,7 +93,7 @@ class GenerativeModel(keras.Model):
 
 
 def _mean(distribution: tfd.Distribution):
-  """Returns a distribution's mean; of a joint one, each part's given the means of its parents."""
+  """Returns a distribution's mean; for a joint one, each part's given the means of its parents."""
   is_joint = isinstance(distribution, tfd.JointDistribution)
   if not is_joint or getattr(distribution, "use_vectorized_map", False):
     return distribution.mean()

@@ -1,4 +1,4 @@
-"""Moving averages of gradients and their squares: the variance that the authors report."""
+"""Keeps moving averages of gradients and their squares: the variance that the authors report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,19 +11,19 @@ _DECAY = 0.99
 
 
 class GradientMoments(Averages):
-  """Exponential moving averages of g and |g|^2 for the gradients of several estimators, debiased.
+  """Keeps debiased moving averages of g and |g|^2 for the gradients of several estimators.
 
-  Over the coordinates of some variables, variance = mean(m2 - m1^2), with averages m1 of g and m2
-  of g^2 of decay 0.99 (the authors' released code, there without the debiasing). The square of m1
-  holds about variance / 199 of noise. Of m2 the mean alone is needed, so each variable has one
-  number for it.
+  The variance over the coordinates of some variables is mean(m2 - m1^2), with averages m1 of g and
+  m2 of g^2 of decay 0.99 (as in the authors' released code, which does not debias). The square of
+  m1 contains about variance / 199 of noise. Only the mean of m2 is needed, so each variable stores
+  one number for it.
 
   The authors also report mean(m1^2) / variance as a squared signal-to-noise ratio. It is not one:
   see `GradientSNR`.
 
   Args:
-    names: of the estimators.
-    **kwargs: of a Keras layer.
+    names: the estimators' names.
+    **kwargs: arguments of a Keras layer.
   """
 
   def __init__(self, names: Sequence[str], **kwargs: Any):
@@ -38,10 +38,10 @@ class GradientMoments(Averages):
     self.built = True
 
   def update(self, gradients: dict[str, Sequence[tf.Tensor | None]]) -> None:
-    """Takes in each estimator's gradient of each variable, None where there is none.
+    """Updates the averages with each estimator's gradient of each variable, None if there is none.
 
-    Gradients that are not finite are left out, all of them: an optimizer that scales the loss skips
-    such a step.
+    If any gradient is not finite, the whole step is left out: an optimizer that scales the loss
+    skips it too.
     """
     gradients = {
       name: [None if g is None else tf.cast(g, tf.float32) for g in parts]
@@ -69,4 +69,4 @@ class GradientMoments(Averages):
     first = sum(tf.reduce_sum(self._first[name][i] ** 2) for i in places)
     second = sum(self._second[name][i] for i in places)
     variance = tf.math.divide_no_nan(second - first / self._mass, self._mass * size)
-    return tf.nn.relu(variance)  # Rounding can take a variance below 0.
+    return tf.nn.relu(variance)  # Rounding can make a variance negative.

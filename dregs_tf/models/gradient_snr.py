@@ -20,32 +20,32 @@ class GradientSNR(keras.callbacks.Callback):
 
     SNR^2 = |E g|^2 / tr Cov g.
 
-  Training pauses while g_1, ..., g_M are drawn at the parameters of the epoch's end, with
-  noise that training does not use. Products of different ones estimate the signal, deviations from
-  their mean the noise:
+  Training pauses while g_1, ..., g_M are drawn at the parameters of the epoch's end, with noise
+  that training does not use. Products of different gradients estimate the signal, and deviations
+  from their mean the noise:
 
     |E g|^2 ~ sum_{i != j} g_i . g_j / (M (M - 1)),   tr Cov g ~ sum_i |g_i - mean g|^2 / (M - 1).
 
-  Both are unbiased for batches that are drawn independently. If they are disjoint parts of one
-  epoch of n batches, the noise of the examples takes up to 1 / n off SNR^2. With noise that is
+  Both are unbiased for batches that are drawn independently. If the batches are disjoint parts of
+  one epoch of n batches, the noise of the examples lowers SNR^2 by up to 1 / n. If the noise is
   about normal and M >= 50, the standard error of SNR^2 is at most about
 
     sqrt(2 / (M (M - 1)) + (4 SNR^2 + 2 SNR^4) / M),
 
-  which noise that spreads over d directions divides by about sqrt(d). A negative estimate of
-  |E g|^2 is reported as 0. So with M = 50 an SNR below 0.17, of noise that spreads over 50
-  directions one below 0.06, need not be a signal.
+  divided by about sqrt(d) if the noise spreads over d directions. A negative estimate of |E g|^2 is
+  reported as 0. So with M = 50, an SNR below 0.17 need not be a signal; if the noise spreads over
+  50 directions, one below 0.06.
 
-  Averages along a run do not estimate this number. Each step moves the parameters along the noise
+  Averages along a run do not estimate this ratio. Each step moves the parameters along the noise
   of its gradient, and the next gradients point back: products of gradients from different steps are
-  too small, the most so for the estimator that is trained on.
+  too small, most of all for the estimator that is trained on.
 
   The logs are proposal_gradient_snr, model_gradient_snr and, for each tracked bound,
-  NAME_gradient_snr. This callback belongs before those that read the logs.
+  NAME_gradient_snr. Place this callback before those that read the logs.
 
   Args:
-    batches: training batches as `fit` takes them, a `tf.data.Dataset` or what a strategy makes of
-      one; or a function of the number of steps taken that returns them.
+    batches: training batches as `fit` takes them, a `tf.data.Dataset` or a distributed one; or a
+      function of the number of steps taken that returns them.
     num_batches: M, at least 2. A measurement costs about as much as M steps of training.
 
   Raises:
@@ -97,7 +97,7 @@ class GradientSNR(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def _kept(variables: list[keras.Variable]) -> Iterator[None]:
-  """Gives variables their values back, which layers in training mode change."""
+  """Restores the variables' values at the end, since layers in training mode change them."""
   values = [variable.numpy() for variable in variables]
   yield
   for variable, value in zip(variables, values, strict=True):

@@ -29,12 +29,15 @@ class HierarchicalVAE(LatentVariableModel):
   learned, so `compile(prior_gradient="dreg")` may lower the variance of their gradient.
 
   Args:
-    data_mean: as `VAE` takes it.
+    data_mean: as `VAE` takes it, [D].
     latent_dims: the number of latent variables in each layer, the one next to x first.
-    hidden_units: the sizes of hidden layers, for all nets or a sequence for each layer of latents:
-      those of the nets between it and the one below, in either direction. By default (200, 200) for
-      the first and (100, 100) for others.
-    **kwargs: of a Keras model, such as `name` and `dtype`.
+    hidden_units: the sizes of hidden layers, for all nets, or one sequence per layer of latents for
+      the nets between that layer and the one below, in either direction. By default (200, 200) for
+      the first layer and (100, 100) for the others.
+    **kwargs: arguments of a Keras model, such as `name` and `dtype`.
+
+  Raises:
+    ValueError: if the sizes or the mean are not valid.
   """
 
   binary_observations = True
@@ -118,7 +121,7 @@ class HierarchicalVAE(LatentVariableModel):
 
 
 def _given(parent: str, net: ConditionalNormal) -> Callable[..., tfd.Distribution]:
-  """Returns the conditional of a layer as a joint distribution takes it: given those before it."""
+  """Returns a function, for a joint distribution, from the layer `parent` to a conditional."""
   return lambda **layers: net.distribution(layers[parent])
 
 

@@ -17,20 +17,20 @@ from dregs_tf.models import batches
 
 tfd = tfp.distributions
 
-# Stands in the message of an assertion inside a tf.data pipeline, followed by the range.
+# Marks the message of an assertion inside a tf.data pipeline; the range follows.
 _MARK = "Observations are not in the unit interval:"
 
 
 class CheckedInputs(keras.Model):
-  """A Keras model that checks its data before a step: weights, habits, ranges.
+  """Checks a Keras model's data before a step: its parts, weights and ranges.
 
-  - Keras drops the `sample_weight` of observations without a context; here it arrives.
-  - Observations outside [0, 1] are refused where the likelihood is Bernoulli.
-  - `fit(x, x)` is warned of.
+  - Keras drops the `sample_weight` of observations without a context; this class passes it on.
+  - Observations outside [0, 1] are refused if the likelihood is Bernoulli.
+  - `fit(x, x)`, the habit of autoencoders, causes a warning.
   """
 
-  # Whether observations must be in [0, 1]. None: as the likelihood turns out to be, the first time
-  # that it is evaluated. Set it in a subclass to decide.
+  # Whether observations must be in [0, 1]. None: decided by the likelihood, the first time that it
+  # is evaluated. A subclass may set it.
   binary_observations: bool | None = None
 
   @functools.wraps(keras.Model.fit)
@@ -39,7 +39,7 @@ class CheckedInputs(keras.Model):
 
   @functools.wraps(keras.Model.evaluate)
   def evaluate(self, *args: Any, **kwargs: Any):
-    if kwargs.get("_use_cached_eval_dataset"):  # From `fit`, which has seen to it.
+    if kwargs.get("_use_cached_eval_dataset"):  # Called by `fit`, which has checked the data.
       return super().evaluate(*args, **kwargs)
     return _call(self, super().evaluate, args, kwargs)
 
@@ -52,7 +52,7 @@ class CheckedInputs(keras.Model):
     return _call(self, super().test_on_batch, args, kwargs)
 
   def _check_parts(self, context, x) -> None:
-    """Raises if batches lack a part or have one too many, given the specs of their parts."""
+    """Raises if batches lack a part or have an extra one, given the specs of their parts."""
 
 
 _PARTS = ("x", "y", "sample_weight")
@@ -84,10 +84,10 @@ def _call(model: CheckedInputs, method, args, kwargs):
 
 
 def _seen_to(model: CheckedInputs, x, y, sample_weight) -> tuple:
-  """Returns x, y and sample_weight as Keras is to be given them.
+  """Returns x, y and sample_weight in the form that Keras needs.
 
   Raises:
-    ValueError: if batches have the wrong parts, or observations are outside [0, 1] and must not be.
+    ValueError: if batches have the wrong parts, or observations outside [0, 1] that must be inside.
   """
   if y is not None and y is x:
     warnings.warn(
@@ -108,19 +108,19 @@ def _seen_to(model: CheckedInputs, x, y, sample_weight) -> tuple:
     context, x, own_weight = batches.parts(x)
     if own_weight is not None:
       raise ValueError("sample_weight is given twice: as an argument and as the third part of x.")
-    # An empty context, as tf.distribute takes no None.
+    # An empty tuple stands for no context, since tf.distribute takes no None.
     return (() if context is None else context, x, sample_weight), None, None
   return x, y, sample_weight
 
 
 def _makes_batches(x) -> bool:
-  """Returns whether x yields batches rather than being arrays that Keras cuts into them."""
+  """Returns whether x yields batches, as opposed to arrays that Keras cuts into batches."""
   kinds = (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
   return isinstance(x, (*kinds, types.GeneratorType))
 
 
 def _look_into(x, y):
-  """Returns the arrays, or one batch or a batch's spec; None if they cannot be looked at."""
+  """Returns the arrays, one batch, or a batch's spec; None if x cannot be inspected."""
   if isinstance(x, tf.data.Dataset):
     return x.element_spec
   if isinstance(x, keras.utils.PyDataset):
@@ -175,11 +175,11 @@ def _explain(error: Exception, data, y) -> None:
 
 
 def note_likelihood(model: CheckedInputs, likelihood: tfd.Distribution, x: Any) -> None:
-  """Finds out from a likelihood whether observations must be in [0, 1]; checks shapes and values.
+  """Determines from a likelihood whether observations must be in [0, 1]; checks them.
 
   Raises:
-    ValueError: if x has values, and others than in [0, 1] where it must not, or if its shape is not
-      that of the likelihood's events.
+    ValueError: if x has values outside [0, 1] that must be inside, or if its shape is not that of
+      the likelihood's events.
   """
   _check_event_shape(model, likelihood, x)
   if model.binary_observations is None:
@@ -194,7 +194,7 @@ def _check_event_shape(model: CheckedInputs, likelihood: tfd.Distribution, x) ->
   events = tf.nest.flatten(getattr(likelihood, "event_shape", None))
   leaves = tf.nest.flatten(x)
   if len(events) != len(leaves):
-    return  # The distribution says what it expected.
+    return  # The distribution's own error says which structure it expects.
   for leaf, event in zip(leaves, events, strict=True):
     if event is not None and not leaf.shape[1:].is_compatible_with(event):
       raise ValueError(
@@ -205,7 +205,7 @@ def _check_event_shape(model: CheckedInputs, likelihood: tfd.Distribution, x) ->
 
 
 def check_values(model: CheckedInputs, x: Any) -> None:
-  """Raises a ValueError if x must be in [0, 1], has values, and has others than that."""
+  """Raises a ValueError if x must be in [0, 1] and has known values outside."""
   if model.binary_observations and tf.executing_eagerly():
     _check_unit_interval(model, x)
 
@@ -231,7 +231,7 @@ def _not_binary(model: CheckedInputs, low: float, high: float) -> ValueError:
 
 
 def _assert_first_in_unit_interval(number: tf.Tensor, batch, may_miss: bool):
-  """Returns a batch of a tf.data pipeline, the first of which must be in [0, 1], or may be NaN."""
+  """Returns a batch of a tf.data pipeline; asserts that the first batch is in [0, 1] or missing."""
   leaves = tf.nest.flatten(batches.parts(batch)[1])
   leaves = [leaf for leaf in leaves if leaf.dtype.is_floating or leaf.dtype.is_integer]
 
@@ -252,7 +252,7 @@ def _assert_first_in_unit_interval(number: tf.Tensor, batch, may_miss: bool):
 def _is_binary(model: CheckedInputs, spec) -> bool:
   """Returns whether observations must be in [0, 1]; traces the likelihood for a batch of this spec.
 
-  A model that runs eagerly finds out in its first step, before it learns from it.
+  A model that runs eagerly determines this in its first step, before it learns from it.
   """
   one_device = model.distribute_strategy.num_replicas_in_sync == 1
   if model.binary_observations is None and one_device and not model.run_eagerly:

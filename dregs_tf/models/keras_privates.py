@@ -1,15 +1,14 @@
 """Lists the private parts of Keras that the models use. Checked with Keras 3.15.1.
 
-A layer resolves its `training` argument, and clears its losses, with the help of a call context
-that the outermost `Layer.__call__` opens and that layers inside find in a thread's global state.
-The three methods of a model are called by the library rather than by a layer, so the library opens
-that context. Seed generators and statistics are listed layer by layer, since the public lists mix
-them with other variables.
+A layer resolves its `training` argument and clears its losses through a call context. The outermost
+`Layer.__call__` opens it, and layers inside find it in the thread's global state. Here the library,
+not a layer, calls the three methods of a model, so the library opens that context. Seed generators
+and statistics are listed layer by layer, since the public lists mix them with other variables.
 
 Models also override the hooks `_maybe_symbolic_build` and `_get_metrics_result_or_logs` of
 Keras' Trainer, and leave its `_loss_tracker` out of the metrics.
 
-TensorFlow does not say in public whether a graph is made for XLA. Checked with TensorFlow 2.21.
+TensorFlow has no public way to tell whether a graph is built for XLA. Checked with TensorFlow 2.21.
 """
 
 import contextlib
@@ -35,13 +34,13 @@ def training() -> bool | None:
 
 @contextlib.contextmanager
 def call_context(training: bool) -> Iterator[None]:
-  """Has the layers called inside run as if a layer were called with this `training`.
+  """Runs the layers called inside as if an outer layer were called with this `training`.
 
-  It is a context of its own: a layer inside that is called with another `training` changes it for
-  the layers after it, as in Keras, but never for those outside.
+  The context is separate: a layer inside that is called with another `training` changes it for the
+  layers after it, as in Keras, but never for those outside.
   """
   outer = global_state.get_global_attribute(_CALL_CONTEXT)
-  context = CallContext(entry_layer=None)  # No layer, so that none closes it.
+  context = CallContext(entry_layer=None)  # Without an entry layer, no layer closes it.
   context.set_value("training", training)
   global_state.set_global_attribute(_CALL_CONTEXT, context)
   try:
@@ -52,7 +51,7 @@ def call_context(training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def global_seed_generator(generator: keras.random.SeedGenerator) -> Iterator[None]:
-  """Has `keras.random` draw from `generator.next(ordered)` where it is given no seed."""
+  """Makes `keras.random` draw seeds from `generator.next(ordered)` if it is given none."""
   outer = global_state.get_global_attribute(_SEED_GENERATOR)
   global_state.set_global_attribute(_SEED_GENERATOR, generator)
   try:
@@ -62,9 +61,9 @@ def global_seed_generator(generator: keras.random.SeedGenerator) -> Iterator[Non
 
 
 def without_autocast() -> contextlib.AbstractContextManager:
-  """Makes variables keep their dtype inside, also in layers whose `autocast` is False.
+  """Keeps variables in their own dtype inside, also for layers whose `autocast` is False.
 
-  Outside of any such scope Keras casts the variables of a layer with mixed precision regardless.
+  Outside of any such scope, Keras casts the variables of a mixed-precision layer regardless.
   """
   return AutocastScope(None)
 
@@ -90,7 +89,7 @@ def clear_losses(model: keras.Model) -> None:
 
 
 def in_xla() -> bool:
-  """Returns whether operations that are made now are compiled by XLA."""
+  """Returns whether XLA compiles the operations that are being built."""
   return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
     tf.compat.v1.get_default_graph()
   )

@@ -1,4 +1,4 @@
-"""The weight of the KL divergence while training: a number, a variable, or a schedule."""
+"""Defines the weight of the KL divergence in training: a number, a variable, or a schedule."""
 
 import math
 import numbers
@@ -33,7 +33,7 @@ class KLWeight:
 
   @property
   def is_one(self) -> bool:
-    """Whether it is the number 1, which leaves the bound as it is."""
+    """Returns whether it is the number 1, which does not change the bound."""
     return isinstance(self.value, numbers.Real) and self.value == 1
 
   def at(self, step: tf.Tensor):
@@ -43,7 +43,7 @@ class KLWeight:
     return self.value if isinstance(self.value, numbers.Real) else tf.convert_to_tensor(self.value)
 
   def get_config(self) -> Any:
-    """Returns what `from_config` takes: of a variable, its present value."""
+    """Returns the argument of `from_config`; for a variable, its current value."""
     if isinstance(self.value, (tf.Variable, keras.Variable)):
       return {"variable": float(self.value)}
     if isinstance(self.value, numbers.Real):
@@ -52,13 +52,13 @@ class KLWeight:
 
   @classmethod
   def from_config(cls, config: Any) -> "KLWeight":
-    """Makes it again of what Keras makes of `get_config`; a variable is a new one of that value."""
+    """Restores a weight from what Keras makes of `get_config`; a variable is a new one."""
     if isinstance(config, dict):
       return cls(tf.Variable(config["variable"], trainable=False, dtype=tf.float32))
     return cls(config)
 
 
 def arguments(weight: float | tf.Tensor) -> dict:
-  """Returns the argument of `target_log_prob`; none for 1, as a subclass may define it without."""
+  """Returns the keyword for `target_log_prob`; none for 1, since an override may not take it."""
   is_one = isinstance(weight, numbers.Real) and weight == 1
   return {} if is_one else {"kl_weight": weight}

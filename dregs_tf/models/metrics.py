@@ -12,7 +12,7 @@ from dregs_tf.models import batches, replicas, steps
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class Mean(keras.metrics.Mean):
-  """Saves Keras' mean with the model, so that an interrupted run resumes in the middle of one."""
+  """Saves Keras' mean with the model, so that an interrupted run resumes amid an average."""
 
   def save_own_variables(self, store: Any) -> None:
     """Writes the total and the count."""
@@ -20,7 +20,7 @@ class Mean(keras.metrics.Mean):
       store[str(i)] = variable.numpy()
 
   def load_own_variables(self, store: Any) -> None:
-    """Reads what `save_own_variables` wrote, if it did."""
+    """Reads what `save_own_variables` wrote, if the store has it."""
     for i, variable in enumerate(self.variables):
       if str(i) in store:
         variable.assign(store[str(i)])
@@ -29,15 +29,15 @@ class Mean(keras.metrics.Mean):
 class ReportingModel(keras.Model):
   """Reports means over examples: loss, bound, effective sample size.
 
-  The loss is what training minimizes: the negative bound, and the losses of layers, which are
-  reported once there are any, as `regularization`.
+  The loss, which training minimizes, is the negative bound plus the losses of layers. The latter
+  are reported as `regularization`, if there are any.
   """
 
   _has_losses = False
 
   def __init__(self, *args: Any, **kwargs: Any):
     super().__init__(*args, **kwargs)
-    # Made here and not by `compile`: a model that was built takes no further metrics.
+    # They are made here, not in `compile`: a built model takes no further metrics.
     self._loss_metric = Mean(name="loss")  # Keras' own is not saved.
     self._bound_metric = Mean(name="bound")
     self._sample_size_metric = Mean(name="effective_sample_size")
@@ -53,11 +53,11 @@ class ReportingModel(keras.Model):
     return [metric for metric in super().metrics if all(metric is not other for other in hidden)]
 
   def compile(self, *args: Any, **kwargs: Any) -> None:
-    """Compiles as Keras does, and starts the means anew."""
+    """Compiles as Keras does, and resets the means."""
     for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
       if kwargs.get(argument) is not None:
         raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")
-    # XLA compiles for one device: of a step on replicas, what they do on their own.
+    # XLA compiles for one device: in a step on replicas, only each replica's own work.
     distributed = self.distribute_strategy.num_replicas_in_sync > 1
     jit_compile_replica = distributed and kwargs.get("jit_compile") is True
     if jit_compile_replica:
@@ -71,15 +71,15 @@ class ReportingModel(keras.Model):
     self._has_losses = False
 
   def reset_metrics(self) -> None:
-    """Starts the means anew, as Keras does before an epoch and an evaluation."""
+    """Resets the means, as Keras does before an epoch and an evaluation."""
     super().reset_metrics()
     self._num_seen.reset_state()
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-    """Makes one step of Keras' `evaluate`: the bound, averaged over examples."""
+    """Takes one step of Keras' `evaluate`: the bound, averaged over examples."""
     batch = batches.split(data, self.float_dtype)
     self._build_for(batch.x, batch.context)
-    # The number of examples seen since the evaluation began tells its batches apart.
+    # The number of examples seen so far in the evaluation gives each batch its own seed.
     seen = tf.cast(self._num_seen.total, tf.int32)
     part = replicas.part_of_batch(batch.x, seen)
     seen = seen if part is None else part.seen
@@ -101,7 +101,7 @@ class ReportingModel(keras.Model):
     size, weights = batches.size(batch.x), batch.sample_weight
     self._num_seen.update_state(size)
     if weights is not None:
-      # An example without weight may have an infinite bound.
+      # An example of weight 0 may have an infinite bound, which 0 would turn into NaN.
       bound, sample_size = (
         tf.where(weights == 0, tf.zeros_like(value), value) for value in (bound, sample_size)
       )
@@ -125,9 +125,9 @@ class ReportingModel(keras.Model):
         )
 
   def _get_metrics_result_or_logs(self, logs) -> dict:
-    """Returns what an epoch reports (a hook of Keras): the metrics' own values, of all replicas.
+    """Returns an epoch's results (a hook of Keras): the metrics' own values, over all replicas.
 
-    Logs that lack one of the metrics come from a subclass' own step, and are returned as they are.
+    Logs that lack one of the metrics come from a subclass' own step, and are returned unchanged.
     """
     values = self.get_metrics_result()
     if isinstance(logs, dict) and values.keys() <= logs.keys():
@@ -136,7 +136,7 @@ class ReportingModel(keras.Model):
 
 
 def as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-  """Returns the logs as Keras averages them over replicas: across workers it takes vectors."""
+  """Returns the logs as vectors, since Keras averages only vectors across workers."""
   if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
     return {name: tf.reshape(value, [1]) for name, value in logs.items()}
   return logs

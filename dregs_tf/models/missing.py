@@ -1,9 +1,9 @@
-"""Handles observations with missing features, for which NaN stands.
+"""Handles observations whose missing features are NaN.
 
-With missing features the model's likelihood is that of the observed ones, p(x_obs | z), which drops
-the others' factors; bounds and gradients are what they were (Mattei and Frellsen 2019,
-https://arxiv.org/abs/1812.02633). It is right where whether a feature is missing does not depend on
-its value, given the observed ones.
+With missing features the likelihood is that of the observed ones, p(x_obs | z), without the others'
+factors; bounds and gradients are otherwise the same (Mattei and Frellsen 2019,
+https://arxiv.org/abs/1812.02633). This is valid if, given the observed values, whether a feature is
+missing does not depend on its value.
 """
 
 import functools
@@ -20,19 +20,19 @@ tfd = tfp.distributions
 
 
 class IncompleteData(keras.Model):
-  """A model that trains on observations with missing features, and imputes them.
+  """Trains a model on observations with missing features, and imputes them.
 
-  `compile(missing="nan")` turns it on.
+  `compile(missing="nan")` enables it.
   """
 
-  missing: str | None = None  # What `compile` was given.
+  missing: str | None = None  # The argument of `compile`.
 
   def proposal_input(self, x: Any):
-    """Returns what `proposal` is called with in place of observations x [batch_size, ...].
+    """Returns the argument of `proposal`, given observations x [batch_size, ...].
 
-    x itself, and with `compile(missing="nan")`, x with its missing features set to 0. Override it
-    to fill them in otherwise, or to give the proposal more, such as `[filled, mask]`. Do so
-    whether there are missing features or not: layers are built before `compile` too.
+    It is x itself; with `compile(missing="nan")`, x with its missing features set to 0. Override it
+    to fill them in otherwise, or to pass the proposal more, such as `[filled, mask]`. An override
+    must return the same structure without missing features: layers may be built before `compile`.
     """
     return self._filled(x, 0)
 
@@ -57,10 +57,10 @@ class IncompleteData(keras.Model):
   ) -> tf.Tensor:
     """Fills in missing features, NaN in x, by importance sampling of p(x_missing | x_observed).
 
-    Either by their expectation, sum_i wbar_i E[x_missing | z_i], the estimate with the least square
-    error, or by `multiple` draws, whose spread says how uncertain the features are: z of a sample
-    resampled by weight, x_missing of its likelihood. `log_likelihood(..., return_diagnostics=True)`
-    says how far to trust the weights.
+    By default it uses their expectation, sum_i wbar_i E[x_missing | z_i], which has the least
+    squared error. With `multiple`, it returns draws, whose spread shows how uncertain the features
+    are: z is resampled by weight, and x_missing is drawn from its likelihood.
+    `log_likelihood(..., return_diagnostics=True)` tells how far to trust the weights.
 
     Args:
       x: observations, as `log_likelihood` takes them: a Tensor [batch_size, ...] of floats or a
@@ -93,7 +93,7 @@ class IncompleteData(keras.Model):
 
   @functools.cached_property
   def _impute(self):
-    """`impute` of a batch that fits in memory, made once per shape."""
+    """Returns `impute` for a batch that fits in memory, traced once per shape."""
 
     def likelihood(z, context):
       return calls.call(self.likelihood, z, context)
@@ -113,23 +113,23 @@ class IncompleteData(keras.Model):
 
 
 def check_argument(value: Any) -> None:
-  """Raises a ValueError unless it is what `compile` takes as `missing`."""
+  """Raises a ValueError unless `value` is allowed as `missing` in `compile`."""
   if value not in (None, "nan"):
     raise ValueError(f"missing must be 'nan' or None, got {value!r}.")
 
 
 def is_nan(x: tf.Tensor) -> tf.Tensor | None:
-  """Returns which features are missing; None where x is not of floats, of which none can be."""
+  """Returns which features are missing, bools of x's shape; None if x is not of floats."""
   return tf.math.is_nan(x) if x.dtype.is_floating else None
 
 
 def log_prob(name: str, likelihood: tfd.Distribution, x: Any) -> tf.Tensor:
   """Computes log p(x_obs | z), [num_samples, batch_size], of the features that are not NaN.
 
-  Where none is missing it is `likelihood.log_prob(x)`, bit for bit.
+  If none is missing, it equals `likelihood.log_prob(x)` bit for bit.
 
   Args:
-    name: that of the model, for messages.
+    name: the model's name, for messages.
     likelihood: a distribution that factorizes over features: tfd.Independent of scalars, or a
       distribution of scalars. One with a method `observed_log_prob(x, is_missing)`, such as
       `IndependentBernoulli`, computes it on its own.
@@ -154,8 +154,8 @@ def log_prob(name: str, likelihood: tfd.Distribution, x: Any) -> tf.Tensor:
 
 
 def _log_prob(distribution, x, is_missing) -> tf.Tensor | None:
-  """Computes what `log_prob` returns; None of another distribution."""
-  # A subclass may have a density of its own.
+  """Computes what `log_prob` returns; None if the distribution is of another kind."""
+  # A subclass of Independent may define its own density.
   if getattr(type(distribution), "_log_prob", None) is tfd.Independent._log_prob:
     ndims = tf.get_static_value(distribution.reinterpreted_batch_ndims)
     log_probs = _log_prob(distribution.distribution, x, is_missing)
@@ -166,7 +166,7 @@ def _log_prob(distribution, x, is_missing) -> tf.Tensor | None:
     return None
   if is_missing is None:
     return distribution.log_prob(x)
-  # A gradient through the density of NaN would be NaN, weighed by 0 or not.
+  # The gradient of the density at NaN would be NaN, even with a weight of 0.
   log_probs = distribution.log_prob(tf.where(is_missing, _inside(distribution, x.dtype), x))
   return tf.where(is_missing, tf.zeros_like(log_probs), log_probs)
 

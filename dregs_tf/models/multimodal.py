@@ -21,15 +21,16 @@ class MixtureOfExpertsVAE(LatentVariableModel):
   """Models several modalities by the same latents (MMVAE; Shi et al. 2019).
 
   p(z) = N(0, I), p(x | z) is the product of p(x_m | z) over the modalities, and q(z | x) a mixture
-  of experts q_m(z | x_m), each of which sees one modality. It is a `StratifiedMixture`, so
-  num_samples are those of each expert, "iwae_dreg" trains the tight bound and "miselbo_dreg" the
-  looser one, in which every expert alone explains all modalities. https://arxiv.org/abs/1911.03393
+  of experts q_m(z | x_m), each of which sees one modality. The mixture is a `StratifiedMixture`:
+  num_samples is the number of samples of each expert, "iwae_dreg" trains the tight bound, and
+  "miselbo_dreg" the looser one, in which every expert alone explains all modalities.
+  https://arxiv.org/abs/1911.03393
 
   An observation is a dict of modalities, each [batch_size, ...]. A context, as in `fit(present,
-  x)`, says which of them are there: a dict of masks [batch_size], for those that are not always. A
-  missing modality's expert has the probability 0 and its likelihood is left out, so values and
-  gradients are those of the others alone, whatever stands in its place: in that of a binary one, a
-  number in [0, 1]. `log_likelihood` is that of the modalities that are there.
+  x)`, says which are present: a dict of masks [batch_size] for those that may be missing. A missing
+  modality's expert has probability 0 and its likelihood is left out, so its values affect neither
+  the bound nor gradients; those of a binary modality must still be in [0, 1]. `log_likelihood` is
+  that of the modalities that are present.
 
   Args:
     encoders: Keras layers by modality, with a method `distribution(x)` that returns q_m(z | x) for
@@ -38,12 +39,12 @@ class MixtureOfExpertsVAE(LatentVariableModel):
       z [..., batch_size, latent_dim], of batch shape [..., batch_size], such as
       `ConditionalBernoulli`.
     latent_dim: the number of latent variables; by default the `event_size` of the encoders.
-    learn_probs: whether the experts' probabilities are learned; otherwise they are equal. Where
-      modalities are missing, those of the others are scaled to add up to 1.
-    **kwargs: of a Keras model, such as `name` and `dtype`.
+    learn_probs: whether the experts' probabilities are learned; otherwise they are equal. If
+      modalities are missing, the probabilities of the others are scaled to add up to 1.
+    **kwargs: arguments of a Keras model, such as `name` and `dtype`.
 
   Raises:
-    ValueError: if encoders and decoders have not the same names, or latent_dim is not known.
+    ValueError: if the names of encoders and decoders differ, or latent_dim is not known.
   """
 
   def __init__(
@@ -84,7 +85,7 @@ class MixtureOfExpertsVAE(LatentVariableModel):
     return tfd.Independent(Normal(zeros, tf.ones_like(zeros)), 1)
 
   def proposal(self, x: Mapping[str, tf.Tensor], context: Any = None) -> StratifiedMixture:
-    """Returns the mixture of the experts of the modalities that are there."""
+    """Returns the mixture of the experts of the modalities that are present."""
     self._check_parts(context, x)
     present = self._masks(context)
     experts = [
@@ -100,7 +101,7 @@ class MixtureOfExpertsVAE(LatentVariableModel):
     return Modalities(parts, self._masks(context))
 
   def cross_generate(self, x: Mapping[str, Any], seed: seeds.Seed = None) -> dict[str, tf.Tensor]:
-    """Generates all modalities from some: their means at a sample of an expert of one of these.
+    """Generates all modalities from some: their means at a sample of one of the given experts.
 
     Args:
       x: a dict of one modality or more, each [batch_size, ...].
@@ -110,7 +111,7 @@ class MixtureOfExpertsVAE(LatentVariableModel):
       A dict of all modalities, each [batch_size, ...].
 
     Raises:
-      ValueError: if x has no modality, or another one, or if the model has seen no batch yet.
+      ValueError: if x has no modality or an unknown one, or if the model has seen no batch yet.
     """
     if self._specs is None:
       raise ValueError("cross_generate needs a model that has seen a batch: fit or call it before.")
@@ -142,7 +143,7 @@ class MixtureOfExpertsVAE(LatentVariableModel):
       )
 
   def _masks(self, context) -> dict[str, tf.Tensor]:
-    """Returns whether each modality is there, bool [batch_size], by name; others always are."""
+    """Returns masks of the modalities, bools [batch_size], by name; others are always present."""
     masks = {name: tf.cast(mask, tf.bool) for name, mask in (context or {}).items()}
     for name, mask in masks.items():
       if mask.shape.rank != 1:
@@ -158,7 +159,7 @@ class MixtureOfExpertsVAE(LatentVariableModel):
       return probs
     everywhere = tf.fill([size], True)
     masks = tf.stack([present.get(name, everywhere) for name in self.modalities], axis=1)
-    # Without any modality, p(x) = 1 is estimated with all experts.
+    # If all modalities are missing, p(x) = 1 is estimated with all experts.
     masks = tf.logical_or(masks, tf.logical_not(tf.reduce_any(masks, axis=1, keepdims=True)))
     return probs * tf.cast(masks, probs.dtype)
 
@@ -181,11 +182,11 @@ class MixtureOfExpertsVAE(LatentVariableModel):
 
 
 class Modalities:
-  """Makes a distribution of a dict of modalities, independent of each other, some of them missing.
+  """Makes a distribution of a dict of independent modalities, some of which may be missing.
 
   Args:
-    parts: distributions by name, of one batch shape [..., batch_size].
-    present: whether each is there, bool [batch_size], by name; those without are always.
+    parts: distributions by name, all of batch shape [..., batch_size].
+    present: masks, bools [batch_size], by name; modalities without a mask are always present.
   """
 
   def __init__(self, parts: dict[str, tfd.Distribution], present: dict[str, tf.Tensor]):
@@ -195,7 +196,7 @@ class Modalities:
     self.batch_shape = next(iter(parts.values())).batch_shape
 
   def log_prob(self, x: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Returns the sum of log p(x_m | z) over the modalities that are there, of the batch shape."""
+    """Returns the sum of log p(x_m | z) over the present modalities, of the batch shape."""
     terms = []
     for name, part in self._parts.items():
       mask = self._present.get(name)
@@ -204,11 +205,11 @@ class Modalities:
     return sum(terms[1:], terms[0])
 
   def mean(self) -> dict[str, tf.Tensor]:
-    """Returns the mean of every modality, also of the missing ones."""
+    """Returns the mean of every modality, including missing ones."""
     return {name: part.mean() for name, part in self._parts.items()}
 
   def sample(self, seed: seeds.Seed = None) -> dict[str, tf.Tensor]:
-    """Draws every modality, also the missing ones."""
+    """Draws every modality, including missing ones."""
     seed = seeds.stateless(seed)
     return {
       name: part.sample(seed=seeds.fold_in(seed, place))
@@ -217,14 +218,14 @@ class Modalities:
 
 
 def _or_zero(x: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-  """Returns x with 0 where it is not there: what stands in its place may be no number."""
+  """Returns x with 0 where it is missing, since the value there may be NaN."""
   if mask is None:
     return x
   return tf.where(gradients.expand_to(mask, x), x, tf.zeros_like(x))
 
 
 def _check_layers(encoders: Any, decoders: Any) -> None:
-  """Raises unless both are dicts of objects with a method `distribution`, of the same names."""
+  """Raises unless both are dicts, with the same keys, of objects with a method `distribution`."""
   for argument, layers in (("encoders", encoders), ("decoders", decoders)):
     if not isinstance(layers, Mapping) or not layers:
       raise ValueError(f"{argument} must be a dict of layers by modality, got {layers!r}.")
@@ -239,7 +240,7 @@ def _check_layers(encoders: Any, decoders: Any) -> None:
 
 
 def _names(structure: Any) -> str:
-  """Returns the names in a dict, or the type of what is none."""
+  """Returns the names in a dict, or the type of another object."""
   if isinstance(structure, Mapping):
     return ", ".join(map(str, structure)) or "an empty dict"
   return f"a {type(structure).__name__}"

@@ -1,4 +1,4 @@
-"""Computes something of many examples under a model, a batch that fits in memory at a time."""
+"""Applies a function to many examples under a model, in batches that fit in memory."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,8 +24,8 @@ def in_parts(
 ) -> Any:
   """Computes a function of examples, some at a time, and concatenates the results.
 
-  Layers are in inference mode, and the library's take products of float32 at least. Where a graph
-  does not know how many examples there are, all are evaluated at once.
+  Layers are in inference mode, and the library's layers multiply in float32 or better. In a graph
+  without a static number of examples, all are evaluated at once.
 
   Args:
     model: a `LatentVariableModel`.
@@ -33,12 +33,12 @@ def in_parts(
       seed; it returns a Tensor, or a structure of Tensors.
     x: observations [batch_size, ...], or a Dataset of batches x or (context, x).
     context: contexts, or None.
-    seed: a stateless seed, from which that of each part is derived.
+    seed: a stateless seed, from which each part's seed is derived.
     axis: the axis of the examples in the results.
-    empty: what to return of no examples.
+    empty: the result if there are no examples.
 
   Raises:
-    ValueError: if a Dataset is given beside contexts, or if there are no examples and `empty` is
+    ValueError: if both a Dataset and contexts are given, or if there are no examples and `empty` is
       None.
   """
   results, start = [], 0
@@ -46,7 +46,7 @@ def in_parts(
     for first, part in _cut(pair):
       with calls.mode(model, training=False), products.in_float32():
         results.append(function(*part, seeds.fold_in(seed, start + first)))
-      inputs.check_values(model, part[0])  # Only now the kind of likelihood is known for certain.
+      inputs.check_values(model, part[0])  # The kind of likelihood is certain only now.
     start += batches.static_size(pair[0]) or 0
   if not results:
     if empty is None:
@@ -67,7 +67,7 @@ def _pairs(x, context, dtype: tf.DType) -> Iterator[tuple]:
 
 
 def _cut(pair: tuple) -> Iterator[tuple[int, tuple]]:
-  """Yields the number of a first example, and (x, context) of at most 100 from it on."""
+  """Yields the index of an example, and (x, context) of the up to 100 examples from it on."""
   num_examples = batches.static_size(pair[0])
   if num_examples is None:
     yield 0, pair
@@ -77,9 +77,9 @@ def _cut(pair: tuple) -> Iterator[tuple[int, tuple]]:
 
 
 def compiled(model: keras.Model, function: Callable) -> Callable:
-  """Returns a function of Tensors as a graph.
+  """Compiles a function of Tensors to a graph.
 
-  With XLA if `fit` has it and there is a GPU: on a CPU, TensorFlow's own products are faster.
+  It uses XLA if `fit` does and there is a GPU: on a CPU, TensorFlow's own products are faster.
   """
   has_gpu = bool(tf.config.list_physical_devices("GPU"))
   jit_compile = model.compiled and bool(model.jit_compile) and has_gpu

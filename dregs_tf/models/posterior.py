@@ -15,16 +15,15 @@ from dregs_tf.models import calls, parts, steps
 
 tfd = tfp.distributions
 
-# The variance over the data of its posterior mean that makes a latent variable active.
+# A latent variable is active if the variance of its posterior mean over the data is above this.
 _ACTIVE = 0.01
 
 
 class PosteriorModel(keras.Model):
-  """A model whose log p(x | context) and p(z | x, context) are estimated by importance sampling.
+  """Estimates a model's log p(x | context) and p(z | x, context) by importance sampling.
 
-  The samples are the proposal's. They are drawn and evaluated a few at a time, so that memory does
-  not grow with their number, and so are examples, 100 at a time, unless a graph does not know how
-  many there are.
+  Samples of the proposal are drawn and evaluated a few at a time, so memory does not grow with
+  their number. Examples are evaluated 100 at a time, unless their number is not static in a graph.
   """
 
   def log_likelihood(
@@ -42,12 +41,12 @@ class PosteriorModel(keras.Model):
       num_samples: K; a positive int.
       context: contexts [batch_size, ...], for a conditional model.
       seed: as `bounds.estimate` takes it.
-      return_diagnostics: whether to return figures that say how far to trust the estimate.
+      return_diagnostics: whether to return diagnostics of how far to trust the estimate.
 
     Returns:
-      A Tensor of shape [batch_size], or of as many examples as the Dataset has; with
-      return_diagnostics, `importance_weights.Diagnostics` of such Tensors, named value,
-      standard_error, effective_sample_size, pareto_k and upper.
+      A Tensor of shape [batch_size], or [size of the Dataset]; with return_diagnostics,
+      `importance_weights.Diagnostics` of such Tensors: value, standard_error,
+      effective_sample_size, pareto_k and upper.
 
     Raises:
       TypeError: if num_samples is not an int.
@@ -75,12 +74,12 @@ class PosteriorModel(keras.Model):
     """Estimates E[fn(z) | x, context] of each example by self-normalized importance sampling.
 
     The estimate is sum_i wbar_i fn(z_i), biased by O(1/K). `log_likelihood(...,
-    return_diagnostics=True)` says how far to trust the weights.
+    return_diagnostics=True)` tells how far to trust the weights.
 
     Args:
-      fn: a function of latents of some examples, [n, b, ...], that returns a Tensor [n, b, ...], or
+      fn: a function of n latents of b examples, [n, b, ...], that returns a Tensor [n, b, ...] or
         a structure of them; `lambda z: z` gives the posterior's mean.
-      x: observations, as `log_likelihood` takes them, as are the others.
+      x: observations, as `log_likelihood` takes them.
       num_samples: K.
       context: contexts.
       seed: as `bounds.estimate` takes it.
@@ -109,13 +108,13 @@ class PosteriorModel(keras.Model):
     context: Any = None,
     seed: seeds.Seed = None,
   ) -> Any:
-    """Draws n latents of each example from about p(z | x, context), by importance resampling.
+    """Draws n latents of each example, approximately from p(z | x, context), by resampling.
 
-    Each draw is one of the K samples, with its normalized weight as probability: take n much
+    Each draw is one of the K samples, chosen with its normalized weight as probability: take n much
     smaller than the effective sample size.
 
     Args:
-      x: observations, as `log_likelihood` takes them, as are the others.
+      x: observations, as `log_likelihood` takes them.
       n: the number of draws; a positive int.
       num_samples: K.
       context: contexts.
@@ -141,18 +140,18 @@ class PosteriorModel(keras.Model):
     """Counts the latent variables that the model uses (Burda et al. 2016, Sec. 5, and App. C).
 
     A latent variable is active if the mean of the proposal, `encode`, varies over the data, with a
-    variance above the threshold. Others hold the prior's noise, whatever x is.
+    variance above the threshold. The others hold the prior's noise, whatever x is.
 
     Args:
       x: observations, as `log_likelihood` takes them.
       context: contexts.
-      threshold: of the variance, in squared units of the latent variables.
+      threshold: the smallest variance of an active one, in squared units of the latent variables.
 
     Returns:
       An int, or a structure of ints for a joint proposal.
 
     Raises:
-      NotImplementedError: if the proposal's distribution has no mean, as a flow has none.
+      NotImplementedError: if the proposal's distribution has no mean method, such as a flow.
       ValueError: if there are no examples.
     """
 
@@ -168,7 +167,7 @@ class PosteriorModel(keras.Model):
 
   @functools.cached_property
   def _log_likelihood(self):
-    """`log_likelihood` of a batch that fits in memory, made once per shape."""
+    """Returns `log_likelihood` for a batch that fits in memory, traced once per shape."""
 
     def function(x, context, num_samples, seed, return_diagnostics):
       target, proposal = target_and_proposal(self, x, context)
@@ -178,7 +177,7 @@ class PosteriorModel(keras.Model):
 
   @functools.cached_property
   def _posterior_sample(self):
-    """`posterior_sample` of a batch that fits in memory, made once per shape."""
+    """Returns `posterior_sample` for a batch that fits in memory, traced once per shape."""
 
     def function(x, context, n, num_samples, seed):
       return draws(*target_and_proposal(self, x, context), n, num_samples, seed)
@@ -186,7 +185,7 @@ class PosteriorModel(keras.Model):
     return parts.compiled(self, function)
 
   def _forget_graphs(self) -> None:
-    """Drops the graphs that were made for other arguments of `compile`."""
+    """Drops the graphs that were traced for earlier arguments of `compile`."""
     for name in ("_log_likelihood", "_posterior_sample", "_impute"):
       self.__dict__.pop(name, None)
 
@@ -214,7 +213,7 @@ def expectation(
   Args:
     fn: a function of samples [n, batch_size, ...] that returns a Tensor [n, batch_size, ...], or a
       structure of them.
-    target_log_prob_fn: as `log_likelihood` takes it, as are the others.
+    target_log_prob_fn: log p(x, z), [n, batch_size], as a function of samples.
     proposal: q(z | x).
     num_samples: K.
     seed: an int, a stateless seed or None.
@@ -262,15 +261,15 @@ def draws(
   """Draws from p(z | x) by sampling importance resampling (Rubin 1987), streamed over samples.
 
   Each of the n draws is one of the K samples, z_i with probability wbar_i, independently of the
-  others. While samples stream by, a draw keeps the sample with the largest log-weight plus Gumbel
-  noise, which has these probabilities.
+  other draws. As samples stream by, each draw keeps the sample with the largest log-weight plus
+  Gumbel noise, which gives these probabilities.
 
   Args:
-    target_log_prob_fn: as `log_likelihood` takes it, as are the others.
+    target_log_prob_fn: log p(x, z), [n, batch_size], as a function of samples.
     proposal: q(z | x).
     n: the number of draws.
-    num_samples: K, the number of samples that they are taken from. n much smaller than the
-      effective sample size makes draws from about the posterior, which hardly ever coincide.
+    num_samples: K, the number of samples to draw from. If n is much smaller than the effective
+      sample size, draws are approximately from the posterior and rarely coincide.
     seed: an int, a stateless seed or None.
 
   Returns:
@@ -285,7 +284,7 @@ def draws(
     log_sum = _log_sum(log_weights)
     logits = tf.transpose(log_weights)
     index = tf.random.stateless_categorical(logits, n, seeds.fold_in(seed, 0), dtype=tf.int32)
-    # Where every weight is 0 there is none to choose.
+    # If every weight is 0, the index may be one past the end.
     index = tf.minimum(tf.transpose(index), tf.shape(log_weights)[0] - 1)
     # The largest of these samples' keys: log-weights plus Gumbel noise.
     uniform = tf.random.stateless_uniform(tf.shape(index), seeds.fold_in(seed, 1), dtype=tf.float64)
@@ -313,7 +312,7 @@ def _log_sum(log_weights: tf.Tensor) -> tf.Tensor:
 
 
 def _with_leading_axes(value: Any, log_weights: tf.Tensor) -> tf.Tensor:
-  """Returns what `fn` returned as floats; raises unless its shape is [n, batch_size, ...]."""
+  """Returns a result of `fn` as floats; raises unless its shape is [n, batch_size, ...]."""
   value = tf.convert_to_tensor(value)
   if value.shape.rank is not None and not value.shape[:2].is_compatible_with(log_weights.shape):
     raise ValueError(
@@ -330,7 +329,7 @@ def _expand(tensor: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 
 def _where_finite(log_sum: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-  """Returns the value, stopped, or NaN where no weight is positive or one is not finite."""
+  """Returns the value, stopped; NaN where no weight is positive or a weight is not finite."""
   if not value.dtype.is_floating:
     return value
   nan = tf.constant(math.nan, value.dtype)

@@ -1,4 +1,4 @@
-"""Multiplies matrices in the dtype that a layer computes in; sums are float32 or better."""
+"""Multiplies matrices in a layer's compute dtype, with sums in float32 or better."""
 
 import contextlib
 import contextvars
@@ -13,7 +13,7 @@ _in_float32: contextvars.ContextVar[bool] = contextvars.ContextVar("in_float32",
 
 @contextlib.contextmanager
 def in_float32() -> Iterator[None]:
-  """Has `multiply` compute in float32 at least inside: evaluation rounds less than training."""
+  """Makes `multiply` compute in float32 or better inside, so that evaluation rounds less."""
   token = _in_float32.set(True)
   try:
     yield
@@ -30,8 +30,8 @@ def multiply(
 ) -> tf.Tensor:
   """Returns the product of matrices cast to a dtype, in float32 or better.
 
-  So are its gradients, whose products are of the same dtype. XLA takes products of bfloat16 whose
-  sums stay float32; TensorFlow's own operation rounds them.
+  Its gradients are also float32 or better, from products of the same dtype. XLA multiplies bfloat16
+  with float32 sums; TensorFlow's own operation rounds the sums.
   """
   if dtype.size >= 4 or _in_float32.get():
     wide = dtype if dtype.size >= 4 else tf.float32

@@ -8,10 +8,10 @@ from dregs_tf import seeds
 
 
 def part_of_batch(batch: Any, seen: tf.Tensor | None = None) -> seeds.Part | None:
-  """Returns the part of the global batch that `batch` is; None if there are no other replicas.
+  """Returns which part of the global batch `batch` is; None if there are no other replicas.
 
-  Replicas hold consecutive examples, in their order. Where a graph knows the size of `batch`, they
-  are all of that size; otherwise, or if there is something to count, they tell each other.
+  Replicas hold consecutive examples, in the replicas' order. If the size of `batch` is static, all
+  replicas have that size. Otherwise, or if `seen` is given, they exchange these numbers.
 
   Args:
     batch: the replica's examples, Tensors of shape [size, ...].

@@ -1,4 +1,4 @@
-"""The shapes and dtypes that a model's layers are built for, and examples of them."""
+"""Describes the shapes and dtypes that a model's layers are built for, and makes examples."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def of(structure: Any):
-  """Returns the shape and dtype of each Tensor, of any number of examples; None stays."""
+  """Returns the spec of each Tensor, with an unknown number of examples; None stays."""
 
   def spec(tensor):
     if tensor is None:
@@ -48,9 +48,9 @@ def from_shape(input_shape: Any, dtype: tf.DType) -> dict:
   """Returns the specs of `x` and `context` that a Keras `input_shape` stands for.
 
   Args:
-    input_shape: the shape [batch_size, ...] of observations, or the pair of a context's and an
-      observation's, either of them a dict, tuple or list of shapes where there are several.
-    dtype: the floating dtype that both are in: a shape does not say.
+    input_shape: the shape [batch_size, ...] of observations, or a pair of the context's and the
+      observations' shapes; either may be a dict, tuple or list of shapes.
+    dtype: the floating dtype of both, which a shape does not tell.
 
   Raises:
     ValueError: if a size other than the batch's is unknown.

@@ -1,4 +1,4 @@
-"""The Keras model that every model of sequences derives from: latents that follow each other."""
+"""Defines the Keras model that every model of sequences derives from."""
 
 import functools
 import random
@@ -17,10 +17,10 @@ from dregs_tf.sequential.steps import Particles, map_tensors, state_of_each
 tfd = tfp.distributions
 
 
-# What `log_likelihood`, `filter` and `forecast` do: resample where half of the particles are lost.
+# `log_likelihood`, `filter` and `forecast` resample when half of the particles are lost.
 _FILTER = {"bound": "fivo", "resampling": "systematic", "resample_when": 0.5}
 
-# What a seed is drawn for, besides what `steps` names.
+# The purpose of a seed, besides those in `steps`.
 _FORECAST = 16
 
 # The number of particles of a forward pass.
@@ -28,9 +28,9 @@ _PARTICLES = 100
 
 
 class Filtered(NamedTuple):
-  """What is known of latents z_t given x_1, ..., x_t; T is the number of steps.
+  """Describes latents z_t given x_1, ..., x_t; T is the number of steps.
 
-  mean: [batch_size, T, ...], of p(z_t | x_1, ..., x_t), or a structure of such Tensors.
+  mean: [batch_size, T, ...], the mean of p(z_t | x_1, ..., x_t), or a structure of such Tensors.
   samples: [batch_size, T, num_samples, ...], or a structure of such Tensors.
   weights: [batch_size, T, num_samples], the samples' normalized weights.
   effective_sample_size: [batch_size, T], of the weights.
@@ -45,7 +45,7 @@ class Filtered(NamedTuple):
 class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.ReportingModel):
   """A model p(x_1, z_1, ..., x_T, z_T) of sequences, trained with a bound by a particle filter.
 
-  A subclass defines the methods of a model that `sequential.estimate` takes, which describes them:
+  A subclass defines the methods that `sequential.estimate` describes:
   `prior(z_previous, state)`, `proposal(x, z_previous, state)`, `likelihood(z, state)` and, for a
   deterministic state, `initial_state(batch_size)` and `next_state(state, z, x)`. The variables live
   in Keras layers that the subclass holds as attributes. `compile`, `fit`, `evaluate`, `save` and
@@ -53,7 +53,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
 
   A batch is observations x [batch_size, T, ...], or a pair (lengths, x) or (lengths, x,
   sample_weight): lengths are ints [batch_size], the number of steps of each sequence. Observations
-  may be structures of Tensors. What is reported is nats per sequence.
+  may be structures of Tensors. Bounds are in nats per sequence.
 
   Layers behave as in `LatentVariableModel`, and may have regularizers. Layers that draw noise, keep
   statistics or add losses are refused, as the methods are called several times a step.
@@ -102,19 +102,20 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     seed: int | None = None,
     **kwargs: Any,
   ) -> None:
-    """Says how the model is trained, as Keras' `compile` does.
+    """Sets how the model is trained, as Keras' `compile` does.
 
     Args:
       optimizer: a Keras optimizer or its name.
       bound: "iwae", "iwae_dreg", "fivo" or "fivo_dreg".
       num_samples: K, the number of particles of each sequence.
-      resampling: as `sequential.estimate` takes it, as is the next.
-      resample_when: when particles are resampled.
-      seed: the noise of a step is a function of the seed and of the step's number. None draws one.
-      **kwargs: of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
+      resampling: as `sequential.estimate` takes it.
+      resample_when: when particles are resampled, as `sequential.estimate` takes it.
+      seed: the noise of a step is a function of the seed and of the step's number. None draws a
+        seed.
+      **kwargs: arguments of Keras' `compile`: jit_compile, steps_per_execution, run_eagerly.
 
     Raises:
-      ValueError: if there is no such bound, the arguments exclude each other, or a strategy has
+      ValueError: if there is no such bound, if arguments cannot be combined, or if a strategy has
         several replicas.
     """
     if seed is not None:
@@ -143,7 +144,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     }
 
   def get_compile_config(self) -> dict:
-    """Returns what `compile` was called with, for saving."""
+    """Returns the arguments of `compile`, for saving."""
     if not self.compiled:
       return {}
     return keras.saving.serialize_keras_object(self._compile_arguments)
@@ -173,9 +174,9 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
       bound: as `sequential.estimate` takes it.
       num_samples: K.
       seed: as `sequential.estimate` takes it.
-      training: whether the layers are in training mode. None: as the step that this is called in;
-        in inference mode outside of `fit`.
-      **options: of `sequential.estimate`: resampling, resample_when, resampling_gradient.
+      training: whether the layers are in training mode. None: the mode of the surrounding step, or
+        inference mode outside of `fit`.
+      **options: arguments of `sequential.estimate`: resampling, resample_when, resampling_gradient.
     """
     x = self._as_tensors(x)
     with calls.mode(self, training):
@@ -189,11 +190,11 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     return {"resampling": self.resampling, "resample_when": self.resample_when}
 
   def sample_size(self, estimate: sequential.Estimate) -> tf.Tensor:
-    """Returns the effective sample size of each sequence, the mean over the steps, [batch_size]."""
+    """Returns the effective sample size of each sequence, averaged over its steps, [batch_size]."""
     return tf.reduce_mean(estimate.effective_sample_size, axis=0)
 
   def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-    """Makes one step of Keras' `fit`: an update with a gradient of the batch's mean bound."""
+    """Takes one step of Keras' `fit`: an update with a gradient of the batch's mean bound."""
     batch = batches.split(data, self.float_dtype)
     self._build_for(batch.x, batch.context)
     if not self._calls_checked:
@@ -205,9 +206,9 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     return metrics.as_logs(logs)
 
   def call(self, inputs: Any):
-    """Returns the mean of the next observation given sequences, Keras' forward pass.
+    """Returns the mean of the next observation given sequences, as Keras' forward pass.
 
-    It takes 100 particles and always the same noise; `forecast` has the options.
+    It uses 100 particles and always the same noise; `forecast` has options for both.
     """
     lengths, x, _ = batches.split(inputs, self.float_dtype)
     seed = tf.zeros([2], tf.int32)
@@ -219,8 +220,8 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
   ) -> tf.Tensor:
     """Estimates log p(x_1, ..., x_T) of each sequence in nats by a particle filter.
 
-    Resampling is systematic, where the effective sample size is below half of num_samples. 100
-    sequences are filtered at a time.
+    Particles are resampled systematically when the effective sample size is below half of
+    num_samples. 100 sequences are filtered at a time.
 
     Args:
       x: observations [batch_size, T, ...], or a `tf.data.Dataset` of batches x or (lengths, x).
@@ -229,8 +230,11 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
       seed: as `sequential.estimate` takes it.
 
     Returns:
-      A lower bound in expectation, of shape [batch_size], or of as many sequences as the Dataset
-      has.
+      A lower bound in expectation, of shape [batch_size] or [size of the Dataset].
+
+    Raises:
+      TypeError: if num_samples is not an int.
+      ValueError: if num_samples is not positive.
     """
     num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
     return parts.in_parts(
@@ -245,7 +249,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
   def filter(
     self, x: Any, num_samples: int = 1000, lengths: Any = None, seed: seeds.Seed = 0
   ) -> Filtered:
-    """Estimates p(z_t | x_1, ..., x_t) for every step; takes what `log_likelihood` takes."""
+    """Estimates p(z_t | x_1, ..., x_t) for every step, with the arguments of `log_likelihood`."""
     num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
 
     def function(*of_part):
@@ -272,7 +276,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     seed: seeds.Seed = None,
     mean: bool = False,
   ) -> Any:
-    """Draws how sequences go on: x_{T+1}, ..., x_{T+num_steps} given x_1, ..., x_T.
+    """Draws continuations of sequences: x_{T+1}, ..., x_{T+num_steps} given x_1, ..., x_T.
 
     Args:
       x: observations, as `log_likelihood` takes them.
@@ -281,7 +285,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
       num_samples: K, the number of particles that filter x.
       lengths: the number of steps of each sequence.
       seed: as `sequential.estimate` takes it.
-      mean: whether the paths have the likelihood's mean in each step rather than a draw from it.
+      mean: whether to return the likelihood's mean in each step rather than a draw from it.
 
     Returns:
       [batch_size, n, num_steps, ...], or a structure of such Tensors.
@@ -313,7 +317,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
       return self._simulate(start, n, num_steps, _seed(seed, _FORECAST), mean)
 
   def _evaluate_once(self, x, context) -> None:
-    """Uses every layer, which builds those that are not."""
+    """Uses every layer, which builds those that are not built."""
     del context
     with calls.looking(self):
       sequential.take_two_steps(_Called(self), x)
@@ -328,7 +332,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
 
   @functools.cached_property
   def _filter_graph(self):
-    """A function (x, lengths, seed, num_samples) that returns an `Estimate`."""
+    """Returns a compiled function (x, lengths, seed, num_samples) that returns an `Estimate`."""
 
     def run(x, lengths, seed, num_samples):
       return self.estimate(x, lengths, num_samples=num_samples, seed=seed, **_FILTER)
@@ -345,7 +349,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     drawn = resample.ancestors_at(resample.points("systematic", uniform, n), weights)
     last = tf.nest.map_structure(lambda leaf: leaf[-1], estimate.samples)
     particles = filtering.descend(Particles(last, estimate.state), drawn)
-    # Each path is a sequence of its own, with one particle.
+    # Each path is continued as a separate sequence with one particle.
     apart = map_tensors(
       lambda leaf: tf.reshape(leaf, tf.concat([[1, -1], tf.shape(leaf)[2:]], axis=0)), particles
     )
@@ -375,7 +379,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
 
 
 class _Called:
-  """A model's methods as `sequential.estimate` takes them, called as a step calls layers."""
+  """Wraps a model's methods for `sequential.estimate`, and calls them as a step calls layers."""
 
   def __init__(self, model: StateSpaceModel):
     self._model = model
@@ -393,7 +397,7 @@ class _Called:
 
 
 class _Likelihood(NamedTuple):
-  """A likelihood that checks and casts what it is to take."""
+  """Wraps a likelihood to check and cast the observations that it is given."""
 
   model: StateSpaceModel
   distribution: tfd.Distribution
@@ -408,5 +412,5 @@ def _seed(seed: seeds.Seed, purpose: int) -> tf.Tensor:
 
 
 def _batch_first(tensor: tf.Tensor) -> tf.Tensor:
-  """Returns [batch_size, T, K, ...] of [T, K, batch_size, ...]."""
+  """Transposes [T, K, batch_size, ...] to [batch_size, T, K, ...]."""
   return tf.einsum("tkb...->btk...", tensor)

@@ -1,4 +1,4 @@
-"""A step of training or evaluation on one replica: what it computes before anything is updated."""
+"""Computes a step of training or evaluation on one replica, before anything is updated."""
 
 import functools
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from dregs_tf.models.conditional import draws_for_whole_batch
 
 tfd = tfp.distributions
 
-# What a seed is drawn for: these never share noise.
+# The purposes of seeds; different purposes never share noise.
 TRAIN, EVALUATE, LOG_LIKELIHOOD, MEASURE, POSTERIOR = range(5)
 
 
 class Values(NamedTuple):
-  """What a step reports.
+  """Holds the values that a step reports.
 
   objective: the bound of each example in nats, [batch_size].
   sample_size: the effective sample size of each example, [batch_size].
   losses: the sum of the losses that layers added, a scalar; None if they added none.
-  log_weights: [num_samples, batch_size], of a training step of one bound.
+  log_weights: [num_samples, batch_size], in a training step of one bound; None otherwise.
   """
 
   objective: tf.Tensor
@@ -36,12 +36,12 @@ class Values(NamedTuple):
 
 
 class Gradients(NamedTuple):
-  """What a training step computes: gradients of the scaled loss, of each variable or None.
+  """Holds gradients of a training step's scaled loss, of each variable or None.
 
-  bound: of the negative bound's sum over the examples, each times its weight, over the number of
-    examples of the global batch; replicas sum them.
+  bound: gradients of the negative weighted sum of the examples' bounds, divided by the number of
+    examples in the global batch; replicas sum them.
   others: the same for other bounds, by name.
-  losses: of the losses that layers added; None if they added none.
+  losses: gradients of the losses that layers added; None if they added none.
   values: what the step reports.
   """
 
@@ -57,8 +57,8 @@ class Gradients(NamedTuple):
 
 def number(model: keras.Model) -> tf.Tensor:
   """Returns how many steps a compiled model has taken, an int32 scalar."""
-  # With gradient accumulation `iterations` does not change between updates, `_iterations` does;
-  # of an optimizer that scales the loss, only that of the one inside moves.
+  # With gradient accumulation only `_iterations` counts every step, and `iterations` every update.
+  # If an optimizer scales the loss, only the counter of the one inside advances.
   optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
   return tf.cast(getattr(optimizer, "_iterations", optimizer.iterations), tf.int32)
 
@@ -71,10 +71,10 @@ def gradients_of(
   Args:
     model: the model.
     batch: the batch, or the replica's part of it.
-    noise: what to draw noise for: TRAIN and the step's number, or MEASURE and numbers.
+    noise: the purpose of the noise: TRAIN and the step's number, or MEASURE and numbers.
     part: the replica's part of the batch, or None.
   """
-  # In here, as `fold_in` too draws other numbers with XLA than without.
+  # The seed is derived here, since even `fold_in` draws other numbers with XLA than without.
   seed = _seed_for(model, *noise)
   total = batches.size(batch.x) if part is None else part.total
   if model.followers is None:
@@ -102,10 +102,10 @@ def gradients_of(
 
 
 def _gradients_of_sequences(model, batch, seed, part, total) -> Gradients:
-  """Computes what `gradients_of` returns of a `StateSpaceModel`, whose layers only regularize.
+  """Computes `gradients_of` for a `StateSpaceModel`, whose layers only regularize.
 
-  The tape is not persistent: in a graph, a loop that may be differentiated again takes TensorFlow
-  several times longer to trace.
+  The tape is not persistent: with a persistent tape, TensorFlow takes several times longer to trace
+  a loop.
   """
   with calls.step(model, training=True, seed=seed, part=part), tf.GradientTape() as tape:
     estimate = _estimate(model, batch, seed, part, training=True)
@@ -120,7 +120,7 @@ def _gradients_of_sequences(model, batch, seed, part, total) -> Gradients:
 
 
 def _gradients_side_by_side(model, batch, seed, part, total) -> Gradients:
-  """Computes what `gradients_of` returns, with further bounds on the same samples."""
+  """Computes `gradients_of` with further bounds on the same samples."""
   context, x, sample_weight = batch
   scale = -model.optimizer.scale_loss(tf.ones([], model.float_dtype))
   scale /= tf.cast(total, scale.dtype)
@@ -164,7 +164,7 @@ def kl_weight(model: keras.Model) -> float | tf.Tensor:
 
 
 def check_prior_gradient(model: keras.Model, prior_gradient: Any) -> None:
-  """Raises a ValueError unless it is "direct" or "dreg", and the model has log p(x | z) apart."""
+  """Raises a ValueError unless it is "direct", or "dreg" with a separate log p(x | z)."""
   if prior_gradient not in ("direct", "dreg"):
     raise ValueError(f"prior_gradient must be direct or dreg, got {prior_gradient!r}.")
   joint_owner, conditional_owner = (
@@ -198,10 +198,10 @@ def evaluate(
 
 
 def variable_groups(model: keras.Model, x: Any, context: Any) -> dict[str, list[int]]:
-  """Returns the places of the trainable variables that q, p(x, z) and p(z) depend on.
+  """Returns the places of the trainable variables on which q, p(x, z) and p(z) depend, by group.
 
-  A joint proposal or prior also has a group for each of its parts, such as `prior_z1`. The groups
-  are read from which gradients exist: in a compiled step, none of it is executed.
+  A joint proposal or prior also has a group for each of its parts, such as `prior_z1`. A variable
+  is in a group if a gradient exists; in a compiled step, none of these gradients is executed.
   """
   variables = model.trainable_variables
   with calls.looking(model), tf.GradientTape(persistent=True) as tape:
@@ -225,7 +225,7 @@ def variable_groups(model: keras.Model, x: Any, context: Any) -> dict[str, list[
 
 
 def log_prob_parts(distribution: tfd.Distribution, z: Any) -> dict[str, tf.Tensor]:
-  """Returns the log-density of each part of a joint distribution by its name; {} of any other."""
+  """Returns the log-density of each part of a joint distribution by name; {} for any other."""
   if not isinstance(distribution, tfd.JointDistribution):
     return {}
   parts = distribution._model_flatten(distribution.log_prob_parts(z))
@@ -233,7 +233,7 @@ def log_prob_parts(distribution: tfd.Distribution, z: Any) -> dict[str, tf.Tenso
 
 
 def _weighted_sum(values: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
-  """Returns the sum of values, each times its weight; a weight of 0 leaves out even infinity."""
+  """Returns the weighted sum of values; a weight of 0 leaves out even an infinite value."""
   if weights is None:
     return tf.reduce_sum(values)
   return tf.reduce_sum(tf.math.multiply_no_nan(values, tf.cast(weights, values.dtype)))

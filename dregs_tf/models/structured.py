@@ -26,10 +26,13 @@ class StructuredVAE(LatentVariableModel):
   Args:
     context_mean: the mean of the training contexts, gray values in [0, 1] of shape [C]. The nets of
       prior and proposal see the context minus this mean.
-    data_mean: the same of the observations, of shape [D].
+    data_mean: the mean of the observations, gray values in [0, 1] of shape [D].
     latent_dim: the number of latent variables.
     hidden_units: the sizes of each net's hidden layers.
-    **kwargs: of a Keras model, such as `name` and `dtype`.
+    **kwargs: arguments of a Keras model, such as `name` and `dtype`.
+
+  Raises:
+    ValueError: if a mean or the sizes are not valid.
   """
 
   binary_observations = True

@@ -27,7 +27,10 @@ class VAE(LatentVariableModel):
       its input minus this mean, the decoder's logits start from its logit.
     latent_dim: the number of latent variables.
     hidden_units: the sizes of each net's hidden layers.
-    **kwargs: of a Keras model, such as `name` and `dtype`.
+    **kwargs: arguments of a Keras model, such as `name` and `dtype`.
+
+  Raises:
+    ValueError: if the mean or the sizes are not valid.
   """
 
   binary_observations = True
@@ -123,7 +126,7 @@ def as_vectors(name: str, value: Any, size: int, dtype: tf.DType) -> tf.Tensor:
 
 
 def refuse_context(model: keras.Model, context: Any) -> None:
-  """Raises if a model that has no use for a context is given one."""
+  """Raises a ValueError if a model that takes no context is given one."""
   if context is not None:
     raise ValueError(
       f"{type(model).__name__} takes batches of observations alone, got pairs: the first part of a "

@@ -1,4 +1,4 @@
-"""A variational recurrent neural net, as FIVO's experiments have it."""
+"""Defines a variational recurrent neural net, as in the experiments of FIVO."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ tfd = tfp.distributions
 
 @keras.saving.register_keras_serializable("dregs_tf")
 class VRNN(StateSpaceModel):
-  """Models sequences by latents and an LSTM that has seen all observations and latents before.
+  """Models sequences with latents and an LSTM over all earlier observations and latents.
 
   Chung et al. 2015 (https://arxiv.org/abs/1506.02216), with the nets of Maddison et al. 2017:
   p(z_t | h), q(z_t | x_t, h) factorized Normals, p(x_t | z_t, h) Bernoulli or Normal, and
@@ -31,7 +31,10 @@ class VRNN(StateSpaceModel):
     hidden_units: the sizes of each net's hidden layers.
     rnn_units: the size of the LSTM.
     likelihood: "bernoulli" or "normal".
-    **kwargs: of a Keras model, such as `name` and `dtype`.
+    **kwargs: arguments of a Keras model, such as `name` and `dtype`.
+
+  Raises:
+    ValueError: if the mean, the sizes or the likelihood are not valid.
   """
 
   def __init__(
@@ -60,7 +63,7 @@ class VRNN(StateSpaceModel):
       self.decoder = ConditionalBernoulli(self.data_mean, name="decoder", **sizes)
     else:
       self.decoder = ConditionalNormal(size, name="decoder", **sizes)
-    # The last layer of the features, of no hidden layer fewer, is linear.
+    # Feature nets have the same hidden layers as the other nets, and a linear last layer.
     units = self.hidden_units[-1] if self.hidden_units else self.rnn_units
     self.x_features = MLP(units, name="x_features", **sizes)
     self.z_features = MLP(units, name="z_features", **sizes)
@@ -117,7 +120,7 @@ class VRNN(StateSpaceModel):
     return tf.cast(tensor, self.float_dtype)
 
   def _shifted(self, distribution):
-    """Returns the likelihood around the mean of the data; a Bernoulli has it in its logits."""
+    """Returns the likelihood shifted by the data's mean, which a Bernoulli's logits contain."""
     if self.binary_observations:
       return distribution
     normal = distribution.distribution
