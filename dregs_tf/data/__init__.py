@@ -1,6 +1,6 @@
 """Loads data sets by name or from files, and makes batches of them with dynamic binarization.
 
-Naming and loading work without TensorFlow; what needs it is imported on first use.
+Naming and loading work without TensorFlow; functions that need it are imported on first use.
 """
 
 import importlib

@@ -28,7 +28,7 @@ def read_npz(path: pathlib.Path) -> Images:
   0..1. A uint8 array whose largest value is 1 is refused for the same reason.
 
   `valid` and `test` may be missing. Each missing one is cut from `train` after a fixed random
-  permutation: a tenth of the images, at least one. If both are missing, 80 % remain.
+  permutation: a tenth of the images, but at least one. If both are missing, 80 % remain.
 
   Args:
     path: The file.
@@ -70,7 +70,7 @@ def read_mat(path: pathlib.Path) -> Images:
   that comes with the file, `data` is permuted with seed 123 and its last 1,345 images are held out
   for validation. A file with fewer than 13,450 columns has its last tenth held out.
 
-  A damaged file may crash scipy's reader, so read .mat files from sources you trust.
+  A damaged file may crash scipy's reader, so only read .mat files from sources you trust.
 
   Args:
     path: The file, of MATLAB's version 4 to 7.2.
@@ -106,7 +106,7 @@ def read_mat(path: pathlib.Path) -> Images:
 
 
 def read_npz_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-  """Reads those of the named arrays that the file has, without unpickling anything.
+  """Reads the named arrays that exist in the file, without unpickling anything.
 
   Raises:
     DataError: if the file cannot be read.
@@ -124,7 +124,7 @@ def read_npz_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.nd
 
 
 def _read_matrices(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the matrices of a .mat file that are of use, each an array of numbers or characters."""
+  """Reads `data` and `testdata` of a .mat file, each an array of numbers or characters."""
   import scipy.io
   import scipy.sparse
 
@@ -160,14 +160,14 @@ def _flat_gray(
 
   Args:
     array: Images of shape [N, H, W], [N, H, W, 1] or [N, D].
-    image_shape: The (H, W) that the images must have, if that is known already.
-    where: What to call the array in messages.
+    image_shape: The (H, W) that the images must have, None if not known yet.
+    where: The array's name in messages.
 
   Returns:
     A float32 array of shape [N, H * W] in [0, 1], and (H, W).
 
   Raises:
-    DataError: if it is no such array.
+    DataError: if it is not such an array.
   """
   if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[3] != 1):
     raise DataError(f"{where} has shape {array.shape}; allowed are [N, H, W], [N, H, W, 1], [N, D]")

@@ -1,4 +1,4 @@
-"""The result of every reader: a data set of gray images in three splits."""
+"""Defines the result of every reader: a data set of gray images in three splits."""
 
 import dataclasses
 import functools
@@ -15,10 +15,10 @@ class Images:
   """Holds gray images, flattened row by row, split into train, valid and test.
 
   Attributes:
-    name: A short name, fit for a file name or a plot legend.
+    name: A short name, suitable for a file name or a plot legend.
     description: One line that says what the images are and how they are split.
-    train: A float32 array of shape [num_train, height * width], values in [0, 1], or NaN where
-      a pixel is missing, as in the others.
+    train: A float32 array of shape [num_train, height * width], values in [0, 1]. In every split,
+      missing pixels are NaN.
     valid: A float32 array of shape [num_valid, height * width], values in [0, 1].
     test: A float32 array of shape [num_test, height * width], values in [0, 1].
     image_shape: The pair (height, width).
@@ -35,9 +35,9 @@ class Images:
   def mean(self) -> np.ndarray:
     """Returns the gray training mean: a float32 array of shape [height * width].
 
-    It is that of the images that have the pixel; of a pixel that none has, 1/2.
+    It is taken over the images in which a pixel is not missing; 1/2 if it is missing in all.
     """
-    # Summed in float64: float32 loses digits over tens of thousands of images.
+    # A float32 sum over tens of thousands of images loses digits.
     mean = self.train.mean(axis=0, dtype=np.float64)
     if np.isnan(mean).any():
       is_there = ~np.isnan(self.train)
@@ -48,14 +48,14 @@ class Images:
 
 
 def with_missing(images: Images, fraction: float, seed: int) -> Images:
-  """Returns the images with pixels missing, NaN in their place, completely at random.
+  """Replaces pixels of the images by NaN, for missing, completely at random.
 
-  Which pixels of an image are missing depends on the seed, its split and its place there, so it
-  stays the same in every epoch, and in a run that is resumed.
+  An image's missing pixels depend on the seed, its split and its position there, so they are the
+  same in every epoch and in a resumed run.
 
   Args:
-    images: Images of which no pixel is missing.
-    fraction: The probability of a pixel to be missing, in [0, 1).
+    images: Images without missing pixels.
+    fraction: The probability that a pixel is missing, in [0, 1).
     seed: An integer of at least 0.
 
   Raises:

@@ -9,7 +9,7 @@ from dregs_tf.data.images import DataError
 # Whole images, pairs of halves, or sequences of rows.
 TASKS = ("generative", "structured", "rows")
 
-# Fixed, so that every run evaluates on the same binary images.
+# The seed is fixed, so that every run evaluates on the same binary images.
 EVAL_SEED = 1810
 
 # Separates these draws from other draws with the same seed.
@@ -57,7 +57,7 @@ def binarize(gray: tf.Tensor, seed: seeds.Seed) -> tf.Tensor:
     seed: An integer, or a stateless seed of shape [2]. The same seed gives the same pixels.
 
   Returns:
-    A float32 Tensor of 0 and 1 with the shape of `gray`. It is exact where `gray` is 0 or 1. NaN,
+    A float32 Tensor of 0 and 1 with the shape of `gray`, equal to `gray` where that is 0 or 1. NaN,
     a missing pixel, stays NaN.
 
   Raises:
@@ -81,12 +81,11 @@ def train_batches(
   dynamic_binarization: bool = True,
   lengths: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-  """Makes the batches to train on; the batch of a step depends on the seed and the step only.
+  """Makes the batches to train on; the batch of a step depends only on the seed and the step.
 
-  A run that is interrupted and resumed at `start_step` thus sees the same batches as otherwise.
-  Each epoch goes through the images in its own random order, drawn from the seed and the
-  number of the epoch, and leaves out the remainder that fills no batch. Each step binarizes
-  its images anew.
+  A run resumed at `start_step` thus sees the same batches as an uninterrupted one. Each epoch goes
+  through the images in its own random order, drawn from the seed and the number of the epoch, and
+  drops an incomplete last batch. Each step binarizes its images anew.
 
   Args:
     images: Gray images, an array of shape [N, H * W] with values in [0, 1].
@@ -97,19 +96,18 @@ def train_batches(
       sequences of rows, from the top, batches [batch_size, H, W].
     start_step: The step, counted from 0, whose batch comes first.
     num_steps: The number of batches; endless if None.
-    dynamic_binarization: Whether to binarize; otherwise the images stay gray, or the sequences any
-      numbers.
-    lengths: The number of rows of each sequence, int32 [N], for the rows task; None where all have
+    dynamic_binarization: Whether to binarize; otherwise images and sequences are not changed.
+    lengths: The number of rows of each sequence, int32 [N], for the rows task; None if all have
       H.
 
   Returns:
     A Dataset of float32 Tensors of shape [batch_size, H * W], or, for the structured task, of pairs
     (context, observation): the top halves, of shape [batch_size, (H // 2) * W], and the bottom
-    halves, of shape [batch_size, (H - H // 2) * W]. With lengths, of pairs (lengths, sequences).
+    halves, of shape [batch_size, (H - H // 2) * W]. With lengths, pairs (lengths, sequences).
 
   Raises:
     DataError: if an argument is not as described.
-    ValueError: if the seed is not.
+    ValueError: if the seed is not as described.
   """
   images = _checked_images(images, image_shape, task)
   lengths = _checked_lengths(lengths, images, task)
@@ -120,7 +118,7 @@ def train_batches(
 
   steps_per_epoch = len(images) // batch_size
   start_epoch, first_offset = divmod(start_step, steps_per_epoch)
-  # The CPU, also where there is a GPU: tf.data runs there, and would copy images back each step.
+  # On the CPU even if there is a GPU: tf.data runs there, and would copy images back each step.
   with tf.device("CPU:0"):
     images = tf.constant(images)
     lengths = None if lengths is None else tf.constant(lengths)
@@ -165,7 +163,7 @@ def eval_batches(
   seed: seeds.Seed = EVAL_SEED,
   lengths: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-  """Makes the batches to evaluate on: every image once, in order, always as the same pixels.
+  """Makes the batches to evaluate on: every image once, in order, with the same pixels each time.
 
   The pixels of an image depend on the seed, which is fixed, and on the position of the image
   in the array, but not on the batch size or the number of images.
@@ -185,7 +183,7 @@ def eval_batches(
 
   Raises:
     DataError: if an argument is not as described.
-    ValueError: if the seed is not.
+    ValueError: if the seed is not as described.
   """
   images = _checked_images(images, image_shape, task)
   lengths = _checked_lengths(lengths, images, task)
@@ -204,12 +202,12 @@ def eval_batches(
 
 
 def _binarize_in_chunks(gray: np.ndarray, seed) -> np.ndarray:
-  """Binarizes images as uint8, a quarter of the memory of the gray ones, unless pixels are NaN."""
+  """Binarizes images to uint8, with a quarter of the gray images' memory, unless pixels are NaN."""
   stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)
   binary = np.empty(gray.shape, np.float32 if np.isnan(gray).any() else np.uint8)
   for start in range(0, len(gray), _EVAL_CHUNK_SIZE):
     chunk = gray[start : start + _EVAL_CHUNK_SIZE]
-    # A last chunk is padded: draws of one shape are unrelated to those of a shorter one.
+    # The last chunk is padded, since draws of a shorter shape would be unrelated.
     padding = ((0, _EVAL_CHUNK_SIZE - len(chunk)), (0, 0))
     pixels = binarize(np.pad(chunk, padding), seeds.fold_in(stream, start // _EVAL_CHUNK_SIZE))
     binary[start : start + len(chunk)] = pixels.numpy()[: len(chunk)]

@@ -15,7 +15,7 @@ _DIGITS_NUM_TEST = 250
 
 
 def _digits(data_dir: str | os.PathLike | None) -> Images:
-  """Reads the 1,797 handwritten digits that are installed with scikit-learn."""
+  """Reads the 1,797 handwritten digits that are bundled with scikit-learn."""
   del data_dir  # Bundled with the package: there is no folder to choose.
   from sklearn import datasets
 
@@ -87,7 +87,7 @@ def load_sequences(
   """Loads a data set of sequences: an .npz file of them, or the rows of images from the top.
 
   Args:
-    name: A path to an `.npz` file (see `sequences.read_npz`), or what `load` takes besides.
+    name: A path to an `.npz` file (see `sequences.read_npz`), or another argument of `load`.
     data_dir: as `load` takes it.
 
   Raises:
@@ -98,7 +98,7 @@ def load_sequences(
 
 
 def _load(name, data_dir, files: dict[str, Callable[[pathlib.Path], Images]]) -> Images:
-  """Loads a data set by its name, or from a file that one of the readers takes, by its ending."""
+  """Loads a data set by name, or from a file with the reader for its extension."""
   if not isinstance(name, (str, os.PathLike)):
     raise DataError(f"dataset must be a name or a path, not {name!r}")
   if name in _NAMED:

@@ -1,4 +1,4 @@
-"""Data sets of sequences: images read row by row, and .npz files of sequences."""
+"""Loads data sets of sequences: images read row by row, and .npz files of sequences."""
 
 import dataclasses
 import functools
@@ -18,9 +18,9 @@ class Sequences(Images):
   """Holds sequences of T steps of D numbers as `Images` are held: [N, T * D], image_shape (T, D).
 
   Attributes:
-    lengths: The number of steps of each sequence of a split, int32 arrays [N] of numbers from 1 to
-      T; None where all have T. The numbers beyond are 0.
-    is_gray: Whether all numbers are in [0, 1], probabilities of binary observations.
+    lengths: For each split, the number of steps of each sequence, an int32 array [N] of numbers
+      from 1 to T; None if all sequences have T steps. Values beyond a sequence's end are 0.
+    is_gray: Whether all numbers are in [0, 1]: probabilities of binary observations.
   """
 
   lengths: Mapping[str, np.ndarray] | None = None
@@ -28,7 +28,7 @@ class Sequences(Images):
 
   @property
   def likelihood(self) -> str:
-    """Returns the kind of likelihood that fits the numbers, as `models.VRNN` takes it."""
+    """Returns the kind of likelihood that fits the numbers, the argument of `models.VRNN`."""
     return "bernoulli" if self.is_gray else "normal"
 
   @functools.cached_property
@@ -50,9 +50,8 @@ def read_npz(path: pathlib.Path) -> Sequences:
 
   Each array has shape [N, T, D] with the same T, at least 2, and D, and is floating point, bool, or
   uint8 (0 to 255, read as gray values). `train_lengths`, `valid_lengths` and `test_lengths` hold
-  integers [N] from 1 to T; without them sequences have T steps. Numbers beyond a sequence's end are
-  not looked at. Other arrays are ignored. Missing splits are cut from `train`, as those of images
-  are.
+  integers [N] from 1 to T; without them sequences have T steps. Numbers beyond a sequence's end and
+  other arrays are ignored. Missing splits are cut from `train`, as for images.
 
   Args:
     path: The file.
@@ -96,7 +95,7 @@ def read_npz(path: pathlib.Path) -> Sequences:
 
 
 def _check_shape(array: np.ndarray, steps_and_size: tuple[int, ...], where: str) -> None:
-  """Raises unless the array holds sequences with these numbers of steps and of a step's numbers."""
+  """Raises a DataError unless the array holds sequences of this shape (steps, numbers per step)."""
   if array.ndim != 3 or array.size == 0 or array.shape[1] < 2:
     raise DataError(
       f"{where} has shape {array.shape}; sequences are [N, T, D], with T of at least 2, not empty"
@@ -111,7 +110,7 @@ def _check_shape(array: np.ndarray, steps_and_size: tuple[int, ...], where: str)
 def _checked_lengths(
   lengths: np.ndarray, full: np.ndarray, split: str, path: pathlib.Path
 ) -> np.ndarray:
-  """Returns lengths as int32; raises unless they are from 1 to those of `full`."""
+  """Returns lengths as int32; raises a DataError unless they are from 1 to those of `full`."""
   num_steps = full[0]
   is_right = lengths.shape == full.shape and lengths.dtype.kind in "iu"
   if not (is_right and lengths.min() >= 1 and lengths.max() <= num_steps):

@@ -1,4 +1,4 @@
-"""Reads MNIST and Omniglot through TensorFlow Datasets (TFDS), prepared or by download."""
+"""Reads MNIST and Omniglot from TensorFlow Datasets (TFDS), downloading them if needed."""
 
 import contextlib
 import http.client
@@ -28,7 +28,7 @@ _OMNIGLOT_SPLIT_SEED = 20181004
 _OMNIGLOT_NUM_VALID = 1_345
 _OMNIGLOT_NUM_TEST = 8_070
 
-# Hosts that TFDS downloads from. They are asked first, because TFDS itself may wait for minutes.
+# Hosts that TFDS downloads from. They are probed first, because TFDS itself may wait for minutes.
 _HOSTS = {"mnist": "https://storage.googleapis.com", "omniglot": "https://github.com"}
 _PROBE_SECONDS = 5.0
 
@@ -63,8 +63,8 @@ def read_mnist(data_dir: str | os.PathLike | None = None) -> Images:
 def read_omniglot(data_dir: str | os.PathLike | None = None) -> Images:
   """Reads Omniglot: 23,045 train, 1,345 valid and 8,070 test images, shrunk to 28x28 pixels.
 
-  The sizes of valid and test are the paper's. The images are not: the paper uses `chardata.mat`,
-  which was shrunk and split in another way.
+  The sizes of valid and test are the paper's, but the images are not: the paper uses
+  `chardata.mat`, which was shrunk and split in another way.
 
   Args:
     data_dir: The folder of TFDS; by default TFDS_DATA_DIR, else ~/tensorflow_datasets.
@@ -105,7 +105,7 @@ def _read(
   """Reads the splits of a TFDS data set, and downloads it if needed.
 
   Args:
-    name: The name TFDS has for the data set.
+    name: TFDS' name of the data set.
     data_dir: As for `read_mnist`.
     sizes: The number of images of each split to read.
     to_gray: Maps uint8 images [N, height, width, 1] to gray ones [N, 28, 28, 1] in [0, 1].
@@ -165,7 +165,7 @@ def _read_split(
 
 
 def _data_root(data_dir: str | os.PathLike | None) -> tuple[str, str]:
-  """Returns the folder of TFDS and the name of its setting."""
+  """Returns the folder of TFDS and the name of the setting that gives it."""
   if data_dir:
     root, said_by = os.fspath(data_dir), "--data_dir"
   elif os.environ.get("TFDS_DATA_DIR"):
@@ -235,7 +235,7 @@ def _reachable(url: str, seconds: float = _PROBE_SECONDS) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps the progress bars, notices and warnings of TFDS out of the terminal."""
+  """Suppresses the progress bars, notices and warnings of TFDS."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:

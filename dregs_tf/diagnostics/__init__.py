@@ -1,4 +1,4 @@
-"""Measurements of gradient estimators on a user's own model."""
+"""Measures gradient estimators on a user's own model."""
 
 from dregs_tf.diagnostics.measure import compare
 from dregs_tf.diagnostics.report import Comparison, Row

@@ -1,4 +1,4 @@
-"""Measurements of the gradients of several estimators on one batch."""
+"""Measures the gradients of several estimators on one batch."""
 
 import functools
 import time
@@ -37,62 +37,62 @@ def compare(
   """Compares estimators of the proposal's gradient on one batch, at the model's parameters.
 
   Measures the gradient of the proposal's parameters many times, each time with new samples that all
-  estimators share, and reports signal, noise and bias. Nothing is trained or changed. One more
-  estimator costs a backward pass of the proposal's net (see `dregs_tf/side_by_side.py`).
+  estimators share, and reports signal, noise and bias. Nothing is trained or changed. Each further
+  estimator costs one backward pass of the proposal's net (see `dregs_tf/side_by_side.py`).
 
-  Bias is that for the bound's own gradient. `rws`, `rws_dreg`, `dreg_alpha` and the `_norm`
-  variants aim at another direction on purpose, such as the wake update's, and count as biased here.
+  Bias is relative to the bound's own gradient. `rws`, `rws_dreg`, `dreg_alpha` and the `_norm`
+  variants follow another direction on purpose, such as the wake update, and count as biased here.
   `rws_dreg` needs no test against `rws`: rws_dreg - rws = iwae - iwae_dreg sample by sample, so the
   p-value of `iwae_dreg` holds for that pair as well.
 
-  Estimators that are unbiased by construction (`Bound.is_unbiased`) are so on three conditions: log
+  An estimator that is unbiased by construction (`Bound.is_unbiased`) is so on three conditions: log
   p(x, z) is continuous in z, no parameter moves the support of the proposal, and the derivatives of
-  the proposal's samples are right. A bias that is found in one of them points to a broken one.
+  the proposal's samples are correct. If a bias is found, one of the conditions is violated.
 
   The test of bias is a cross U-statistic (Kim and Ramdas, "Dimension-agnostic inference using cross
-  U-statistics", Bernoulli 2024), taken in both directions. Each half of the measurements says where
-  a bias would be: in the direction of its mean difference from the reference, in all P coordinates.
+  U-statistics", Bernoulli 2024), taken in both directions. Each half of the measurements gives the
+  direction of a possible bias: its mean difference from the reference, in all P coordinates.
   The differences of the other half are projected on that direction, and a one-sided test
   (`statistics.bias_test`) tells whether the projections have a mean above 0. The larger of the two
   p-values counts. The statistic estimates |E difference|^2, in which opposite biases do not cancel.
 
   Without bias, the projections of a half are independent numbers of mean 0, however many and
-  however dependent the coordinates are. Where few coordinates or few examples decide, the
+  however dependent the coordinates are. If few coordinates or few examples dominate, the
   projections are as skewed as the differences, and a plain t-test misleads: with two parameters and
   one example it called an unbiased estimator biased in up to 14 % of comparisons at 20 measurements
   and 2.6 % at 200. Hall's correction for skewness and the agreement of two halves keep the rate
   low. In 20 simulated problems (2 to 40 parameters, K from 1 to 512, proposals down to 0.3 of the
   posterior's width, 30 to 400 measurements, 8,000 to 20,000 comparisons each) p was below 0.001
   without bias in at most 0.17 % of comparisons; tests/diagnostics/test_calibration.py repeats some
-  of them. No test can know of a tail that none of its measurements meets.
+  of them. No test can account for a tail that none of its measurements reaches.
 
-  With gradient_of="prior", the gradient of the parameters of p(z | context) is measured instead,
-  for each value among the bounds: "direct" and "dreg" as `compile` has them. Both are unbiased.
+  With gradient_of="prior", it measures the gradient of the parameters of p(z | context) instead, in
+  the two forms "direct" and "dreg" of `compile`, for each value among the bounds. Both are
+  unbiased.
 
   Args:
-    model: a model, compiled by Keras or not. Nothing of it is changed, except that its variables
-      are made if it has not seen a batch yet. Its layers are in inference mode: measurements share
+    model: a model, compiled by Keras or not. It is not changed, except that its variables are
+      created if it has not seen a batch yet. Its layers are in inference mode: measurements share
       one function of the parameters, without dropout.
     batch: observations [batch_size, ...], or a pair (context, observation) of such.
-    bounds: `bounds.Bound`s or names. The references that they need are measured as well. The bound
-      that the model is trained with has the alpha or the factors that training has come to.
-    num_samples: K, or several of them; a bound is left out where K is too small for it.
+    bounds: `bounds.Bound`s or names. The references that they need are also measured. The bound
+      that the model is trained with has the current value of an alpha or factors in training.
+    num_samples: K, or several of them; a bound is skipped where K is too small for it.
     num_measurements: n at each K, at least 30. Errors fall like n^-1/2. The first half is drawn
       twice.
-    seed: as `bounds.estimate` takes it: the same seed, the same numbers. Measurement i = 0, 1, ...
-      of each K draws its samples with `seeds.fold_in(seeds.stateless(seed), i)`.
+    seed: as `bounds.estimate` takes it; the same seed gives the same results. Measurement i = 0,
+      1, ... of each K draws its samples with `seeds.fold_in(seeds.stateless(seed), i)`.
     jit_compile: whether XLA compiles the gradients; None for the model's own setting.
-    measure_cost: whether to time a training step's gradient of each bound as well, which has to be
-      compiled for that.
+    measure_cost: whether to also compile and time a training step's gradient of each bound.
     gradient_of: "proposal", or "prior" for a model with a learned prior.
 
   Returns:
-    A `Comparison`. Several numbers for each coordinate and estimator are kept while measuring.
+    A `Comparison`. While measuring, memory holds several numbers per coordinate and estimator.
 
   Raises:
     TypeError: if an argument is of the wrong kind; the message names it.
-    ValueError: if a value is out of range, or if the proposal is none that the bounds take (see
-      `bounds.estimate`), or the prior has no parameters or cannot be reparameterized.
+    ValueError: if a value is out of range, if the bounds do not take the proposal (see
+      `bounds.estimate`), or if the prior has no parameters or cannot be reparameterized.
     FloatingPointError: if a gradient is not finite.
   """
   if not isinstance(model, LatentVariableModel):
@@ -139,7 +139,7 @@ def compare(
 
 
 def _at_present(model: LatentVariableModel, bound: Bound) -> Bound:
-  """Returns the bound with the options that training moves as they are now."""
+  """Returns the bound with the current values of options that training adapts."""
   if model.followers is None or bound != model.bound:
     return bound
   moving = {name: float(value) for name, value in model.followers.moving_options.items()}
@@ -196,7 +196,7 @@ def _describe(value) -> str:
 
 
 def _as_bounds(bounds) -> list[Bound]:
-  """Returns checked Bounds, given Bounds or names; an option that is a Tensor, at its value now."""
+  """Returns checked Bounds, given Bounds or names; options that are Tensors get their value."""
   bounds = [bounds] if isinstance(bounds, (Bound, str)) else list(bounds)
   for i, bound in enumerate(bounds):
     bound = get_bound(bound) if isinstance(bound, str) else bound
@@ -215,7 +215,7 @@ def _as_bounds(bounds) -> list[Bound]:
 
 
 def as_ints(argument: str, values: Any) -> list[int]:
-  """Returns one int or several as a list of checked ints without repetitions."""
+  """Returns one int or several as a list of checked ints without duplicates."""
   values = values if isinstance(values, (list, tuple, range, np.ndarray)) else [values]
   values = [evaluation.check_int(argument, value, at_least=1) for value in values]
   if not values:
@@ -227,8 +227,8 @@ def as_ints(argument: str, values: Any) -> list[int]:
 
 
 def _basis(estimators: list[plan.Estimator], is_prior: bool) -> tuple[list[Bound], np.ndarray]:
-  """Returns the bounds to differentiate, and what makes the estimators of their gradients."""
-  if is_prior:  # Two gradients of each.
+  """Returns the bounds to differentiate, and a matrix from their gradients to the estimators."""
+  if is_prior:  # There are two gradients of each bound.
     return [each.bound for each in estimators if each.is_reference], np.eye(len(estimators))
   return side_by_side.basis([each.bound for each in estimators])
 
@@ -245,7 +245,7 @@ def _gradients(
 ) -> Callable[[tf.Tensor], tf.Tensor]:
   """Returns a function of a measurement's number that computes its gradients, [M, P].
 
-  These are one for each bound through the proposal, or two through the prior.
+  Each bound has one gradient through the proposal, or two through the prior.
   """
   scale = 1 / batches.static_size(x)
   propose = functools.partial(calls.propose, model, x, context)
@@ -280,7 +280,7 @@ def _gradients(
     return [[g for g in gradients if g is not None] for gradients in found]
 
   def as_matrix(number):
-    # Concatenates outside of XLA, which on a CPU takes longer for it than for the gradients.
+    # Concatenated outside of XLA, which on a CPU takes longer for this than for the gradients.
     by_estimator = by_variable(number)
     parts = [tf.reshape(g, [-1]) for gradients in by_estimator for g in gradients]
     if not parts:
@@ -300,17 +300,17 @@ def repeat(
   num_measurements: int,
   update: Callable[[int], None],
 ) -> statistics.Measurements:
-  """Measures gradients, which may be too large to be kept.
+  """Measures gradients without keeping them, since they may be too large.
 
   Each half is projected on the mean of the other. So the first half is drawn twice, the first time
   for its mean alone.
 
   Args:
-    gradients: a function of a measurement's number, of M gradients [M, P].
-    matrix: [E, M], makes the gradients of the E estimators of these.
+    gradients: a function of a measurement's number that returns M gradients, [M, P].
+    matrix: [E, M], the linear map from these to the gradients of the E estimators.
     groups: see `statistics.summarize`.
     num_measurements: n.
-    update: called with the number of measurements that have been made since the last call.
+    update: called with the number of measurements made since the last call.
   """
   output = tf.function(gradients, autograph=False).get_concrete_function(tf.constant(0))
   zeros = tf.zeros(output.structured_outputs.shape, output.structured_outputs.dtype)
@@ -372,7 +372,7 @@ def _loop(gradients, contrasts: tf.Tensor, like: tf.Tensor):
     )
     return total, squares, grams.stack(), products.stack()
 
-  # A concrete function: TensorFlow warns of functions that are traced anew for every K.
+  # A concrete function, since TensorFlow warns of functions that are retraced for every K.
   compiled = tf.function(measure, autograph=False)
   return compiled.get_concrete_function(tf.constant(0), tf.constant(1), like, like)
 
@@ -380,7 +380,7 @@ def _loop(gradients, contrasts: tf.Tensor, like: tf.Tensor):
 def _milliseconds(
   model, x, context, num_samples: int, estimators: list[plan.Estimator], seed, jit_compile: bool
 ) -> dict[str, float]:
-  """Returns the median time of a training step's gradient by the estimators that differ in it."""
+  """Returns the median time of a training step's gradient, for estimators that differ in it."""
 
   def estimate(bound, prior_gradient, seed):
     options = {} if prior_gradient == "direct" else {"prior_gradient": prior_gradient}
@@ -397,7 +397,7 @@ def _milliseconds(
 def milliseconds(
   variables: Sequence, estimates: Mapping[str, Callable], seed: tf.Tensor, jit_compile: bool
 ) -> dict[str, float]:
-  """Returns the median time of the gradient of each estimate, a function of a seed, by its name."""
+  """Returns the median time of each estimate's gradient by name; an estimate maps a seed."""
 
   def make(estimate):
     @tf.function(autograph=False, jit_compile=jit_compile)
@@ -412,10 +412,10 @@ def milliseconds(
   steps = {name: make(estimate) for name, estimate in estimates.items()}
   times = {name: [] for name in steps}
   for i in range(_TIMED_STEPS + 1):
-    for name, step in steps.items():  # in turns
+    for name, step in steps.items():  # In turns, so that a busy machine slows down all alike.
       start = time.perf_counter()
       step(seed)
-      tf.test.experimental.sync_devices()  # A GPU may have only been told what to do.
-      if i:  # The first compiles.
+      tf.test.experimental.sync_devices()  # A GPU may still be working.
+      if i:  # The first call compiles.
         times[name].append(1000 * (time.perf_counter() - start))
   return {name: float(np.median(values)) for name, values in times.items()}

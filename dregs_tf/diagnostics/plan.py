@@ -11,9 +11,9 @@ from dregs_tf.models.base import LatentVariableModel
 
 
 class Estimator(NamedTuple):
-  """An estimator to measure, and the name of its reference, which may be its own.
+  """Describes an estimator to measure, and names its reference, which may be itself.
 
-  prior_gradient: how it trains the prior, where that is what is compared.
+  prior_gradient: how it trains the prior, if gradients of the prior are compared.
   """
 
   name: str
@@ -23,12 +23,12 @@ class Estimator(NamedTuple):
 
   @property
   def is_reference(self) -> bool:
-    """Whether others are compared with it."""
+    """Returns whether others are compared with it."""
     return self.name == self.reference
 
   @property
   def is_timed(self) -> bool:
-    """Whether a step takes another time with it than with its reference."""
+    """Returns whether its step time may differ from its reference's."""
     return self.is_reference or self.prior_gradient == "dreg"
 
 
@@ -46,7 +46,7 @@ def has_path(model: LatentVariableModel, x: Any, context: Any) -> bool:
 
 
 def _reference(bound: Bound, has_path: bool) -> Bound:
-  """Returns the unbiased estimator of the same value's gradient that a bound is compared with."""
+  """Returns a bound's reference: an unbiased estimator of the gradient of the same value."""
   if has_path or bound.function is not None:
     return bound.total
   name = catalogue.without_path(bound.name)
@@ -84,7 +84,7 @@ def of_bounds(
 def of_priors(bounds: list[Bound], all_num_samples: list[int]) -> dict[int, list[Estimator]]:
   """Returns the two estimators of the prior's gradient for each value among the bounds, at each K.
 
-  The prior's gradient depends on a bound's value alone: those of the same value have one pair.
+  The prior's gradient depends only on a bound's value, so bounds of the same value share a pair.
   """
   values = {name_of(bound.total): bound for bound in bounds}
   for bound in values.values():
@@ -106,7 +106,7 @@ def _is_defined(bound: Bound, num_samples: int) -> bool:
 
 
 def name_of(bound: Bound) -> str:
-  """Returns the bound's name, with the options that are not the default."""
+  """Returns the bound's name, with options that differ from their defaults."""
   options = [
     f"{name}={value:g}" if isinstance(value, numbers.Real) else f"{name}={value}"
     for name, value in bound.options
@@ -116,7 +116,7 @@ def name_of(bound: Bound) -> str:
 
 
 def groups(estimators: list[Estimator]) -> list[tuple[int, int]]:
-  """Returns the start, where its reference is, and the end of each group of estimators."""
+  """Returns the start (the reference) and the end of each group of estimators."""
   references = [estimator.reference for estimator in estimators]
   starts = [references.index(name) for name in dict.fromkeys(references)]
   return list(zip(starts, [*starts[1:], len(references)], strict=True))

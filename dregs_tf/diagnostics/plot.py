@@ -18,12 +18,11 @@ _PANELS = {
 def figure(path: str | os.PathLike, title: str, rows: Sequence) -> None:
   """Writes a PNG of three panels on log scales: against K, or by bound if there is one K.
 
-  An open triangle is the upper limit of a bias that was not found. Values that are not above 0 are
-  left out.
+  An open triangle is the upper limit of a bias that was not found. Only positive values are drawn.
 
   Args:
-    path: where to write it.
-    title: a line above it.
+    path: the file.
+    title: the line above the figure.
     rows: `report.Row`s.
   """
   from matplotlib.figure import Figure
@@ -37,7 +36,7 @@ def figure(path: str | os.PathLike, title: str, rows: Sequence) -> None:
   all_axes = fig.subplots(1, len(_PANELS), sharey=not against_k)
   for axes, (column, label) in zip(all_axes, _PANELS.items(), strict=True):
     for i, name in enumerate(names):
-      # Markers shrink, so that those below others can be seen.
+      # Markers shrink, so that overlapping ones remain visible.
       color, dashes = styles[name]
       style = {"color": color, "markersize": 8 - 3 * i / len(names)}
       points = [(row, *_value(row, column)) for row in rows if row.bound == name]
@@ -57,7 +56,7 @@ def figure(path: str | os.PathLike, title: str, rows: Sequence) -> None:
     _use_decades(axes.yaxis if against_k else axes.xaxis, [_value(row, column)[0] for row in rows])
     if against_k:
       axes.set_xscale("log")
-      # Also where the panel is empty.
+      # The limits are set even if the panel is empty.
       axes.set_xlim(all_num_samples[0] / 1.2, 1.2 * all_num_samples[-1])
       axes.set_xlabel("K, samples of each example")
       axes.set_xticks(all_num_samples)
@@ -73,7 +72,7 @@ def figure(path: str | os.PathLike, title: str, rows: Sequence) -> None:
 
 
 def _value(row, column: str) -> tuple[float, bool]:
-  """Returns the value to show of a row, NaN for nothing, and whether it is an upper limit."""
+  """Returns a row's value to draw, NaN for none, and whether it is an upper limit."""
   is_limit = column == "bias" and not row.is_biased
   value = row.bias_limit if is_limit else getattr(row, column)
   return (value if value > 0 else math.nan), is_limit

@@ -1,4 +1,4 @@
-"""Report of a comparison of estimators: its table, its recommendation, its files."""
+"""Reports a comparison of estimators: its table, its recommendation, its files."""
 
 import dataclasses
 import html
@@ -10,51 +10,53 @@ from collections.abc import Sequence
 from dregs_tf import output
 from dregs_tf.diagnostics import plot
 
-# An estimator is called biased where p is below this. The rate of false alarms is the most that was
-# found in simulations (see `measure.compare`).
+# An estimator is called biased if p is below this. The rate of false alarms is the largest one in
+# simulations (see `measure.compare`).
 _SIGNIFICANCE = 1e-3
 _FALSE_ALARMS = "at most 2 in 1,000"
 
-# The recommendation says how to find a bias above this part of the gradient that may be hidden.
+# If a bias larger than this part of the gradient may be hidden, the recommendation says how to
+# resolve it.
 _RELEVANT_BIAS = 0.1
 
-# Estimators are called equally good where their SNRs differ by less than this part.
+# Estimators are called equally good if their SNRs differ by less than this part.
 _SAME = 0.02
 
-# A biased estimator is mentioned from this ratio on, of its SNR times its cosine to the best SNR.
+# A biased estimator is mentioned if its SNR times its cosine is at least this multiple of the best
+# SNR.
 _MUCH_HIGHER = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What was measured of one estimator at one K.
+  """Holds the measurements of one estimator at one K.
 
   g is the gradient of the batch's mean bound in P parameters: those that the proposal depends on,
-  through the proposal's samples and its score, or those of the prior, through its density. What
-  noise adds to the squared norm of a mean is taken off; a result below 0 is set to 0.
+  through the proposal's samples and its score, or those of the prior, through its density. The
+  contribution of noise to the squared norm of a mean is subtracted; a negative result is set to 0.
 
-  - bound: its name, with the options that are not the default; for a prior, that of the value, and
-    ": direct" or ": dreg".
+  - bound: its name, with options that differ from their defaults; for a prior, the name of the
+    value, with ": direct" or ": dreg".
   - num_samples: K.
   - reference: the unbiased estimator of the same bound's gradient, on the same samples: iwae, elbo,
     or jvi of the same order.
-  - unbiased: whether this one is unbiased by construction, on the conditions that `compare` names.
-  - norm: of the mean gradient, |E g|.
-  - variance: the mean over the P coordinates.
+  - unbiased: whether it is unbiased by construction, on the conditions that `compare` names.
+  - norm: the norm of the mean gradient, |E g|.
+  - variance: the mean variance of the P coordinates.
   - snr: the authors' signal-to-noise ratio: SNR^2 = |E g|^2 / P / variance. NaN without variance.
-  - snr_error: its standard error.
-  - cosine: of the angle between E g and E reference; NaN where one of them is not resolved, its
-    squared norm less than twice (an upper estimate of) its standard error.
+  - snr_error: the standard error of snr.
+  - cosine: the cosine between E g and E reference; NaN if one of them is not resolved: its squared
+    norm is less than twice (an upper estimate of) its standard error.
   - bias: |E g - E reference| / |E reference|; NaN where E reference is not resolved.
   - bias_limit: the upper limit of `bias` with 95 % confidence, for |E reference| as measured.
-  - t_statistic, p_value: of the test that there is no bias in any direction, see `compare`.
-  - max_t: the paired t-statistic of the coordinate where it is farthest from 0. Among P of them,
-    some are large without bias.
+  - t_statistic, p_value: the test that there is no bias in any direction, see `compare`.
+  - max_t: the paired t-statistic farthest from 0 over all coordinates. Among P of them, some are
+    large without bias.
   - milliseconds: the median time of a training step's gradient; NaN if not measured. It is that of
     the reference: estimators of the same bound differ in two factors of each sample, not in work.
-    The only number here that a seed does not reproduce.
+    It is the only number here that a seed does not reproduce.
 
-  A reference has the cosine 1, biases and t-statistics of 0, and the p-value 1.
+  A reference has a cosine of 1, biases and t-statistics of 0, and a p-value of 1.
   """
 
   bound: str
@@ -75,18 +77,18 @@ class Row:
 
   @property
   def is_reference(self) -> bool:
-    """Whether the other estimators of its bound are compared with it."""
+    """Returns whether the other estimators of its bound are compared with it."""
     return self.bound == self.reference
 
   @property
   def is_biased(self) -> bool:
-    """Whether a bias was found: p is below 0.001."""
+    """Returns whether a bias was found: p is below 0.001."""
     return self.p_value < _SIGNIFICANCE
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Results of `compare`: a row for each K and estimator, and what follows from them."""
+  """Holds the results of `compare`: a row for each K and estimator."""
 
   rows: tuple[Row, ...]
   num_measurements: int
@@ -98,12 +100,12 @@ class Comparison:
   def recommendation(self) -> str:
     """Recommends an estimator for each bound in a few sentences, with the reasons.
 
-    The rule: of the estimators that are unbiased by construction, and in which no bias was found,
-    take the one of the highest SNR, at the largest K, and at a smaller K where it is another one.
+    The rule: of the estimators that are unbiased by construction and show no bias, take the one
+    with the highest SNR at the largest K, and report a smaller K if another one is best there.
     Biased estimators are mentioned if their SNR along the unbiased mean, SNR times cosine, is at
     least 1.5 times as high.
 
-    Of a prior's two gradients, both unbiased, the one of the lower variance is recommended.
+    Of a prior's two gradients, both unbiased, the one with the lower variance is recommended.
     """
     if self.gradient_of == "prior":
       pairs = zip(self.rows[::2], self.rows[1::2], strict=True)
@@ -205,12 +207,12 @@ def _about_p() -> str:
 
 
 def _without_bias(rows: Sequence[Row]) -> list[Row]:
-  """Returns those that are unbiased by construction, and in which no bias was found."""
+  """Returns the rows that are unbiased by construction and in which no bias was found."""
   return [row for row in rows if row.unbiased and not row.is_biased]
 
 
 def _best(rows: Sequence[Row]) -> Row:
-  """Returns the one of the highest SNR among those without bias; a reference is one of them."""
+  """Returns the row with the highest SNR among those without bias, which include a reference."""
   return max(_without_bias(rows), key=lambda row: -1 if math.isnan(row.snr) else row.snr)
 
 
@@ -242,7 +244,7 @@ def _biased_but_less_noisy(best: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _contradicted(row: Row) -> str:
-  """Names what may have made an estimator biased that is unbiased by construction."""
+  """Names possible causes of a bias in an estimator that is unbiased by construction."""
   return (
     f"{row.bound} is unbiased by construction, but a bias was found (p = {row.p_value:.1g}). If it "
     f"is not chance ({_FALSE_ALARMS}), log p(x, z) is not continuous in z, a parameter moves the "

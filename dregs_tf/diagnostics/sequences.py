@@ -1,4 +1,4 @@
-"""Measurements of the gradients of several estimators on one batch of sequences."""
+"""Measures the gradients of several estimators on one batch of sequences."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -28,22 +28,22 @@ def compare_sequences(
 ) -> Comparison:
   """Compares estimators of the proposal's gradient on one batch of sequences, as `compare` does.
 
-  The gradient is that of the parameters that the proposal depends on given its inputs, in all that
-  they do. A `_dreg` bound is compared with the plain reparameterization of the same bound, on the
-  same samples; both have the same expectation, whatever they leave out (see
-  `sequential.estimate`), which is what the test of bias is about.
+  The gradient is the whole gradient of those parameters on which the proposal depends given its
+  inputs. A `_dreg` bound is compared with the plain reparameterization of the same bound, on the
+  same samples. The test of bias tests whether both have the same expectation, as they should,
+  although both leave out a term (see `sequential.estimate`).
 
   Args:
-    model: a model of sequences, whose layers are in inference mode. Nothing of it is changed.
+    model: a model of sequences, which is not changed. Its layers are in inference mode.
     batch: observations [batch_size, T, ...], or a pair (lengths, observations).
-    bounds: names of bounds of sequences; the references that they need are measured as well.
+    bounds: names of bounds of sequences; the references that they need are also measured.
     num_samples: K, or several of them.
     num_measurements: n at each K, at least 30.
-    seed: as `sequential.estimate` takes it: the same seed, the same numbers.
+    seed: as `sequential.estimate` takes it; the same seed gives the same results.
     jit_compile: whether XLA compiles the gradients.
-    measure_cost: whether to time a training step's gradient of each bound as well, which has to be
-      compiled for that.
-    **options: of `sequential.estimate`: resampling and resample_when, for bounds that resample.
+    measure_cost: whether to also compile and time a training step's gradient of each bound.
+    **options: arguments of `sequential.estimate` for bounds that resample: resampling and
+      resample_when.
 
   Returns:
     A `Comparison`.
@@ -118,7 +118,7 @@ def _gradients(
 
 
 def _with_references(bounds: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
-  """Returns the bounds in groups, each after its reference, and where the groups begin and end."""
+  """Returns the bounds in groups, references first, and the groups' starts and ends."""
   by_reference: dict[str, list[str]] = {}
   for name in bounds:
     resamples = catalogue.sequence_row(name).resamples

@@ -1,7 +1,7 @@
-"""Statistics of repeated measurements of gradients: signal, noise, and a test of bias.
+"""Computes statistics of repeated measurements of gradients: signal, noise, and a test of bias.
 
-E is the number of estimators, P that of the parameters, and n that of the measurements. Estimators
-come in groups; the first of each group is the reference of the others.
+E is the number of estimators, P the number of parameters, and n the number of measurements.
+Estimators come in groups; the first of each group is the reference of the others.
 """
 
 import math
@@ -11,18 +11,18 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-_UPPER_5_PERCENT = 1.645  # of a standard Normal
+_UPPER_5_PERCENT = 1.645  # The 95th percentile of a standard Normal.
 
 
 class Measurements(NamedTuple):
-  """Holds what the statistics need of n measurements of gradients g.
+  """Holds what the statistics need from n measurements of gradients g.
 
   The halves are the first n // 2 measurements and the rest.
 
-  - center: [E, P], about the mean of the first half. Subtracting it saves digits.
+  - center: [E, P], close to the mean of the first half. Subtracting it preserves precision.
   - total: [E, P], the sum of g - center.
   - squares: [_, P], for each estimator that is not a reference, the sum of squares of its g -
-    center less its reference's.
+    center minus its reference's.
   - grams: [n, E, E], the inner products of each measurement's g - center.
   - projections: [n, E, E], the inner products of each measurement's g with the mean gradients of
     the other half.
@@ -40,7 +40,7 @@ def summarize(measured: Measurements, groups: Sequence[tuple[int, int]]) -> list
 
   Args:
     measured: the measurements.
-    groups: the first estimator of each group, and the one after its last.
+    groups: the index of the first estimator of each group, and the index after its last.
 
   Returns:
     For each estimator, the fields of `report.Row` that are statistics, by name.
@@ -107,7 +107,7 @@ def _snr(
     square: an estimate of |E g|^2.
     error: its standard error.
     trace: the trace of the covariance of g.
-    deviation: that of the squared distances of g to its mean, whose mean is the trace.
+    deviation: the standard deviation of the squared distance of g to its mean.
     n: the number of measurements.
   """
   if not trace:
@@ -124,9 +124,9 @@ def _bias(
   """Computes size, upper limit and tests of a bias.
 
   Args:
-    difference: the mean of an estimator less its reference, [P].
-    variance: the variances of that difference in a measurement, [P].
-    along: its projections on the mean difference of the other half, [n].
+    difference: the mean of an estimator minus its reference, [P].
+    variance: the variances of that difference in one measurement, [P].
+    along: the projections of the differences on the mean difference of the other half, [n].
     length: the norm of the reference's expectation.
   """
   n = len(along)
@@ -144,20 +144,20 @@ def _bias(
 def bias_test(*halves: np.ndarray) -> tuple[float, float]:
   """Tests whether the means of both halves' projections are above 0; see `compare`.
 
-  A skewed distribution whose tail was not met looks like one of another mean: its t-statistic is
-  large. Hall's statistic takes the skewness g of the sample out of it (Hall, "On the removal of
+  A skewed distribution whose tail was not sampled looks like one with another mean: its t-statistic
+  is large. Hall's statistic corrects for the skewness g of the sample (Hall, "On the removal of
   skewness by transformation", J. R. Statist. Soc. B 54, 1992). With W = mean / deviation it is
 
     sqrt(n) (W + g W^2 / 3 + g^2 W^3 / 27 + g / (6 n)),
 
-  which grows with W whatever g is. Where the projections have few directions, the halves are misled
-  independently, so both of them rarely are.
+  which increases with W for any g. If the projections have few directions, each half may mislead,
+  but independently, so rarely both do.
 
   Args:
     *halves: the projections of each half of the measurements, [num_projections].
 
   Returns:
-    Hall's statistic of the half that says less, and its one-sided p-value by Student's
+    Hall's statistic of the less significant half, and its one-sided p-value by Student's
     t-distribution.
   """
   tests = []
@@ -175,14 +175,14 @@ def bias_test(*halves: np.ndarray) -> tuple[float, float]:
 
 
 def _upper_limit(square: float, variance: np.ndarray, along: np.ndarray) -> float:
-  """Computes an upper limit of |d|^2, of 95 % confidence, for the expectation d of a difference.
+  """Computes a 95 % upper confidence limit of |d|^2, for the expectation d of a difference.
 
-  Its estimate `square`, |mean|^2 less what noise adds, has the variance 4 d'Sd / n + 2 tr(S^2) /
-  n^2, where S is the covariance of a difference. The projections `along` on the mean of the other
-  half have the variance d'Sd + 2 tr(S^2) / n on average. That is sharp where the noise has many
+  The estimate `square`, |mean|^2 minus the contribution of noise, has variance 4 d'Sd / n +
+  2 tr(S^2) / n^2, where S is the covariance of a difference. The projections `along` on the mean of
+  the other half have variance d'Sd + 2 tr(S^2) / n on average. This is sharp if the noise has many
   directions; with few, a half's mean may happen to be small. So the limit is also at least that of
-  independent coordinates, with d'Sd as of a direction of the noise: the largest |d|^2 that `square`
-  is not too far below.
+  independent coordinates, with d'Sd as for a direction of the noise: the largest |d|^2 that is
+  consistent with `square`.
   """
   n = len(along)
   by_projections = square + 2 * _UPPER_5_PERCENT * _deviation(along) / math.sqrt(n)
@@ -195,7 +195,7 @@ def _upper_limit(square: float, variance: np.ndarray, along: np.ndarray) -> floa
 
 
 def _largest_t(difference: np.ndarray, variance: np.ndarray, n: int) -> float:
-  """Computes the paired t-statistic of the coordinate where it is farthest from 0."""
+  """Computes the paired t-statistic that is farthest from 0 over all coordinates."""
   with np.errstate(divide="ignore", invalid="ignore"):
     t = np.where(difference == 0, 0.0, difference / np.sqrt(variance / n))
   return float(t[np.argmax(np.abs(t))])

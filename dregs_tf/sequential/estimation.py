@@ -10,16 +10,16 @@ from dregs_tf.sequential import filtering, resample, steps, surrogates
 
 
 class Estimate(NamedTuple):
-  """What `estimate` returns; T is the number of steps.
+  """Holds the results of `estimate`; T is the number of steps.
 
   objective: [batch_size]; its value is the bound in nats, its gradient the estimator's. Maximize
-    it, by first derivatives.
-  log_weights: [T, num_particles, batch_size], in nats, stopped: of the block so far, after each
+    it, using first derivatives only.
+  log_weights: [T, num_particles, batch_size], in nats, stopped: the block's log-weights up to each
     step. Normalized over the particles, they weigh `samples` as draws from p(z_t | x_1, ..., x_t).
-    After the end of a sequence they stay, as the samples do.
+    After the end of a sequence, log-weights and samples do not change.
   samples: [T, num_particles, batch_size, ...], or a structure of such Tensors.
-  ancestors: [T, num_particles, batch_size], int32: the particle of the step before that a particle
-    descends from; itself where none are resampled.
+  ancestors: [T, num_particles, batch_size], int32: the index of each particle's ancestor in the
+    step before; the particle's own index if it was not resampled.
   effective_sample_size: [T, batch_size], of `log_weights`.
   state: the model's state after the last step, [num_particles, batch_size, ...]; None without one.
   """
@@ -51,28 +51,28 @@ def estimate(
 
   `fivo_dreg` reparameterizes each block twice, as one joint latent given its past: the path from
   the proposal's parameters through the block's own latents has the squared weight, the path through
-  the latents before the block the plain weight, and there are no scores. It has the expectation of
-  fivo's gradient. The model is evaluated once a step; where blocks of several steps follow each
-  other, `proposal` and `next_state` twice.
+  the latents before the block the plain weight, and there are no scores. Its expectation is that of
+  fivo's gradient. The model is evaluated once a step; if there are several blocks of several steps,
+  `proposal` and `next_state` are evaluated twice.
 
-  Both leave out what the choice of ancestors adds to the gradient of the bound's expectation,
-  as is usual: it has a high variance. `resampling_gradient` adds it.
+  As is usual, both leave out the contribution of the choice of ancestors to the gradient of the
+  bound's expectation, which has a high variance. `resampling_gradient` adds it.
 
   The model is any object with these methods, for x = observations[:, t] of shape [batch_size, ...]
   and latents z of shape [num_particles, batch_size, ...]:
 
-  - `initial_state(batch_size)`: what the model carries from step to step besides z, a structure of
-    Tensors [batch_size, ...], or None.
+  - `initial_state(batch_size)`: the state that the model carries from step to step besides z, a
+    structure of Tensors [batch_size, ...], or None.
   - `prior(z_previous, state)`: p(z_t | past), a tfp distribution of batch shape [num_particles,
-    batch_size]. In the first step z_previous is None and the batch shape [batch_size] or [].
+    batch_size]. In the first step z_previous is None and the batch shape is [batch_size] or [].
   - `proposal(x, z_previous, state)`: q(z_t | x_t, past), reparameterized, of the same batch shape;
-    [batch_size] where it is the same for all particles, as in the first step.
+    [batch_size] if it is the same for all particles, as in the first step.
   - `likelihood(z, state)`: p(x_t | z_t, past), of batch shape [num_particles, batch_size].
   - `next_state(state, z, x)`: the state after the step.
 
-  A state has the shape [num_particles, batch_size, ...], except that `prior` and `proposal` get the
-  initial one as it is. The methods may be called several times a step, so they must not draw noise
-  or change anything.
+  A state has the shape [num_particles, batch_size, ...], except that `prior` and `proposal` receive
+  the initial state unchanged. The methods may be called several times a step, so they must not draw
+  noise or have side effects.
 
   Args:
     bound: "iwae", "iwae_dreg" (without resampling), "fivo" or "fivo_dreg".
@@ -81,25 +81,25 @@ def estimate(
     num_particles: K, a positive int.
     resampling: "systematic", "stratified" or "multinomial".
     resample_when: "always" (before every step but the first); "never"; an int n, every n steps; a
-      sequence of ints, the steps before which to resample, the first step being 0; or a number in
-      (0, 1), before each step where the effective sample size of the block's weights is below this
-      fraction of K. iwae and iwae_dreg never resample: leave it and `resampling` out.
+      sequence of ints, the steps before which to resample, counted from 0; or a number in
+      (0, 1), before each step at which the effective sample size of the block's weights is below
+      this fraction of K. iwae and iwae_dreg never resample: omit this argument and `resampling`.
     seed: an int or a stateless seed of shape [2]; None draws new samples at every call. Step t uses
       a seed derived from it and t.
-    lengths: the number of steps of each sequence, ints [batch_size] from 0 to T; None for T. What
-      the observations hold beyond is not looked at.
-    resampling_gradient: whether to add the gradient that the choice of ancestors contributes, as a
-      score with a baseline: (R - B) dlog P(ancestors), where R is the sum of the later blocks'
-      values and B the mean of the earlier steps' times the number of steps left. With it the
-      gradient is unbiased. It needs multinomial resampling at fixed steps.
+    lengths: the number of steps of each sequence, ints [batch_size] from 0 to T; None for T.
+      Observations beyond it are ignored.
+    resampling_gradient: whether to add the contribution of the choice of ancestors, as a score with
+      a baseline: (R - B) dlog P(ancestors), where R is the sum of the later blocks' values and B
+      the mean of the earlier steps' values times the number of steps left. This makes the gradient
+      unbiased. It needs multinomial resampling at fixed steps.
 
   Returns:
     An `Estimate`. A sequence whose particles all have weight 0 has the bound -inf and gradient 0.
 
   Raises:
     TypeError: if num_particles is not an int, or the proposal is not a distribution.
-    ValueError: if an argument is none of these, arguments exclude each other, or a distribution has
-      a wrong shape or is not reparameterized.
+    ValueError: if an argument is not as described, arguments cannot be combined, or a distribution
+      has a wrong shape or is not reparameterized.
   """
   row = catalogue.sequence_row(bound)
   num_particles = evaluation.check_int("num_particles", num_particles, at_least=1)
@@ -133,11 +133,11 @@ def estimate(
 
 
 def take_two_steps(model: Any, observations: Any) -> list[tf.Tensor]:
-  """Takes the first two steps with one particle; a model may make its variables in them.
+  """Takes the first two steps with one particle, so that a model can create its variables.
 
   Args:
     model: as `estimate` takes it.
-    observations: [batch_size, T, ...]; the first step's are all that is used.
+    observations: [batch_size, T, ...]; only those of the first step are used.
 
   Returns:
     The log-weights of both steps, each [1, batch_size].
@@ -156,7 +156,7 @@ def schedule_for(
   """Makes the schedule of a bound; the arguments are those of `estimate`.
 
   Raises:
-    ValueError: if an argument is none that `estimate` takes, or they exclude each other.
+    ValueError: if an argument is not valid, or they cannot be combined.
   """
   row, scheme = catalogue.sequence_row(bound), resampling
   if scheme not in catalogue.RESAMPLING:
@@ -181,7 +181,7 @@ def schedule_for(
 
 
 def _sizes(observations: Any) -> tuple[tf.Tensor, int | tf.Tensor]:
-  """Returns the batch size and the number of steps, an int where it is known."""
+  """Returns the batch size and the number of steps, the latter as an int if it is static."""
   leaf = tf.nest.flatten(observations)[0]
   if leaf.shape.rank is None or leaf.shape.rank < 2 or leaf.shape[1] == 0:
     raise ValueError(

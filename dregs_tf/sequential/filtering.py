@@ -8,16 +8,16 @@ import tensorflow as tf
 from dregs_tf import importance_weights, seeds
 from dregs_tf.sequential import gates, resample, steps
 
-# What a step's seed is drawn for.
+# The purposes of a step's seeds.
 _LATENTS, _ANCESTORS = range(2)
 
 
 class Outputs(NamedTuple):
-  """Holds what the steps give, stacked along axis 0.
+  """Holds the outputs of the steps, stacked along axis 0.
 
   increments: [T, num_particles, batch_size], the log-weights of each step, with gradients.
   ticket, score: of the same shape or None, see `steps.Step`.
-  log_weights: of the same shape, stopped, of the block so far.
+  log_weights: of the same shape, the log-weights of the block so far, stopped.
   samples: [T, num_particles, batch_size, ...], stopped.
   ancestors: [T, num_particles, batch_size], int32.
   begins: [T, batch_size], bools, whether particles were resampled before the step.
@@ -35,7 +35,7 @@ class Outputs(NamedTuple):
 
 
 class _Carry(NamedTuple):
-  """Holds what a step hands to the next; see `Outputs` and `steps.Lineage`."""
+  """Holds what a step passes to the next; see `Outputs` and `steps.Lineage`."""
 
   lineage: steps.Lineage
   log_weights: tf.Tensor
@@ -44,7 +44,7 @@ class _Carry(NamedTuple):
 
 
 class ParticleFilter(NamedTuple):
-  """Filters sequences; the arguments are those of `estimate`, checked.
+  """Filters sequences; the fields are checked arguments of `estimate`.
 
   observations: Tensors [batch_size, T, ...].
   lengths: int32 [batch_size], or None.
@@ -97,13 +97,13 @@ class ParticleFilter(NamedTuple):
     return self._after(t, carry, step, ancestors, begins)
 
   def _after(self, t, before: _Carry, step: steps.Step, ancestors, begins):
-    """Returns what the step hands on, and its outputs; a sequence that has ended stays."""
+    """Returns the carry after a step, and its outputs; ended sequences do not change."""
     increments, lineage = step.log_weights, step.lineage
     samples = steps.stop((lineage.gated or lineage.whole).z)
     if self.lengths is not None:
       going = t < self.lengths
       increments = tf.where(going, increments, tf.zeros_like(increments))
-      if before.samples is not None:  # The first step has nothing that could stay.
+      if before.samples is not None:  # Before the first step there is nothing to keep.
         lineage = steps.unless_ended(going, lineage, before.lineage)
         samples = steps.choose(going, samples, before.samples)
     log_weights = before.log_weights + tf.stop_gradient(increments)
@@ -120,7 +120,7 @@ class ParticleFilter(NamedTuple):
     return seeds.fold_in(self.seed, t, purpose)
 
   def _at(self, t):
-    """Returns the observations of step t; after the end of a sequence its last one."""
+    """Returns the observations of step t, or a sequence's last one after its end."""
     if self.lengths is None:
       return tf.nest.map_structure(lambda leaf: tf.gather(leaf, t, axis=1), self.observations)
     places = tf.maximum(tf.minimum(t, self.lengths - 1), 0)
@@ -129,18 +129,18 @@ class ParticleFilter(NamedTuple):
     )
 
   def _itself(self, log_weights: tf.Tensor) -> tf.Tensor:
-    """Returns the number of each particle, [num_particles, batch_size]."""
+    """Returns the index of each particle, [num_particles, batch_size]."""
     numbers = tf.range(self.num_particles)[:, tf.newaxis]
     return numbers + tf.zeros_like(log_weights, tf.int32)
 
 
 def descend(particles: steps.Particles, ancestors: tf.Tensor) -> steps.Particles:
-  """Returns the particles of these numbers, [n, batch_size], as Tensors [n, batch_size, ...]."""
+  """Returns the particles with these indices, [n, batch_size], as Tensors [n, batch_size, ...]."""
   batch_size = tf.shape(ancestors)[1]
   rows = ancestors * batch_size + tf.range(batch_size)
 
   def of_tensor(tensor):
-    # A gather of rows is much faster than one along an axis with another axis for the batch.
+    # A gather of rows is much faster than one along an axis with a batch axis.
     flat = tf.reshape(tensor, tf.concat([[-1], tf.shape(tensor)[2:]], axis=0))
     return tf.ensure_shape(tf.gather(flat, rows), [ancestors.shape[0], *tensor.shape[1:]])
 
@@ -153,7 +153,7 @@ def _scan(first: tuple, step: Callable, num_steps: int | tf.Tensor) -> tuple:
   Args:
     first: the carry after step 0 and its outputs.
     step: (t, carry) -> (carry, outputs), for t of 1 and more.
-    num_steps: how many steps there are, the first one included.
+    num_steps: the number of steps, including the first.
   """
   carry, outputs = first
   arrays = tuple(
@@ -175,6 +175,6 @@ def _scan(first: tuple, step: Callable, num_steps: int | tf.Tensor) -> tuple:
     lambda t, *_: t < num_steps,
     body,
     (tf.constant(1), tuple(gates.leaves_of(carry)), arrays),
-    maximum_iterations=num_steps - 1,  # XLA needs it for a gradient.
+    maximum_iterations=num_steps - 1,  # XLA needs it for the gradient.
   )
   return gates.pack(carry, carried), gates.pack(outputs, [array.stack() for array in arrays])

@@ -1,9 +1,9 @@
-"""Gates and stops that work inside a `tf.while_loop`, where a later step decides on the ratio.
+"""Gates and stops gradients inside a `tf.while_loop`, where a later step determines the ratio.
 
-A gate in a loop cannot be told its ratio by a function, as `gradients.gate` is: the ratio may be
-known only when the loop has ended. So it arrives as gradients do. A gate returns a second Tensor,
-its ticket, and `set_ratios` makes the ratio the objective's gradient in the ticket, which autodiff
-brings back to the step that the gate is in.
+A gate in a loop cannot get its ratio from a function, as `gradients.gate` does: the ratio may be
+known only after the loop. So the ratio arrives as a gradient. A gate returns a second Tensor, its
+ticket; `set_ratios` makes the ratio the objective's gradient in the ticket, and autodiff carries it
+back to the gate's step.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def late_gate(samples: Any) -> tuple[Any, tf.Tensor]:
     ticket = tf.ensure_shape(ticket, leaves[0].shape[:2])
 
     def backward(ratio, *upstream):
-      # A ratio of 0 closes the gate, whatever the gradient: 0 * inf is 0 here.
+      # A ratio of 0 closes the gate even if the gradient is infinite: here 0 * inf is 0.
       no_nan = tf.math.multiply_no_nan
       return [no_nan(up, expand_to(tf.cast(ratio, up.dtype), up)) for up in upstream]
 
@@ -42,7 +42,7 @@ def late_gate(samples: Any) -> tuple[Any, tf.Tensor]:
 
 
 def set_ratios(tickets: tf.Tensor, ratios: tf.Tensor) -> tf.Tensor:
-  """Returns 0, to be added to an objective whose gradient passes the gates of these tickets.
+  """Returns a 0 to add to an objective whose gradient passes the gates of these tickets.
 
   Args:
     tickets: [num_steps, num_particles, batch_size].
@@ -51,25 +51,25 @@ def set_ratios(tickets: tf.Tensor, ratios: tf.Tensor) -> tf.Tensor:
 
   @tf.custom_gradient
   def zero(tickets):
-    # A ratio scales gradients that are scaled already: it is the same for every upstream.
+    # A ratio multiplies gradients that contain `upstream`, so it must not contain it again.
     return tf.zeros([], tickets.dtype), lambda upstream: tf.stop_gradient(ratios)
 
   return zero(tickets)
 
 
 class Recorded:
-  """Calls a function once, for results that differ in their gradients.
+  """Calls a function once, for results with different gradients.
 
-  `result` has the gradients of any call. `through` has those of arguments alone, whatever the
-  function refers to: variables and Tensors are held fixed there, as `gradients.PathOnly` holds the
-  parameters of a distribution.
+  `result` has the gradients of an ordinary call. `through` has gradients in the arguments alone:
+  variables and Tensors to which the function refers are held fixed, as `gradients.PathOnly` does
+  with the parameters of a distribution.
   """
 
   def __init__(self, function: Callable, *arguments: Any):
     """Calls the function.
 
     Args:
-      function: returns anything; of what it returns, `through` takes the Tensors.
+      function: a function that returns anything; `through` takes Tensors that it has returned.
       *arguments: structures of Tensors, or None.
     """
     self._tape = tf.GradientTape(persistent=True)
@@ -85,8 +85,8 @@ class Recorded:
     Args:
       outputs: Tensors that the function has computed, in a structure.
       arguments: Tensors of the same values as those that the function was called with.
-      inside: Tensors that the function has computed, and that outputs depend on.
-      of_inside: Tensors of their values, to which the gradients in `inside` flow as well.
+      inside: Tensors computed by the function, on which the outputs depend.
+      of_inside: Tensors with the values of `inside`, which receive the gradients in `inside`.
     """
     sources = [*self._inputs, *leaves_of(inside)]
     results = leaves_of(outputs)
@@ -111,7 +111,7 @@ class Recorded:
 
 
 def pack(structure: Any, leaves: Sequence[tf.Tensor]) -> Any:
-  """Returns the structure with other Tensors in it; None stays."""
+  """Returns the structure with its Tensors replaced; None stays."""
   rest = iter(leaves)
   return tf.nest.map_structure(lambda leaf: None if leaf is None else next(rest), structure)
 

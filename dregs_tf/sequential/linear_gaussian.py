@@ -1,4 +1,4 @@
-"""The linear-Gaussian model of sequences, for which everything is known exactly."""
+"""Defines the linear-Gaussian model of sequences, whose likelihood and filter are exact."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ tfd = tfp.distributions
 class LinearGaussianSSM:
   """Models z_1 ~ N(m, P), z_t ~ N(A z_{t-1}, Q), x_t ~ N(C z_t, R), with an exact likelihood.
 
-  It has the protocol of `estimate`, to compare a particle filter with the Kalman filter.
+  It has the methods that `estimate` needs, to compare a particle filter with the Kalman filter.
 
   Args:
     transition_matrix: A, [D, D].
@@ -22,6 +22,9 @@ class LinearGaussianSSM:
     initial_covariance: P, [D, D].
     proposal: "filtering", p(z_t | z_{t-1}, x_t), which is optimal among those that know x_t but not
       the future; or "bootstrap", the transition p(z_t | z_{t-1}).
+
+  Raises:
+    ValueError: if the proposal is another.
   """
 
   def __init__(
@@ -77,7 +80,7 @@ class LinearGaussianSSM:
     return result.filtered_means, result.filtered_covs
 
   def posterior_marginals(self, observations: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Computes mean and covariance of p(z_t | x_1, ..., x_T), of the shapes of `filter`."""
+    """Computes mean and covariance of p(z_t | x_1, ..., x_T), with the shapes of `filter`."""
     return self._joint(observations.shape[1]).posterior_marginals(observations)
 
   def sample(self, num_sequences: int, num_steps: int, seed: Any = None) -> tf.Tensor:
@@ -85,13 +88,13 @@ class LinearGaussianSSM:
     return self._joint(num_steps).sample(num_sequences, seed=seed)
 
   def given(self, observations: tf.Tensor) -> "LinearGaussianSSM":
-    """Returns the model with the posterior of these observations for its proposal.
+    """Returns the model with the posterior given these observations as its proposal.
 
-    q(z_t | z_{t-1}) = p(z_t | z_{t-1}, x_t, ..., x_T), with which the weight of a whole sequence is
-    p(x_1, ..., x_T) whatever was drawn: `iwae` is the log-likelihood for every K.
+    With q(z_t | z_{t-1}) = p(z_t | z_{t-1}, x_t, ..., x_T), the weight of a whole sequence is
+    p(x_1, ..., x_T) for any samples, so `iwae` is the log-likelihood for every K.
 
     Args:
-      observations: [batch_size, T, X], the same as `estimate` is given.
+      observations: [batch_size, T, X], the same as passed to `estimate`.
     """
     return _Given(self, tf.convert_to_tensor(observations))
 
@@ -102,7 +105,7 @@ class LinearGaussianSSM:
     return tf.linalg.matvec(self.transition_matrix, z_previous), self._transition_scale
 
   def _evidence(self, x: tf.Tensor, state: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns J [D, D] and j [batch_size, D] such that p(x_t | z) is in exp(j.z - z.J z / 2)."""
+    """Returns J [D, D] and j [batch_size, D] with p(x_t | z) proportional to exp(j.z - z.J z/2)."""
     del state
     weighted = tf.linalg.cholesky_solve(self._observation_scale, self.observation_matrix)
     return tf.transpose(self.observation_matrix) @ weighted, x @ weighted
@@ -122,7 +125,7 @@ class LinearGaussianSSM:
 
 
 class _Given(LinearGaussianSSM):
-  """Proposes from the posterior of given observations; the state is the number of the step."""
+  """Proposes from the posterior given observations; the state is the number of the step."""
 
   def __init__(self, model: LinearGaussianSSM, observations: tf.Tensor):
     vars(self).update(vars(model), _is_bootstrap=False)
@@ -134,7 +137,7 @@ class _Given(LinearGaussianSSM):
       of_x = super()._evidence(x, None)
       precision, linear = precision + of_x[0], linear + of_x[1]
       evidence.append((precision, linear))
-      # The evidence for z_{t-1}: the integral over z_t ~ N(A z_{t-1}, Q).
+      # Integrating over z_t ~ N(A z_{t-1}, Q) gives the evidence for z_{t-1}.
       gain = inverse @ tf.linalg.inv(inverse + precision)
       linear = linear @ tf.transpose(gain) @ matrix
       precision = tf.transpose(matrix) @ gain @ precision @ matrix

@@ -1,7 +1,7 @@
-"""Resampling of particles: which are drawn again, and when.
+"""Resamples particles: draws their ancestors, and decides when.
 
-A `Scheme` draws K ancestors such that each particle has K wbar_k offspring in expectation. They
-differ in how far the counts scatter (Douc, Cappe and Moulines 2005,
+A scheme draws K ancestors such that particle k has K wbar_k offspring in expectation. Schemes
+differ in the variance of these counts (Douc, Cappe and Moulines 2005,
 https://arxiv.org/abs/cs/0507025).
 """
 
@@ -15,7 +15,7 @@ from dregs_tf import catalogue, importance_weights
 
 
 def ancestors(scheme: str, log_weights: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-  """Draws the ancestors of K particles; none of weight 0, unless all of them are.
+  """Draws the ancestors of K particles; none has weight 0, unless all particles have.
 
   Args:
     scheme: one of `catalogue.RESAMPLING`.
@@ -23,7 +23,7 @@ def ancestors(scheme: str, log_weights: tf.Tensor, seed: tf.Tensor) -> tf.Tensor
     seed: a stateless seed, of shape [2].
 
   Returns:
-    Numbers of particles, int32, [num_particles, batch_size]. The ancestors of an example rise,
+    Indices of particles, int32, [num_particles, batch_size], in ascending order for each example
     except with multinomial resampling.
   """
   weights = importance_weights.normalize(log_weights)
@@ -34,7 +34,7 @@ def ancestors(scheme: str, log_weights: tf.Tensor, seed: tf.Tensor) -> tf.Tensor
 
 
 def points(scheme: str, uniform: tf.Tensor, num_particles: int | tf.Tensor) -> tf.Tensor:
-  """Returns the K points in [0, 1), [num_particles, batch_size], at which ancestors are read off.
+  """Returns K points in [0, 1), [num_particles, batch_size], to look up in cumulative weights.
 
   Args:
     scheme: one of `catalogue.RESAMPLING`.
@@ -49,7 +49,7 @@ def points(scheme: str, uniform: tf.Tensor, num_particles: int | tf.Tensor) -> t
 
 
 def ancestors_at(points: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-  """Returns the particle at each point of the cumulative weights, [num_particles, batch_size].
+  """Looks up each point in the cumulative weights; returns particles [num_particles, batch_size].
 
   Args:
     points: in [0, 1], [num_particles, batch_size].
@@ -57,20 +57,21 @@ def ancestors_at(points: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
   """
   cumulative = tf.cumsum(weights, axis=0)
   total = cumulative[-1]
-  # The last particle with a weight has all the rest of the line: nothing lies beyond it.
+  # The interval of the last particle with a positive weight extends to infinity, so rounding of the
+  # cumulative weights cannot put a point beyond it.
   end = tf.constant(math.inf, weights.dtype)
   cumulative = tf.where(cumulative >= total, end, cumulative)
   found = tf.searchsorted(
     tf.transpose(cumulative), tf.transpose(points * total), side="right", out_type=tf.int32
   )
-  return tf.minimum(tf.transpose(found), tf.shape(weights)[0] - 1)  # NaN finds no place.
+  return tf.minimum(tf.transpose(found), tf.shape(weights)[0] - 1)  # NaN is past every interval.
 
 
 class Schedule(NamedTuple):
-  """Says before which steps particles are resampled.
+  """Determines before which steps particles are resampled.
 
-  is_due: from a step's number, a scalar, and the log-weights of the block so far [num_particles,
-    batch_size], returns bools that broadcast to [batch_size]. None: never.
+  is_due: a function of a step's number, a scalar, and the log-weights of the block so far,
+    [num_particles, batch_size], that returns bools that broadcast to [batch_size]. None: never.
   has_long_blocks: whether a block can have more than one step.
   is_fixed: whether it does not depend on the weights.
   """
@@ -81,10 +82,10 @@ class Schedule(NamedTuple):
 
 
 def schedule(resample_when: Any) -> Schedule:
-  """Makes a `Schedule` of what `estimate` takes as `resample_when`.
+  """Makes a `Schedule` from the argument `resample_when` of `estimate`.
 
   Raises:
-    ValueError: if it is none that `estimate` takes.
+    ValueError: if the argument is not valid.
   """
   if not catalogue.is_schedule(resample_when):
     raise ValueError(f"resample_when must be {catalogue.SCHEDULES}, got {resample_when!r}.")
@@ -102,7 +103,7 @@ def schedule(resample_when: Any) -> Schedule:
 
 
 def _below(fraction: float) -> Callable:
-  """Returns whether the effective sample size is below a fraction of the number of particles."""
+  """Returns an `is_due` for an effective sample size below a fraction of the particles."""
 
   def is_due(step, log_weights):
     del step

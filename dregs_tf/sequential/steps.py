@@ -1,4 +1,4 @@
-"""One step of a particle filter: samples, log-weights, and the gradients that they have.
+"""Takes one step of a particle filter: samples, log-weights, and their gradients.
 
 The double reparameterization treats a block, the steps from one resampling to the next, as one
 joint latent. With u the normalized weights of the block, its gradient is the sum over particles of
@@ -24,7 +24,7 @@ tfd = tfp.distributions
 
 
 class Particles(NamedTuple):
-  """Holds what a step knows of those before it.
+  """Holds the past that a step depends on.
 
   z: the latents of the step before, [num_particles, batch_size, ...]; None before the first step.
   state: the model's deterministic state, a structure of Tensors [num_particles, batch_size, ...],
@@ -36,11 +36,11 @@ class Particles(NamedTuple):
 
 
 class Lineage(NamedTuple):
-  """Holds the same particles with different gradients; None where the estimator has no use for it.
+  """Holds the same particles with different gradients; None if the estimator does not need them.
 
-  whole: has every gradient; the past of later blocks.
-  gated: what the block's log-weights depend on. Gradients flow to the past of the block and, behind
-    gates, to the parameters that the block's own latents were drawn with.
+  whole: with every gradient; the past of later blocks.
+  gated: the particles on which the block's log-weights depend. Gradients flow to the past of the
+    block and, behind gates, to the parameters of the proposals of the block's own latents.
   own: the state, with gradients to the block's own parameters; all latents are held fixed.
   """
 
@@ -50,11 +50,11 @@ class Lineage(NamedTuple):
 
 
 class Step(NamedTuple):
-  """Holds what a step computes.
+  """Holds the results of a step.
 
   log_weights: [num_particles, batch_size], in nats, with gradients.
   lineage: the particles after the step.
-  ticket: zeros [num_particles, batch_size], which bring the gates their ratio; None without gates.
+  ticket: zeros [num_particles, batch_size], by which gates get their ratios; None without gates.
   score: log q of the stopped latents, [num_particles, batch_size]; None unless it is needed.
   """
 
@@ -65,12 +65,12 @@ class Step(NamedTuple):
 
 
 class Needs(NamedTuple):
-  """Says what an estimator needs of a step.
+  """Describes what an estimator needs from a step.
 
-  bound_name: what messages call the bound.
+  bound_name: the bound's name, for messages.
   gates: whether blocks are doubly reparameterized.
-  past: whether there are several blocks, which `whole` is for.
-  blocks: whether a block can have several steps, which `gated` and `own` are for.
+  past: whether there are several blocks, which need `whole`.
+  blocks: whether a block can have several steps, which need `gated` and `own`.
   score: whether the gradient has scores.
   """
 
@@ -82,7 +82,7 @@ class Needs(NamedTuple):
 
 
 def map_tensors(function: Callable, *structures: Any) -> Any:
-  """Maps a function over the Tensors of structures of one form; None stays."""
+  """Maps a function over the Tensors of structures of the same form; None stays."""
   return tf.nest.map_structure(lambda *t: None if t[0] is None else function(*t), *structures)
 
 
@@ -102,7 +102,7 @@ def _with_gradient(value: Any, branch: Any) -> Any:
 
 
 def before_first(state: Any, needs: Needs) -> Lineage:
-  """Returns the particles before the first step; what `state` depends on is the first block's."""
+  """Returns the particles before the first step; the initial state belongs to the first block."""
   particles = Particles(None, state)
   if not needs.gates:
     return Lineage(particles)
@@ -110,7 +110,7 @@ def before_first(state: Any, needs: Needs) -> Lineage:
 
 
 def begin_block(lineage: Lineage, resampled: Particles, is_due: tf.Tensor, needs: Needs) -> Lineage:
-  """Returns the particles, resampled, with a new block begun where is_due, bools [batch_size]."""
+  """Returns the resampled particles; starts a new block where is_due, bools [batch_size]."""
   if not needs.gates:
     return Lineage(resampled)
   new = Lineage(resampled, resampled, stop(resampled.state))
@@ -118,7 +118,7 @@ def begin_block(lineage: Lineage, resampled: Particles, is_due: tf.Tensor, needs
 
 
 def unless_ended(going: tf.Tensor, after: Lineage, before: Lineage) -> Lineage:
-  """Returns the particles after a step where a sequence is going on, bools [batch_size]."""
+  """Returns the particles after a step; where `going`, bools [batch_size], is False, before it."""
   pairs = zip(after, before, strict=True)
   return Lineage(*(None if new is None else choose(going, new, old) for new, old in pairs))
 
@@ -146,12 +146,12 @@ def state_of_each(past: Particles, num_particles: int) -> Any:
 
 
 class Stepper(NamedTuple):
-  """A model at one step, for which it draws and weighs latents.
+  """Draws and weighs latents of a model at one step.
 
-  model: an object with the protocol of `estimate`.
+  model: an object with the methods that `estimate` describes.
   x: observations [batch_size, ...].
   num_particles: K.
-  seed: a stateless seed; whatever the step draws is drawn from it.
+  seed: a stateless seed, for all noise of the step.
   needs: what the estimator needs.
   """
 
@@ -190,7 +190,7 @@ class Stepper(NamedTuple):
     z_gated, ticket = gates.late_gate(z_own)
     z_past, log_q = drawn.through((z_own, log_q), past, weighed, z_gated)
     z = _with_gradient(z_past, z_gated)
-    # The parameters of the state are the model's, too, with the weight u as its others.
+    # The parameters of the state are also the model's, with weight u like its other parameters.
     seen = Particles(past.z, _with_gradient(past.state, own_state))
     log_weights = self._log_weights(z, seen, log_q)
 
@@ -202,7 +202,7 @@ class Stepper(NamedTuple):
       own_after = moved.result
       gated_after = Particles(z, moved.through(own_after, (z, *past)))
     if self.needs.past:
-      # In a block of one step there is no more to the past than what `past` and `own` have.
+      # In a block of one step, `past` and `own` together have every gradient.
       z_whole = self._draw(whole)[1] if self.needs.blocks else _with_gradient(z_past, z_own)
       whole = Particles(z_whole, self._next_state(whole, z_whole))
     return Step(log_weights, Lineage(whole, gated_after, own_after), ticket, score)
@@ -239,7 +239,7 @@ class Stepper(NamedTuple):
     return self.model.next_state(state_of_each(past, self.num_particles), z, self.x)
 
   def _log_prob(self, name: str, distribution: tfd.Distribution, value: Any) -> tf.Tensor:
-    """Returns a log-density in float32 or better; raises unless it is of each particle."""
+    """Returns a log-density in float32 or better; raises unless it has one value per particle."""
     log_prob = at_least_float32(tf.convert_to_tensor(distribution.log_prob(value)))
     expected = [self.num_particles, tf.nest.flatten(self.x)[0].shape[0]]
     if not (log_prob.shape.rank == 2 and log_prob.shape.is_compatible_with(expected)):

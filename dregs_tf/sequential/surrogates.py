@@ -20,13 +20,13 @@ from dregs_tf.sequential.filtering import Outputs
 def total(
   outputs: Outputs, value: tf.Tensor, lengths: int | tf.Tensor, needs: steps.Needs
 ) -> tf.Tensor:
-  """Returns the surrogate, [batch_size]; only its gradient counts.
+  """Returns the surrogate, [batch_size], of which only the gradient is meaningful.
 
   Args:
-    outputs: of the particle filter.
-    value: the bound, [batch_size].
-    lengths: how many steps there are, a number or [batch_size].
-    needs: what was needed of the steps.
+    outputs: the outputs of the particle filter.
+    value: the bound, [batch_size], in nats.
+    lengths: the number of steps, a number or [batch_size].
+    needs: what the estimator needs from the steps.
   """
   by_step = tf.transpose(outputs.log_weights, [1, 0, 2])  # over axis 0, the particles
   u = tf.transpose(importance_weights.normalize(by_step), [1, 0, 2])
@@ -55,13 +55,13 @@ def _block_ends(begins: tf.Tensor) -> tf.Tensor:
 
 
 def _gather(values: tf.Tensor | None, end: tf.Tensor, value: tf.Tensor) -> tf.Tensor | None:
-  """Returns values [T, num_particles, batch_size] at the ends of blocks; 0 where no gradient is."""
+  """Returns values [T, num_particles, batch_size] at the ends of blocks; 0 for a bound of -inf."""
   if values is None:
     return None
   by_example = tf.transpose(values, [2, 0, 1])
   found = tf.gather(by_example, tf.transpose(end), axis=1, batch_dims=1)
   found = tf.transpose(found, [1, 2, 0])
-  # All particles of weight 0: the gradient is 0. NaN stays, to be seen.
+  # If all particles have weight 0, the gradient is 0. NaN stays, so that it is noticed.
   return tf.where(value == -float("inf"), tf.zeros_like(found), found)
 
 

@@ -1,4 +1,4 @@
-"""Trains, evaluates and compares models as configurations say: what the commands call.
+"""Trains, evaluates and compares models as configured: the functions behind the commands.
 
 `train(TrainConfig(...))`, `evaluate(EvalConfig(...))` and `compare(CompareConfig(...))` do what
 `dregs-train`, `dregs-eval` and `dregs-compare` do. Configurations are checked without TensorFlow.

@@ -1,4 +1,4 @@
-"""Makes the flags of the bounds' options, checks them, and names them in a run's directory."""
+"""Makes the flags of the bounds' options, checks them, and formats them for directory names."""
 
 import contextlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dregs_tf.training.flags import flag
 
 DEFAULT_INITIAL_ALPHA = 0.5
 
-# The fields of the options that bounds take; they are named alike but for these.
+# Flags that are named differently from the bounds' options.
 _RENAMED = {"order": "jvi_order"}
 OPTION_FIELDS = {
   option: _RENAMED.get(option, option)
@@ -36,7 +36,7 @@ def _short(value: Any, comma: str) -> str:
 
 
 def option_flag(option: str, kind: type, note: str = ""):
-  """Returns the field of a bound's option; the catalogue says what it does, and its default."""
+  """Returns the field of a bound's option; help and default come from the catalogue."""
   meanings = {}
   for name in _bounds_with(option):
     default, _, allowed, help, _ = catalogue.BOUNDS[name].options[option]
@@ -47,17 +47,17 @@ def option_flag(option: str, kind: type, note: str = ""):
 
 
 def options_in_name(settings: Any) -> str:
-  """Returns what the default directory's name has of the options of a `TrainConfig`'s bound."""
+  """Returns the options of a `TrainConfig`'s bound as part of the default directory's name."""
   given = {name: value for name, value in settings.bound_options.items() if value is not None}
   options = "".join(f"_{name}{_short(value, '-')}" for name, value in given.items())
   return options.replace("_alpha", "_alpha-auto") if settings.adapt_alpha else options
 
 
 def parsed(settings: Any) -> dict[str, Any]:
-  """Returns the fields that a `TrainConfig` has as text or lists; `check` refuses what is wrong."""
+  """Returns parsed values of a `TrainConfig`'s text and list fields; `check` validates them."""
   fields = {
     "num_backward_samples": checks.as_int(settings.num_backward_samples),
-    # An empty flag takes back what a flagfile has set.
+    # An empty flag overrides a value that a flagfile has set.
     "track_variance": None if settings.track_variance == "" else settings.track_variance,
   }
   with contextlib.suppress(ValueError):
@@ -74,7 +74,7 @@ def check(settings: Any, bounds: Sequence[str]) -> None:
 
   Args:
     settings: the configuration.
-    bounds: the bound to train with, which is one, then the tracked ones.
+    bounds: the bound to train with, a valid name, then the tracked ones.
 
   Raises:
     ConfigError: if a value is not allowed, or a bound does not take it.
@@ -89,9 +89,9 @@ def check(settings: Any, bounds: Sequence[str]) -> None:
 
 
 def defaults(settings: Any, bounds: Sequence[str]) -> dict[str, Any]:
-  """Returns the options that were not given: a run is the same with and without a default.
+  """Returns defaults of options that are not given, so giving a default does not change the run.
 
-  Where bounds have different defaults for an option, it stays None, which is the default of each.
+  If bounds have different defaults for an option, it stays None, so each uses its own default.
   """
   fields = {}
   for option, name in OPTION_FIELDS.items():

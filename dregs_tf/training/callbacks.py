@@ -1,4 +1,4 @@
-"""Keras callbacks of a run: summaries, checkpoints, progress, and an orderly stop.
+"""Defines the Keras callbacks of a run: summaries, checkpoints, progress, and an orderly stop.
 
 A Keras epoch is an interval between two summaries: it ends at a multiple of `summarize_every`, or
 at the last step. `step` counts the steps of the run, as the optimizer does.
@@ -21,12 +21,12 @@ from dregs_tf.training.devices import Devices
 from dregs_tf.training.errors import Interrupted
 from dregs_tf.training.run_directory import Run
 
-# Workers ask each other this often whether one was asked to stop: a message takes a millisecond.
+# Workers exchange stop requests only this often, since a message takes a millisecond.
 _STEPS_BETWEEN_QUESTIONS = 10
 
 
 class StepCallback(keras.callbacks.Callback):
-  """A callback that knows the number of the step."""
+  """Counts the steps for a callback."""
 
   def __init__(self, start_step: int):
     super().__init__()
@@ -41,7 +41,7 @@ class StepCallback(keras.callbacks.Callback):
 
 
 class StopOnNonFinite(StepCallback):
-  """Stops a run whose bound is NaN or +inf, before anything of it is saved."""
+  """Stops a run whose bound becomes NaN or +inf, before the broken state is saved."""
 
   def __init__(self, start_step: int, run: Run):
     super().__init__(start_step)
@@ -57,7 +57,7 @@ class StopOnNonFinite(StepCallback):
 
 
 def _bound_name(model: keras.Model) -> str:
-  """Returns the name of the bound that a model is trained with; that of sequences is a name."""
+  """Returns the name of the bound that a model is trained with."""
   return getattr(model.bound, "name", model.bound)
 
 
@@ -88,7 +88,7 @@ class FollowTest(keras.callbacks.Callback):
     self._batches, self._steps = batches, steps
 
   def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
-    # Keras hands the same logs to the callbacks that follow.
+    # Keras passes the same logs to later callbacks.
     values = self.model.evaluate(self._batches, steps=self._steps, verbose=0, return_dict=True)
     logs |= {f"test_{name}": value for name, value in values.items()}
 
@@ -101,7 +101,7 @@ class FollowLayers(keras.callbacks.Callback):
     self._example = example
 
   def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
-    # Keras hands the same logs to the callbacks that follow.
+    # Keras passes the same logs to later callbacks.
     divergences = self.model.kl_divergence(self._example)
     active = self.model.active_units(self._example)
     logs |= {f"val_kl_{name}": float(tf.reduce_mean(kl)) for name, kl in divergences.items()}
@@ -152,7 +152,7 @@ class Checkpoints(StepCallback):
       self._save_if_due()
 
   def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
-    # After the row of this step is written: a checkpoint vouches for the rows up to its step.
+    # Saved only now: a checkpoint guarantees the rows of metrics.csv up to its step.
     self._save_if_due()
 
   def _save_if_due(self):
@@ -164,7 +164,7 @@ class Checkpoints(StepCallback):
         self._run.save(self.model, self.step)
       else:
         run_directory.take_part_in_saving(self.model)
-      # A signal may come while the file is written, which takes longer than a step.
+      # A signal may have come during the writing of the file, which takes longer than a step.
       asked = asked or self._asked_to_stop(due)
     if asked:
       self._devices.from_chief(0)  # No worker leaves before the file is written.
@@ -174,7 +174,7 @@ class Checkpoints(StepCallback):
       )
 
   def _check_finite(self):
-    """Raises if a gradient that is not finite has reached the model: it is not to be saved."""
+    """Raises if the model has variables that are not finite, so that they are not saved."""
     model = self.model
     followed = model.followers.variables if model.followers is not None else []
     for variable in [*model.variables, *model.optimizer.variables, *followed]:
@@ -186,7 +186,7 @@ class Checkpoints(StepCallback):
         )
 
   def _asked_to_stop(self, due: bool) -> bool:
-    """Returns whether this process was asked to stop, or any worker where they ask each other."""
+    """Returns whether this process, or any worker at a step where they communicate, should stop."""
     asked = self._stop.signal_name is not None
     if self._devices.num_workers == 1:
       return asked
@@ -195,7 +195,7 @@ class Checkpoints(StepCallback):
 
 
 class StopRequest:
-  """Notes a SIGTERM or Ctrl-C, by its name; a second one stops the process at once."""
+  """Records the name of a SIGTERM or Ctrl-C; a second signal stops the process at once."""
 
   signal_name: str | None = None
 
@@ -234,7 +234,7 @@ class Progress(StepCallback):
     self._progress.write(f"step {step}  bound in nats: {text}")
 
   def close(self) -> None:
-    """Leaves the bar as it is."""
+    """Closes the bar, and leaves it on the screen."""
     self._progress.close()
 
 

@@ -15,7 +15,7 @@ def check_lists(
   allowed: Sequence[str] = tuple(catalogue.BOUNDS),
   parse: Callable[[str], tuple[str, dict]] = lambda text: (text, {}),
 ) -> None:
-  """Checks --bounds and --num_samples, lists that may hold strings; drops repeats, sorts the K's.
+  """Checks --bounds and --num_samples, lists or strings; drops duplicates and sorts the K's.
 
   Args:
     settings: a dataclass with these fields; bounds that are None are not checked.
@@ -45,7 +45,7 @@ def check_lists(
 
 
 def check_defined(bound: str, options: dict, all_num_samples: Sequence[int]) -> None:
-  """Raises unless --num_samples holds a K that a bound is defined for."""
+  """Raises a ConfigError unless --num_samples has a K for which a bound is defined."""
   row = catalogue.BOUNDS[bound]
   try:
     options = catalogue.options_of(bound, options)
@@ -63,7 +63,7 @@ def check_defined(bound: str, options: dict, all_num_samples: Sequence[int]) -> 
 
 
 def check_bound(name: str, value: Any) -> None:
-  """Raises unless `value` is the name of a bound; suggests one that is written alike."""
+  """Raises a ConfigError unless `value` is the name of a bound; suggests a similar name."""
   try:
     catalogue.options_of(value if isinstance(value, str) else repr(value), {})
   except ValueError as error:
@@ -71,13 +71,13 @@ def check_bound(name: str, value: Any) -> None:
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-  """Raises unless `value` is one of those that are allowed."""
+  """Raises a ConfigError unless `value` is one of `allowed`."""
   if value not in allowed:
     raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
 def check_int(name: str, value: Any, at_least: int, note: str = "") -> None:
-  """Raises unless `value` is an int of at least `at_least` that TensorFlow can hold."""
+  """Raises a ConfigError unless `value` is an int of at least `at_least` that fits an int32."""
   if not (isinstance(value, int) and catalogue.is_int(value, at_least)):
     raise ConfigError(
       f"--{name} must be a whole number of at least {at_least}{note}, got {value!r}."
@@ -92,7 +92,7 @@ def is_number(value: Any) -> bool:
 
 
 def as_int(value: Any) -> Any:
-  """Returns the int that a string stands for; anything else as it is."""
+  """Converts a string to the int that it spells; returns anything else unchanged."""
   try:
     return int(value) if isinstance(value, str) else value
   except ValueError:

@@ -1,4 +1,4 @@
-"""The commands `dregs-train`, `dregs-eval` and `dregs-compare`, which bin/ also calls."""
+"""Defines the commands `dregs-train`, `dregs-eval` and `dregs-compare`, which bin/ also calls."""
 
 import contextlib
 import os
@@ -32,16 +32,16 @@ def compare() -> None:
 
 
 def load_tensorflow() -> None:
-  """Loads TensorFlow without the messages that it writes at its start."""
+  """Loads TensorFlow without the messages that it prints at startup."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   with _stderr_to_devnull():
     import tensorflow as tf
-    import tensorflow_probability  # noqa: F401 - it also writes messages
+    import tensorflow_probability  # noqa: F401 - it also prints messages
   tf.get_logger().setLevel("ERROR")
 
 
 def _runners():
-  """Returns the module `runners`. Flags are checked before it is loaded, which takes seconds."""
+  """Loads and returns the module `runners`, which takes seconds: flags are checked before."""
   load_tensorflow()
   from dregs_tf.training import runners
 
@@ -54,7 +54,7 @@ def _text(command) -> str:
 
 @contextlib.contextmanager
 def _stderr_to_devnull():
-  """Drops what native code writes to standard error."""
+  """Discards the output of native code on standard error."""
   sys.stderr.flush()
   saved = os.dup(2)
   devnull = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Configurations of the commands: plain values, checked before TensorFlow is loaded.
+"""Defines the commands' configurations: plain values, checked before TensorFlow is loaded.
 
 A field is a flag (see `flags`): its default and its help stand here alone.
 """
@@ -22,14 +22,14 @@ BOUNDS = tuple(catalogue.BOUNDS)
 # Paths, which may differ between the workers of a run.
 _PATHS = ("data_dir", "logdir")
 
-# What a resumed run may change: its length, paths, and the devices: results depend on them only
+# A resumed run may change its length, its paths, and its devices, on which results depend only
 # through the order of sums.
 _MAY_CHANGE = ("max_steps", "distribute", "num_devices", *_PATHS)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """Flags of `bin/train.py`."""
+  """Holds the flags of `bin/train.py`."""
 
   bound: str = flag("iwae_dreg", str, f"Bound and its gradient estimator: {', '.join(BOUNDS)}.")
   num_samples: int = flag(64, int, "K, samples of each example.")
@@ -73,7 +73,7 @@ class TrainConfig:
     False, bool, "Also evaluate on the test set at each summary, as the paper's figures do."
   )
   init_from: str | None = flag(
-    None, str, "Directory of a run whose newest parameters to start from."
+    None, str, "Directory of a run; training starts from its newest parameters."
   )
   freeze_model: bool = flag(False, bool, "With --init_from: train the inference network alone.")
   jit_compile: bool = flag(True, bool, "Compile the step with XLA.")
@@ -106,7 +106,7 @@ class TrainConfig:
   model: str = flag(
     "vae",
     str,
-    "With Normal latents, Bernoulli latents, several layers; or of rows that follow each other.",
+    "vae: Normal latents; discrete: Bernoulli; hierarchical: layers of Normals; vrnn: sequences.",
     model_flags.MODELS,
   )
   kl_weight: float = flag(1.0, float, "Weight of the KL divergence in training.")
@@ -116,7 +116,7 @@ class TrainConfig:
   missing_fraction: float = flag(
     0.0,
     float,
-    "Fraction of the pixels of all images that are missing, at random and for good, in [0, 1).",
+    "Fraction, in [0, 1), of all images' pixels to remove at random, the same in every epoch.",
   )
   latent_dims: tuple[int, ...] | None = flag(
     None,
@@ -131,7 +131,7 @@ class TrainConfig:
     model_flags.PRIOR_GRADIENTS,
   )
   resampling: str = flag(
-    model_flags.RESAMPLING, str, "For --model=vrnn: how.", catalogue.RESAMPLING
+    model_flags.RESAMPLING, str, "For --model=vrnn: how to resample.", catalogue.RESAMPLING
   )
   resample_when: str = flag(model_flags.RESAMPLE_WHEN, str, model_flags.RESAMPLE_WHEN_HELP)
   learning_rate_schedule: str = flag(
@@ -181,33 +181,33 @@ class TrainConfig:
       object.__setattr__(self, name, value)
 
   def without_paths(self) -> dict:
-    """Returns its fields except those that name directories."""
+    """Returns the fields except those that name directories."""
     fields = dataclasses.asdict(self)
     return {name: value for name, value in fields.items() if name not in _PATHS}
 
   @property
   def adapt_alpha(self) -> bool:
-    """Whether training adapts alpha."""
+    """Returns whether training adapts alpha."""
     return isinstance(self.alpha, str) and self.alpha == "auto"
 
   @property
   def bound_options(self) -> dict:
-    """The options of `bounds.get` for the bound to train with."""
+    """Returns the options of `bounds.get` for the bound to train with."""
     return self.options_of(self.bound)
 
   @property
   def trained_options(self) -> tuple[str, ...]:
-    """The options of the bound that are not given, but trained."""
+    """Returns the names of the bound's options that are trained, since they are not given."""
     return tuple(catalogue.trained_options(self.bound, self.bound_options))
 
   @property
   def tracked_bounds(self) -> dict[str, dict]:
-    """The options of `bounds.get` for each bound that --track_variance names."""
+    """Returns the options of `bounds.get` for each bound that --track_variance names."""
     return {name: self.options_of(name) for name in self._bounds[1:]}
 
   @property
   def _bounds(self) -> list[str]:
-    """The bound to train with, then the tracked ones."""
+    """Returns the bound to train with, then the tracked ones."""
     return [self.bound, *(self.track_variance.split(",") if self.track_variance else ())]
 
   def options_of(self, bound: str) -> dict:
@@ -222,7 +222,7 @@ class TrainConfig:
 
   @property
   def directory(self) -> pathlib.Path:
-    """The run's directory: --logdir, or one that its main flags name."""
+    """Returns the run's directory: --logdir, or one named after its main flags."""
     if self.logdir:
       return pathlib.Path(self.logdir)
     data = pathlib.Path(self.dataset).stem
@@ -245,7 +245,7 @@ class TrainConfig:
     return pathlib.Path("runs") / name
 
   def check_resumes(self, saved: "TrainConfig", step: int = 0) -> None:
-    """Raises unless this configuration can resume, from a step, the run that `saved` began."""
+    """Raises a ConfigError unless this configuration can resume the run of `saved` from a step."""
     differ = [
       f"--{field.name} was {getattr(saved, field.name)}, now {getattr(self, field.name)}"
       for field in dataclasses.fields(self)
@@ -265,7 +265,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Flags of `bin/eval.py`."""
+  """Holds the flags of `bin/eval.py`."""
 
   logdir: str = flag("", str, "The directory of a training run.")
   num_samples: int = flag(5000, int, "Samples of each example.")
@@ -287,12 +287,12 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-  """Flags of `bin/compare_estimators.py`; lists may hold strings."""
+  """Holds the flags of `bin/compare_estimators.py`; lists may hold strings."""
 
   logdir: str = flag("", str, "The directory of a training run.")
   bounds: tuple[str, ...] | None = flag(None, list, model_flags.COMPARED_HELP)
   num_samples: tuple[int, ...] = flag(
-    (1, 8, 64), list, "The K's, samples of each image. A bound is left out where K is too small."
+    (1, 8, 64), list, "Values of K, samples of each image. A bound is skipped if K is too small."
   )
   num_measurements: int = flag(200, int, "Measurements of the gradients at each K.")
   batch_size: int = flag(32, int, "Number of images, the first ones of the split.")
@@ -309,7 +309,7 @@ class CompareConfig:
   gradient_of: str = flag(
     "proposal",
     str,
-    "Whose gradient to compare; of a learned prior, the two of --prior_gradient.",
+    "Parameters whose gradient to compare; prior: the two gradients of --prior_gradient.",
     GRADIENTS_OF,
   )
 

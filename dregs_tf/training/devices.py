@@ -1,4 +1,4 @@
-"""The devices of a run: the `tf.distribute` strategy of the flags, and agreement among workers.
+"""Sets up a run's devices: the `tf.distribute` strategy of the flags, and agreement of workers.
 
 A worker is a process; each has one or more devices, and there is a replica of the model on each
 device. The chief is the worker that writes files.
@@ -20,7 +20,7 @@ _EXAMPLE = (
   '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 )
 
-# How TensorFlow reports that another process of a cluster is gone.
+# The errors by which TensorFlow reports that another process of a cluster is gone.
 _LOST = (
   tf.errors.AbortedError,
   tf.errors.CancelledError,
@@ -32,7 +32,7 @@ _LOST = (
 
 
 class Devices:
-  """A strategy, and the place of this process in it."""
+  """Holds a strategy, and the place of this process in it."""
 
   def __init__(self, strategy: tf.distribute.Strategy, worker: int = 0, num_workers: int = 1):
     self.strategy = strategy
@@ -41,12 +41,12 @@ class Devices:
 
   @property
   def is_chief(self) -> bool:
-    """Whether this process writes the run's files."""
+    """Returns whether this process writes the run's files."""
     return self.worker == 0
 
   @property
   def num_replicas(self) -> int:
-    """Replicas of the model, on all workers."""
+    """Returns the number of the model's replicas, on all workers together."""
     return self.strategy.num_replicas_in_sync
 
   def describe(self) -> str:
@@ -64,11 +64,11 @@ class Devices:
     return f"Device: {kind}."
 
   def distribute(self, batches: tf.data.Dataset, batch_size: int):
-    """Returns the batches cut up: consecutive parts of each for the replicas, in their order.
+    """Splits each batch into consecutive parts for the replicas, in their order.
 
     Args:
       batches: a Dataset of batches that is the same on every worker.
-      batch_size: of every batch but the last, which may be smaller.
+      batch_size: the size of every batch but the last, which may be smaller.
     """
     if self.num_replicas == 1:
       return batches
@@ -92,7 +92,7 @@ class Devices:
     return self.strategy.distribute_datasets_from_function(lambda _: parts.prefetch(per_worker))
 
   def sum_over_workers(self, value: int) -> int:
-    """Returns the sum of the workers' values. All workers have to call it."""
+    """Returns the sum of the workers' values. All workers must call it."""
     return value if self.num_workers == 1 else int(self._sum(tf.constant(value, tf.int64)))
 
   @functools.cached_property
@@ -112,15 +112,15 @@ class Devices:
     return total
 
   def any_worker(self, value: bool) -> bool:
-    """Returns whether it is true on any worker. All workers have to call it."""
+    """Returns whether `value` is true on any worker. All workers must call it."""
     return self.sum_over_workers(int(value)) > 0
 
   def from_chief(self, value: int) -> int:
-    """Returns the chief's value. All workers have to call it, and wait for each other."""
+    """Returns the chief's value. All workers must call it, and wait for each other."""
     return self.sum_over_workers(value if self.is_chief else 0)
 
   def check_same_flags(self, settings: config.TrainConfig) -> None:
-    """Raises if a worker was given other flags than the chief; directories may differ."""
+    """Raises a ConfigError if a worker's flags differ from the chief's; directories may differ."""
     text = json.dumps(settings.without_paths(), sort_keys=True)
     checksum = zlib.crc32(text.encode())
     if self.any_worker(self.from_chief(checksum) != checksum):
@@ -128,7 +128,7 @@ class Devices:
 
   @contextlib.contextmanager
   def watching(self):
-    """Turns TensorFlow's errors about another worker into one line with the remedy."""
+    """Turns TensorFlow's errors about another worker into a WorkerLost that tells the remedy."""
     try:
       yield
     except _LOST as error:
@@ -142,20 +142,20 @@ class Devices:
 
 
 def _reason(error: tf.errors.OpError) -> str:
-  """Returns TensorFlow's name of the error, and the worker that it names, if any."""
+  """Returns TensorFlow's name of the error, and the worker that its message names, if any."""
   named = re.search(r"/job:\w+(/replica:\d+)?/task:\d+", str(error.message))
   return type(error).__name__ + (f", {named[0]}" if named else "")
 
 
 def start(settings: config.TrainConfig) -> Devices:
-  """Returns the devices of `--distribute` and `--num_devices`; call it before TensorFlow works.
+  """Returns the devices of `--distribute` and `--num_devices`; call it before using TensorFlow.
 
   Raises:
     ConfigError: if there are no such devices, TF_CONFIG is wrong, or the batch
       size is not a multiple of the number of replicas.
   """
   gpus = tf.config.list_physical_devices("GPU")
-  with contextlib.suppress(RuntimeError):  # Too late, in a process that used them before.
+  with contextlib.suppress(RuntimeError):  # It is too late if the process has used them before.
     for gpu in gpus:
       tf.config.experimental.set_memory_growth(gpu, True)
   if settings.distribute == "mirrored":
@@ -174,7 +174,7 @@ def start(settings: config.TrainConfig) -> Devices:
 
 
 def _local_devices(number: int | None, gpus: list) -> list[str]:
-  """Returns the names of GPUs, or, where there is none, of that many logical CPU devices."""
+  """Returns the names of GPUs or, if there are none, of that many logical CPU devices."""
   if gpus:
     if number is not None and number > len(gpus):
       raise ConfigError(f"--num_devices must be at most {len(gpus)}, the GPUs here, got {number}.")

@@ -1,4 +1,4 @@
-"""Exceptions that a run raises on purpose, each with a message for the user."""
+"""Defines the exceptions that a run raises on purpose, with messages for the user."""
 
 
 class ConfigError(ValueError):

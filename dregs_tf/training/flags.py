@@ -1,6 +1,6 @@
 """Makes flags from the fields of a dataclass, and runs commands that take them.
 
-A field says once what its flag is: `name: int = flag(64, int, "K, samples of each example.")`.
+A field declares its flag once: `name: int = flag(64, int, "K, samples of each example.")`.
 Every command parses its flags into an instance, which checks their values; no other code sees
 flags. Errors become one line that names the flag.
 """
@@ -17,12 +17,12 @@ from absl import flags
 
 from dregs_tf.training.errors import ConfigError, Interrupted
 
-# Errors whose message is meant for the user.
+# Errors whose messages are meant for the user.
 _EXPECTED = (ValueError, OSError, ArithmeticError)
 
 _HELP = ("--help", "-help", "--helpshort", "--helpfull", "-h")
 
-# By kind: how absl defines a flag, and what a message says is allowed.
+# For each kind: absl's function that defines a flag, and the allowed values as messages name them.
 _KINDS: dict[type, tuple[Callable, str]] = {
   str: (flags.DEFINE_string, "text"),
   int: (flags.DEFINE_integer, "a whole number"),
@@ -36,10 +36,10 @@ def flag(default: Any, kind: type, help: str, choices: Sequence[str] = ()):
   """Returns a dataclass field that is a flag.
 
   Args:
-    default: its default, also in Python.
+    default: the default of the flag and of the field.
     kind: str, int, float, bool or list, whose values are strings separated by commas.
     help: what the flag does.
-    choices: the values to list in the help. The dataclass itself refuses others.
+    choices: the values to list in the help. The dataclass itself must refuse others.
   """
   return dataclasses.field(
     default=default, metadata={"kind": kind, "help": help, "choices": choices}
@@ -47,7 +47,7 @@ def flag(default: Any, kind: type, help: str, choices: Sequence[str] = ()):
 
 
 def define(config_class: type) -> flags.FlagValues:
-  """Returns a flag for each field of a dataclass, and --debug."""
+  """Defines a flag for each field of a dataclass, and --debug."""
   values = flags.FlagValues()
   for field in dataclasses.fields(config_class):
     kind, help, choices = (field.metadata[key] for key in ("kind", "help", "choices"))
@@ -61,10 +61,10 @@ def define(config_class: type) -> flags.FlagValues:
 
 
 def parse(config_class: type, arguments: Sequence[str]) -> flags.FlagValues:
-  """Returns the flags of a dataclass with the values that arguments give; flagfiles are read.
+  """Parses arguments into the flags of a dataclass; reads flagfiles.
 
   Raises:
-    ConfigError: if an argument is no flag, or its value is not of the flag's kind.
+    ConfigError: if an argument is not a flag, or its value is not of the flag's kind.
   """
   values = define(config_class)
   try:
@@ -88,12 +88,12 @@ def configuration(config_class: type, values: flags.FlagValues):
 def run(config_class: type, main: Callable, description: str) -> None:
   """Runs a command: parses its arguments, `sys.argv`, and calls `main` with a configuration.
 
-  An expected error becomes one line and the exit status 1; SIGTERM and Ctrl-C have the exit status
+  An expected error is printed in one line, with exit status 1; SIGTERM and Ctrl-C give exit status
   130.
 
   Args:
     config_class: a dataclass whose fields are made by `flag`.
-    main: what to call.
+    main: the function to call.
     description: a text for --help.
   """
   program, *arguments = sys.argv
@@ -123,7 +123,7 @@ def run(config_class: type, main: Callable, description: str) -> None:
 
 
 def _explained(values: flags.FlagValues, error: flags.Error) -> str:
-  """Returns absl's message on a wrong flag in our words, with what is allowed."""
+  """Rewords absl's message on a wrong flag to name the flag, its value and what is allowed."""
   match = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
   if isinstance(error, flags.UnrecognizedFlagError):
     return f"{error} --help lists the flags."

@@ -1,4 +1,4 @@
-"""Checks the flags that say which model is trained, and whether its data and bound fit it."""
+"""Checks the flags that choose the model, and whether its data and bound fit it."""
 
 import contextlib
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ COMPARED_HELP = (
   f"--model=vrnn, any of {', '.join(catalogue.SEQUENCE_BOUNDS)} (by default all)."
 )
 
-# Flags that --model=vrnn has no use for, with the value that leaves them alone.
+# Flags that --model=vrnn does not use, with the only value that it accepts.
 _NOT_OF_SEQUENCES = {
   "distribute": "none",
   "num_backward_samples": None,
@@ -67,12 +67,12 @@ def checked_latent_dims(settings: Any) -> tuple[int, ...] | None:
 
 
 def data_task(settings: Any) -> str:
-  """Returns what the batches of a `TrainConfig` hold, as `data` names it."""
+  """Returns the kind of a `TrainConfig`'s batches, the argument `task` of `data`."""
   return "rows" if settings.model == "vrnn" else settings.task
 
 
 def kind_in_name(settings: Any) -> str:
-  """Returns what the default directory's name has of the model of a `TrainConfig`."""
+  """Returns the model of a `TrainConfig` as part of the default directory's name."""
   kind = settings.task if settings.model == "vae" else settings.model
   if settings.latent_dims not in (None, LATENT_DIMS):
     kind += "-" + "-".join(map(str, settings.latent_dims))
@@ -83,7 +83,7 @@ def kind_in_name(settings: Any) -> str:
 
 
 def check_bound(settings: Any) -> None:
-  """Raises unless --bound names a bound of the kind of model that --model names."""
+  """Raises a ConfigError unless --bound fits the kind of model that --model names."""
   names = tuple(catalogue.SEQUENCE_BOUNDS)
   if settings.model == "vrnn":
     checks.check_choice("bound", settings.bound, names)
@@ -96,7 +96,7 @@ def check_bound(settings: Any) -> None:
 
 
 def as_schedule(text: Any) -> Any:
-  """Returns what the text of --resample_when stands for: a word, a number, or numbers of steps."""
+  """Parses the text of --resample_when: a word, a number, or a list of steps."""
   if isinstance(text, str) and text not in ("always", "never"):
     parts = text.split(",")
     with contextlib.suppress(ValueError):
@@ -107,7 +107,7 @@ def as_schedule(text: Any) -> Any:
 
 
 def _check_resampling(settings: Any) -> None:
-  """Checks the flags of sequences, and those that other models have alone."""
+  """Checks the flags that only models of sequences use, and those that only others use."""
   when = settings.resample_when
   checks.check_choice("resampling", settings.resampling, catalogue.RESAMPLING)
   if not catalogue.is_schedule(as_schedule(when)):
@@ -127,7 +127,7 @@ def _check_resampling(settings: Any) -> None:
 
 
 def check(settings: Any, bounds: Sequence[str]) -> None:
-  """Checks a `TrainConfig` whose single values are all allowed.
+  """Checks combinations of flags in a `TrainConfig` whose single values are all allowed.
 
   Args:
     settings: the configuration.
@@ -160,7 +160,7 @@ def check(settings: Any, bounds: Sequence[str]) -> None:
 
 
 def check_learns_prior(settings: Any, flag: str) -> None:
-  """Raises unless the model of a `TrainConfig` has a prior with parameters, which a flag needs."""
+  """Raises a ConfigError unless the model of a `TrainConfig` has a learned prior for `flag`."""
   sizes = settings.latent_dims or ()
   if settings.task == "generative" and len(sizes) < 2:
     model = f"--model={settings.model}" + (f" of --latent_dims={sizes[0]}" if sizes else "")
@@ -171,7 +171,7 @@ def check_learns_prior(settings: Any, flag: str) -> None:
 
 
 def _check_prior_gradient(settings: Any) -> None:
-  """Raises if there is no prior to train: the flag would do nothing."""
+  """Raises a ConfigError if no prior is trained, since the flag would then do nothing."""
   given = settings.prior_gradient
   check_learns_prior(settings, f"--prior_gradient={given}")
   if settings.freeze_model:

@@ -1,4 +1,4 @@
-"""Pictures of a model's reconstructions and samples, and the figure of a run."""
+"""Draws pictures of a model's reconstructions and samples, and the figure of a run."""
 
 import os
 from typing import Any
@@ -12,7 +12,7 @@ _NUM_RECONSTRUCTIONS = 8
 _NUM_SAMPLES = 16
 _NUM_PARTICLES = 100
 
-# Of pictures of series: panels, lines in each, and the paths that a forecast's range is of.
+# In pictures of series: the panels, the lines in each, and the paths behind a forecast's range.
 _NUM_SERIES, _NUM_LINES, _NUM_PATHS = 4, 3, 200
 
 _SEED = 0
@@ -21,20 +21,20 @@ _SEED = 0
 def pictures(
   model: keras.Model, example: Any, image_shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-  """Returns pictures of reconstructions and samples: gray [height, width], or [height, width, 3].
+  """Draws pictures of reconstructions and samples, [height, width] in gray or [height, width, 3].
 
   Args:
     model: a `models.LatentVariableModel` of flattened images, or a `models.StateSpaceModel`.
     example: a batch of its observations [batch_size, D], or of (context, observation) pairs, or of
       sequences [batch_size, T, D], or of (lengths, sequences) pairs.
-    image_shape: the height and width of a whole image, its context included.
+    image_shape: the height and width of a whole image, including its context.
 
   Returns:
-    `reconstructions`: images above their reconstructions; `samples`: from the prior, the
-    likelihood's mean, given the contexts where there are any. Of sequences `forecasts` in place of
-    reconstructions: the second half given the first one, in images below what was observed. Series
-    of numbers that are no probabilities are drawn as lines, with a range of 90 % around forecasts,
-    and their samples have the likelihood's noise.
+    A dict of pictures. `reconstructions`: images above their reconstructions. `samples`: the
+    likelihood's mean at samples of the prior, given the contexts if there are any. Sequences have
+    `forecasts` instead of reconstructions: the second half given the first half, below the observed
+    sequence. Series of numbers other than probabilities are drawn as lines, with a 90 % range
+    around forecasts, and their samples include the likelihood's noise.
   """
   if isinstance(model, models.StateSpaceModel):
     return _of_sequences(model, example)
@@ -63,7 +63,7 @@ def pictures(
 
 
 def _of_sequences(model: models.StateSpaceModel, example: Any) -> dict[str, np.ndarray]:
-  """Returns pictures of a model of sequences: as images if their numbers are probabilities."""
+  """Draws pictures of a model of sequences, as images if their numbers are probabilities."""
   lengths, x = example if isinstance(example, tuple) else (None, example)
   x = np.asarray(x)[:_NUM_RECONSTRUCTIONS]
   num_steps = x.shape[1]
@@ -100,13 +100,13 @@ def _lines(
   ends: np.ndarray | None = None,
   paths: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Returns a picture in colors of series, and of forecasts of their ends.
+  """Draws series, and forecasts of their ends, in color.
 
   Args:
-    x: series [N, T, D]; the first of them, and the first of the D numbers, are drawn.
-    begins: where forecasts begin, [N]; None without forecasts.
+    x: series [N, T, D]; the first few series, and the first few of the D numbers, are drawn.
+    begins: the steps at which forecasts begin, [N]; None without forecasts.
     ends: the numbers of steps, [N].
-    paths: forecasts [N, n, steps, D]; their median and the range of 90 % are drawn.
+    paths: forecasts [N, n, steps, D]; their median and 90 % range are drawn.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ def _lines(
 
 
 def whole_images(x: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-  """Returns flattened images [..., H * W] of observations [..., D] and their contexts, if any."""
+  """Joins observations [..., D] and their contexts, if any, to flattened images [..., H * W]."""
   x = np.asarray(x)
   if context is None:
     return x
@@ -139,7 +139,7 @@ def whole_images(x: np.ndarray, context: np.ndarray | None) -> np.ndarray:
 
 
 def visible(images: np.ndarray) -> np.ndarray:
-  """Returns images with missing pixels, NaN, in gray."""
+  """Returns images whose missing pixels, NaN, are shown in gray."""
   return np.where(np.isnan(images), 0.5, images)
 
 
@@ -161,7 +161,7 @@ def run_figure(
 
   Args:
     path: the file.
-    title: a line above it.
+    title: the line above the figure.
     metrics: the columns of metrics.csv, each [num_rows].
     run_pictures: the result of `pictures`.
   """

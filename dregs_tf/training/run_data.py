@@ -1,4 +1,4 @@
-"""The data of a run as its flags say: loaded, and in batches."""
+"""Loads the data of a run according to its flags, and makes batches."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from dregs_tf.training import config, model_flags
 
 
 def load(settings: config.TrainConfig, data_dir: str | None) -> data.Images:
-  """Loads the data of a run: without the pixels that its flags take away."""
+  """Loads the data of a run, without the pixels that --missing_fraction removes."""
   if settings.model == "vrnn":
     return data.load_sequences(settings.dataset, data_dir)
   images = data.load(settings.dataset, data_dir)
@@ -21,7 +21,7 @@ def load(settings: config.TrainConfig, data_dir: str | None) -> data.Images:
 def train_batches(
   settings: config.TrainConfig, images: data.Images, start_step: int
 ) -> tf.data.Dataset:
-  """Returns the batches to train on, from a step on."""
+  """Returns the batches to train on, starting from a step."""
   options = _batch_options(settings, images, "train")
   return data.train_batches(
     images.train, settings.batch_size, settings.seed, start_step=start_step, **options
@@ -37,7 +37,7 @@ def eval_batches(
 
 
 def _batch_options(settings: config.TrainConfig, images: data.Images, split: str) -> dict[str, Any]:
-  """Returns what `data.train_batches` and `data.eval_batches` are told of a split."""
+  """Returns the keyword arguments of `data.train_batches` and `data.eval_batches` for a split."""
   options: dict[str, Any] = {
     "image_shape": images.image_shape,
     "task": model_flags.data_task(settings),

@@ -1,4 +1,4 @@
-"""The directory of a run: its paths, readers and writers, and its lock. Needs no TensorFlow."""
+"""Reads, writes and locks the directory of a run. Needs no TensorFlow."""
 
 import contextlib
 import csv
@@ -27,7 +27,7 @@ _NUM_KEPT = 3
 
 
 class Run:
-  """The directory of a run.
+  """Gives access to the directory of a run, which holds these files.
 
   - config.json: its configuration, and the versions of the libraries that trained it last.
   - metrics.csv: a row of numbers per summary; the first column is `step`.
@@ -38,23 +38,23 @@ class Run:
   """
 
   def __init__(self, directory: str | os.PathLike, flag: str = "logdir"):
-    """Names the directory, which need not exist.
+    """Refers to a directory, which need not exist.
 
     Args:
       directory: its path.
-      flag: the flag that names it, for messages.
+      flag: the flag that gave the path, for messages.
     """
     self.directory = pathlib.Path(directory)
     self._flag = flag
 
   @property
   def figure(self) -> pathlib.Path:
-    """The path of run.png."""
+    """Returns the path of run.png."""
     return self.directory / "run.png"
 
   @property
   def tensorboard(self) -> pathlib.Path:
-    """The folder of TensorBoard's events."""
+    """Returns the folder of TensorBoard's events."""
     return self.directory / "tensorboard"
 
   @property
@@ -71,7 +71,7 @@ class Run:
 
   @contextlib.contextmanager
   def locked(self):
-    """Makes the directory and holds it; another process is refused. The lock ends with the process.
+    """Creates and locks the directory; other processes are refused. The lock ends with the process.
 
     Raises:
       ConfigError: if another process holds the directory, or it cannot be written.
@@ -128,15 +128,15 @@ class Run:
     (self.directory / "result.json").write_text(json.dumps(result) + "\n")
 
   def read_result(self) -> dict | None:
-    """Returns what result.json holds, None if there is none."""
+    """Returns the content of result.json, None if there is none."""
     return _read_json(self.directory / "result.json")
 
   def write_evaluation(self, result: Mapping, rows: Sequence[Mapping]) -> None:
     """Writes the evaluation's JSON and its CSV, a row for each image.
 
     Args:
-      result: what the JSON holds; `split` and `num_samples` in it name the files.
-      rows: the figures of each image.
+      result: the content of the JSON; `split` and `num_samples` in it name the files.
+      rows: the diagnostics of each image.
     """
     name = result["split"], result["num_samples"]
     self._evaluation(*name).write_text(json.dumps(result) + "\n")
@@ -160,7 +160,7 @@ class Run:
   # --- metrics.csv -------------------------------------------------------------------------------
 
   def keep_metrics(self, step: int) -> None:
-    """Drops the rows of metrics.csv after a step: a resumed run measures them again.
+    """Drops the rows of metrics.csv after a step, since a resumed run measures them again.
 
     Raises:
       ConfigError: if the file does not hold such rows.
@@ -197,7 +197,7 @@ class Run:
     if header[0] != "step":
       raise ValueError("the first column of metrics.csv is not the step")
     if rows and len(rows[-1]) != len(header):
-      rows.pop()  # The run is writing it.
+      rows.pop()  # A running run is still writing the last row.
     values = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
     return dict(zip(header, values.T, strict=True))
 
@@ -221,7 +221,7 @@ class Run:
     """Writes the whole model, its optimizer and moving averages, completely or not at all.
 
     Raises:
-      OSError: if there is no room; the checkpoints before it are kept.
+      OSError: if the file cannot be written; earlier checkpoints are kept.
     """
     path = self.checkpoint(step)
     self._checkpoints.mkdir(exist_ok=True)
@@ -247,10 +247,10 @@ class Run:
   def load_newest(self) -> "tuple[int, keras.Model] | None":
     """Returns (step, model) of the newest checkpoint that can be read, None if there is none.
 
-    A damaged one is passed over with a warning.
+    Damaged checkpoints are skipped with a warning.
 
     Raises:
-      ConfigError: if there are checkpoints, but none that can be read: a new run would lose them.
+      ConfigError: if there are checkpoints, but none can be read: a new run would overwrite them.
     """
     saved = self.checkpoints()
     reason = ""
@@ -270,7 +270,7 @@ class Run:
 
 
 def take_part_in_saving(model: "keras.Model") -> None:
-  """Saves nothing, as the other workers do while the chief saves: metrics are summed over all."""
+  """Takes part in the chief's saving on another worker: metrics are summed over all workers."""
   with tempfile.TemporaryDirectory() as folder:
     model.save(pathlib.Path(folder) / "unused.keras")
 

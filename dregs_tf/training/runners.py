@@ -1,4 +1,4 @@
-"""Trains, evaluates and compares models as configurations say: what the commands call."""
+"""Trains, evaluates and compares models as configured: the functions behind the commands."""
 
 import contextlib
 import dataclasses
@@ -31,17 +31,17 @@ from dregs_tf.training.run_directory import Run
 # Libraries whose versions config.json records; all of them are loaded.
 _VERSIONS = ("dregs_tf", "tensorflow", "keras", "tensorflow_probability")
 
-# How many batches measure the gradients' signal-to-noise ratio, and what their seed is drawn for.
+# The number of batches that measure the gradients' signal-to-noise ratio, and their seed's purpose.
 NUM_MEASURED, _MEASURED = 50, 1
 
-# Log-weights (samples times images) in a batch when the bound is evaluated.
+# The number of log-weights (samples times images) in a batch when the bound is evaluated.
 _EVAL_ROWS = 12800
 
 
 def train(settings: config.TrainConfig) -> dict[str, float]:
   """Trains a model, or resumes the same run where it was interrupted, and evaluates it.
 
-  Writes the files of the run's directory, see `Run`.
+  It writes the files of the run's directory (see `Run`).
 
   Returns:
     The content of result.json: the step, and the bound on the test set in nats.
@@ -79,12 +79,12 @@ def _describe_step(settings) -> str:
 
 
 def _load_or_build(settings, images, devices) -> tuple[int, keras.Model]:
-  """Returns (step, model) on the devices: of the newest good checkpoint, or of a new run."""
+  """Returns (step, model) on the devices, from the newest good checkpoint or for a new run."""
   run = Run(settings.directory)
   if devices.num_workers == 1:
     with devices.strategy.scope():
       return run.load_newest() or (0, _new_model(settings, images))
-  # All workers have to load together, so the chief finds out first which checkpoint is good.
+  # All workers must load together, so the chief first finds out which checkpoint is good.
   newest = run.load_newest() if devices.is_chief else None
   step = devices.from_chief(newest[0] if newest else 0)
   with devices.strategy.scope():
@@ -99,7 +99,7 @@ def _load_or_build(settings, images, devices) -> tuple[int, keras.Model]:
 
 
 def _new_model(settings, images) -> models.LatentVariableModel:
-  """Returns the model that a run starts from: a new one, or that of --init_from."""
+  """Returns the model that a run starts from: a new one, or the one of --init_from."""
   model = build_model(settings, images)
   if settings.init_from:
     loaded = Run(settings.init_from, flag="init_from").load_newest()
@@ -197,7 +197,7 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
 
 
 def _random_batches(settings, images, devices):
-  """Returns the function of the step that draws batches independently, for measurements at it."""
+  """Returns a function of the step that draws independent batches, for measurements there."""
 
   def batches(step: int):
     indices = np.random.default_rng([settings.seed, step]).integers(
@@ -219,8 +219,8 @@ def segments(start: int, end: int, every: int) -> list[tuple[int, int, int]]:
   """Cuts the steps from `start` to `end` at the multiples of `every`.
 
   Returns:
-    (first step, number of intervals, their length): the remainder of an interrupted interval, the
-    full ones, and a shorter last one; empty ones are left out.
+    Tuples (first step, number of intervals, their length): the remainder of an interrupted
+    interval, the full ones, and a shorter last one; empty ones are left out.
   """
   remainder = min(-start % every, end - start)
   full = (end - start - remainder) // every
@@ -234,7 +234,7 @@ def segments(start: int, end: int, every: int) -> list[tuple[int, int, int]]:
 
 
 def _conclude(model, settings, images, devices) -> dict[str, float]:
-  """Evaluates the trained model on the test set, and prints what to do next."""
+  """Evaluates the trained model on the test set, and prints the commands to use next."""
   test = run_data.eval_batches(settings, images, "test", eval_batch_size(settings))
   batches = devices.distribute(test, eval_batch_size(settings))
   steps = int(test.cardinality())
@@ -253,7 +253,7 @@ def _report(model, settings, images, example, result) -> None:
   title = f"{images.name}, {settings.bound}, K = {settings.num_samples}"
   shown = pictures.pictures(model, example, images.image_shape)
   pictures.run_figure(run.figure, title, run.read_metrics(), shown)
-  # These can be pasted from any folder.
+  # The path is absolute, so that the commands can be pasted in any folder.
   logdir = shlex.quote(f"--logdir={run.directory.resolve()}")
   _say(
     f"Test bound ({settings.bound}, K = {settings.num_samples}) after {settings.max_steps} steps: "
@@ -268,9 +268,9 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
   """Estimates the log-likelihood of a split under a trained model, by a bound with many samples.
 
   Returns:
-    The mean over examples in nats, its standard error, what `trust.summary` says of it, and the
-    settings: the content of evaluation_SPLIT_K.json in the run's directory. Beside it are a CSV
-    with the figures of each image, and a figure.
+    The content of evaluation_SPLIT_K.json in the run's directory: the mean over examples in nats,
+    its standard error, the diagnostics of `trust.summary`, and the settings. A CSV with the
+    diagnostics of each image and a figure are written next to it.
 
   Raises:
     ConfigError: if the directory holds no run with a checkpoint.
@@ -308,7 +308,7 @@ def evaluate(settings: config.EvalConfig) -> dict[str, float]:
 
 
 def _figures_of_trust(model, settings, batches: tf.data.Dataset, num_images: int):
-  """Estimates log p(x) of the images of batches; returns the figures of all, and whole images."""
+  """Estimates log p(x) of the images of batches; returns their diagnostics and whole images."""
   parts, examples = [], []
   with output.Progress(num_images, "images") as progress:
     for i, batch in enumerate(batches):
@@ -342,8 +342,8 @@ def _imputation_errors(model, settings, pairs, mean: np.ndarray) -> dict[str, fl
 def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   """Compares estimators on a trained model and the first batch of a split; prints the report.
 
-  Writes comparison.csv and comparison.png into the output directory, the run's by default; with
-  --gradient_of=prior, comparison_prior. Bounds have the options that they have in the run.
+  It writes comparison.csv and comparison.png (with --gradient_of=prior, comparison_prior) to the
+  output directory, the run's by default. Bounds have the same options as in the run.
 
   Raises:
     ConfigError: if the directory holds no run with a checkpoint, the output directory cannot be
@@ -352,7 +352,7 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   """
   trained, step, model = _load_run(settings.logdir)
   measure = sequences.comparison if trained.model == "vrnn" else _comparison
-  compared = measure(model, settings, trained)  # Raises before the work, not after it.
+  compared = measure(model, settings, trained)  # Wrong flags raise here, before any work.
   images = run_data.load(trained, settings.data_dir or trained.data_dir)
   directory = pathlib.Path(settings.output_dir or trained.directory)
   try:
@@ -373,7 +373,7 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
 
 
 def _comparison(model, settings, trained) -> Callable[[Any], diagnostics.Comparison]:
-  """Returns the function that compares on a batch, of a run of images.
+  """Returns the function that compares estimators on a batch, for a run of images.
 
   Raises:
     ConfigError: if flags do not fit the run.

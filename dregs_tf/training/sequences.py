@@ -1,4 +1,4 @@
-"""What runs of --model=vrnn do in their own way: the model, its evaluation, a comparison."""
+"""Builds, evaluates and compares models in runs of --model=vrnn."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -41,8 +41,8 @@ def evaluate(
     seed: the seed of the particles.
 
   Returns:
-    What the result file holds: `num_images`, `log_likelihood`, the mean in nats, and
-    `standard_error`, over sequences; and a row for each sequence.
+    The content of the result file (`num_images`; `log_likelihood`, the mean in nats; its
+    `standard_error` over sequences), and a row for each sequence.
   """
   parts = []
   for i, batch in enumerate(batches):
@@ -89,7 +89,7 @@ def comparison(
 
 
 def report(result: dict) -> str:
-  """Returns the line that an evaluation prints of its result."""
+  """Formats the result of an evaluation as a line."""
   return (
     f"log p(x) of the {result['split']} set ({result['num_images']} sequences, step "
     f"{result['step']}, particle filter with {result['num_samples']} particles): "

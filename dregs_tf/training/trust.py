@@ -10,7 +10,7 @@ from dregs_tf import output
 from dregs_tf.importance_weights import Diagnostics
 from dregs_tf.training import pictures
 
-# A k-hat above it says that neither the estimate nor its error can be trusted.
+# If k-hat is above this, neither the estimate nor its error can be trusted.
 LARGEST_K = 0.7
 
 _ROWS, _COLUMNS = 3, 4
@@ -18,14 +18,14 @@ _NUM_BINS = 30
 
 
 def joined(parts: Sequence[Diagnostics]) -> Diagnostics:
-  """Returns the figures of all images, each a float64 array [N], of those of batches."""
+  """Concatenates the diagnostics of batches to those of all images, float64 arrays [N]."""
   return Diagnostics(
     *(np.concatenate(figure).astype(np.float64) for figure in zip(*parts, strict=True))
   )
 
 
 def summary(figures: Diagnostics) -> dict[str, float]:
-  """Returns what result files hold of the figures of N images, each [N].
+  """Summarizes the diagnostics of N images, each [N], for a result file.
 
   log_likelihood: the mean over images in nats; standard_error: its error over images;
   sampling_error: its error over the noise of the samples; upper: the mean of upper estimates;
@@ -44,7 +44,7 @@ def summary(figures: Diagnostics) -> dict[str, float]:
 
 
 def rows(figures: Diagnostics) -> list[dict]:
-  """Returns the figures by image, for a CSV file."""
+  """Returns a row of diagnostics for each image, for a CSV file."""
   names = {"value": "log_likelihood"}
   columns = {names.get(name, name): getattr(figures, name) for name in figures._fields}
   return [
@@ -54,7 +54,7 @@ def rows(figures: Diagnostics) -> list[dict]:
 
 
 def report(result: Mapping) -> str:
-  """Returns the lines that an evaluation prints of its result."""
+  """Formats the result of an evaluation as lines."""
   lines = [
     f"log p(x) of the {result['split']} set ({result['num_images']} images, step "
     f"{result['step']}, lower bound with {result['num_samples']} samples): "
@@ -80,12 +80,12 @@ def figure(
   images: np.ndarray,
   image_shape: tuple[int, int],
 ) -> None:
-  """Writes a PNG: a histogram of k-hat, and the images with the largest ones.
+  """Writes a PNG: a histogram of k-hat, and the images with the largest k-hat.
 
   Args:
     path: the file.
-    title: a line above it.
-    figures: those of N images.
+    title: the line above the figure.
+    figures: the diagnostics of N images.
     images: the images [N, H * W], NaN where a pixel is missing.
     image_shape: (H, W).
   """
