@@ -19,7 +19,7 @@ from experiments import runs
 
 
 def read(settings: runs.ExperimentConfig) -> None:
-  """Writes the directories of the experiment's runs that are done."""
+  """Writes the directories of the experiment's runs, of those that were cut short what there is."""
   exported = pathlib.Path(settings.directory) / "exported"
   for each in runs.all_runs(settings):
     path = exported / f"{each.name}.json.gz"
@@ -41,6 +41,8 @@ def _write_run(settings: config.TrainConfig, found: dict) -> None:
     logs |= {f"test_{name}": value for name, value in row["test"].items()}
     run.add_metrics({"step": row["step"]} | callbacks.by_split(logs))
   last = found["rows"][-1]
+  if "evaluation" not in found:
+    return
   run.write_result({"step": last["step"], "test_bound": last["test"]["bound"]})
   figures = Diagnostics(**{name: np.array(each) for name, each in found["evaluation"].items()})
   evaluation = config.EvalConfig(logdir=str(settings.directory))

@@ -64,10 +64,11 @@ def run(
     compiled = time.perf_counter()
     print(f"{folder.name}: compiled in {compiled - begun:.0f} s", flush=True)
     images = dict(np.load(folder.parent / plan["images"]))
-    plan |= {"steps": max_steps or plan["steps"], "num_images": num_images}
+    plan |= {"name": folder.name, "num_images": num_images}
+    plan["steps"] = max_steps or plan["steps"]
     for seed, keys in plan["seeds"].items():
       table = _first_values(folder.parent, keys)
-      _run_seed(programs, table, images, plan, int(seed), output_dir / f"{folder.name}_seed{seed}")
+      _run_seed(programs, table, images, plan, int(seed), output_dir)
   return f"{folder.name}: done in {time.perf_counter() - begun:.0f} s"
 
 
@@ -96,25 +97,26 @@ class Loaded:
 def _first_values(directory: pathlib.Path, keys: list[str]) -> list:
   files = [np.load(path) for path in directory.glob("values-*.npz")]
   values = {key: file[key] for file in files for key in set(keys) & set(file.files)}
-  # Copies: a program writes new values into the memory of the old ones.
-  return [jax.device_put(values[key].copy()) for key in keys]
+  return [jax.device_put(values[key]) for key in keys]
 
 
 def _run_seed(
-  programs: dict, table: list, images: dict, plan: dict, seed: int, path: pathlib.Path
+  programs: dict, table: list, images: dict, plan: dict, seed: int, output_dir: pathlib.Path
 ) -> None:
-  """Trains, measures and evaluates; writes what it found."""
+  """Trains, measures and evaluates; writes what it found at each summary."""
+  name = f"{plan['name']}_seed{seed}"
   gray = images["train"]
   if gray.dtype == np.uint8:
     gray = gray.astype(np.float32) / np.float32(255)
   inputs = [jax.device_put(value) for value in (gray, *_draws(len(gray), plan, seed))]
   size = plan["eval_batch_size"]
-  flat = {name: _unpacked(images, name) for name in ("valid", "test")}
+  flat = {split: _unpacked(images, split) for split in ("valid", "test")}
   parts = {
-    name: [jax.device_put(whole[i : i + size]) for i in range(0, len(whole), size)]
-    for name, whole in flat.items()
+    split: [jax.device_put(whole[i : i + size]) for i in range(0, len(whole), size)]
+    for split, whole in flat.items()
   }
-  rows, every, begun = [], plan["summarize_every"], time.perf_counter()
+  every, begun = plan["summarize_every"], time.perf_counter()
+  result = {"rows": [], "device": jax.devices()[0].device_kind}
   for step in range(every, plan["steps"] + 1, every):
     _reset(table, plan)
     for _ in range(every):
@@ -122,22 +124,23 @@ def _run_seed(
     row = {"step": step, "train": _numbers(logs)}
     if "measure" in programs:
       row["train"] |= _signal_to_noise(programs["measure"], table, gray, plan, seed, step)
-    for name, batches in parts.items():
+    for split, batches in parts.items():
       _reset(table, plan)
       for batch in batches:
         logs = programs["test"](table, batch)
-      row[name] = _numbers(logs)
-    rows.append(row)
+      row[split] = _numbers(logs)
+    result["rows"].append(row)
+    _write(output_dir / f"{name}.json.gz", result)
+    parameters = {str(place): np.asarray(table[place]) for place in plan["parameters"]}
+    np.savez_compressed(output_dir / f"{name}.npz", **parameters)
     seconds = time.perf_counter() - begun
-    print(f"{path.name}: step {step}, {row['test']['bound']:.2f} nats, {seconds:.0f} s", flush=True)
-  result = {
-    "rows": rows,
-    "evaluation": _log_likelihoods(programs["log_likelihood"], table, flat["test"], plan),
-    "device": jax.devices()[0].device_kind,
-  }
-  path.with_suffix(".json.gz").write_bytes(gzip.compress(json.dumps(result).encode()))
-  parameters = {str(place): np.asarray(table[place]) for place in plan["parameters"]}
-  np.savez_compressed(path.with_suffix(".npz"), **parameters)
+    print(f"{name}: step {step}, {row['test']['bound']:.2f} nats, {seconds:.0f} s", flush=True)
+  result["evaluation"] = _log_likelihoods(programs["log_likelihood"], table, flat["test"], plan)
+  _write(output_dir / f"{name}.json.gz", result)
+
+
+def _write(path: pathlib.Path, result: dict) -> None:
+  path.write_bytes(gzip.compress(json.dumps(result).encode()))
 
 
 def _draws(num_images: int, plan: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:

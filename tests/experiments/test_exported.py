@@ -77,12 +77,18 @@ def test_results_become_the_directories_of_runs(tmp_path):
   }
   iwae, dreg = (each.settings for each in runs.all_runs(settings))
   (tmp_path / "exported").mkdir()
-  path = tmp_path / "exported" / f"{iwae.directory.name}.json.gz"
-  path.write_bytes(gzip.compress(json.dumps(found).encode()))
 
+  def written(run, result):
+    path = tmp_path / "exported" / f"{run.directory.name}.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(result).encode()))
+
+  written(iwae, found)
   read.read(settings)
-
   assert not dreg.directory.exists()
+  written(dreg, {"rows": found["rows"][:1], "device": "a device"})  # It was cut short.
+  read.read(settings)
+  np.testing.assert_array_equal(Run(dreg.directory).read_metrics()["step"], [2])
+  assert Run(dreg.directory).read_result() is None
   run = Run(iwae.directory)
   assert run.read_config() == iwae
   metrics = run.read_metrics()
