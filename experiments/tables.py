@@ -40,8 +40,9 @@ _LATE_BOUNDS = {"test bound, late": "test_bound", "train bound, late": "train_bo
 _STATISTICS = {
   "proposal gradient variance": "train_proposal_gradient_variance",
   "model gradient variance": "train_model_gradient_variance",
+  "prior gradient variance": "train_prior_gradient_variance",
 }
-_TRACKED = re.compile(r"train_(?!proposal_|model_)(\w+)_gradient_variance")
+_TRACKED = re.compile(r"train_(?!proposal_|model_|prior_)(\w+)_gradient_variance")
 
 
 def tables(groups: Sequence[Group]) -> str:
