@@ -8,11 +8,11 @@ Estimators, for a model of your own:
   sequential          the same for sequences: particle filters, `estimate` with FIVO's bounds
   importance_weights  functions of log-weights: log-mean, normalization, effective sample size
   gradients           stopped parameters and gated samples, from which the estimators are made
-  stop_parameters     a distribution with its parameters stopped
+  stop_parameters     returns a distribution with its parameters stopped
   PathOnly            the same for a distribution whose parameters are out of reach
   StratifiedMixture   a mixture as a proposal, with samples of each component
 
-Around them:
+For training and measuring:
   models              Keras models that train on a bound with `compile` and `fit`
   diagnostics         compares estimators of one gradient: variance, signal-to-noise ratio, bias
   data                data sets and batches
@@ -54,7 +54,7 @@ __all__ = [
   "training",
 ]
 
-# Where the names are that are no modules.
+# The modules that define the names that are not modules.
 _HOMES = {
   "PathOnly": "gradients",
   "StratifiedMixture": "mixtures",

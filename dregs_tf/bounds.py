@@ -67,17 +67,17 @@ tfd = tfp.distributions
 
 # fmt: off
 _GRADIENTS: dict[str, Any] = {
-  # b is           v  u-v   c: times u
+  # Mix(v, d, s): a = u,  b = v v + d (u - v),  c = s u
   "total":     Mix(1, 1,    -1),  # Eq. 11: the plain reparameterization
   "dreg":      Mix(1, 0,     0),  # Eqs. 7, 12: the second reparameterization
-  "stl":       Mix(1, 1,     0),  # Eq. 15
+  "stl":       Mix(1, 1,     0),  # Eq. 15: the total without its score
   "wake":      Mix(0, 0,     1),  # Eqs. 8, 13: the wake update
-  "wake_dreg": Mix(0, 1,     0),  # Eqs. 9, 14
+  "wake_dreg": Mix(0, 1,     0),  # Eqs. 9, 14: the wake update, reparameterized twice
   "alpha":     lambda alpha: Mix(1 - alpha, alpha, 0),  # Eqs. 10, 16
   "dreg_norm": Mix(1, 0, 0, is_normalized=True),  # the authors' released code
   "wake_norm": Mix(0, 1, 0, is_normalized=True),
   "cv":        ControlVariates,
-  # c is s +               u  log(1 - 1/K)   times
+  # LeaveOneOut(f, g): a = u,  b = 0,  c = s + f u + g log(1 - 1/K)
   "vimco":      LeaveOneOut(-1, 1),
   "vimco_star": LeaveOneOut(-1, 0),
   "ovis":       lambda gamma: LeaveOneOut(gamma - 1, gamma),
@@ -94,15 +94,15 @@ class Bound:
 
   Two bounds are equal if their names, options and functions are.
 
-  name: what tables and logs call it.
-  objective: the value's `Terms` from log-weights [num_samples, batch_size]; one that takes `probs`
-    is given the probabilities of a `StratifiedMixture`.
+  name: its name in tables and logs.
+  objective: a function from log-weights [num_samples, batch_size] to the value's `Terms`; if it
+    takes `probs`, it receives the probabilities of a `StratifiedMixture`.
   make_gradient: returns the gradient; called at each use, so that options may be Variables.
   options: pairs of names and values.
   function: a user's value function with the name of its gradient, see `from_function`.
-  min_samples, groups: the smallest num_samples that it is defined for, and what has to divide it.
-  linear_up_to: up to how many samples the value is linear in the log-weights.
-  label, source: what figures call it, and where it was published.
+  min_samples, groups: the smallest num_samples allowed, and a number that must divide num_samples.
+  linear_up_to: the largest num_samples for which the value is linear in the log-weights.
+  label, source: its name in figures, and where it was published.
   total: the bound of the same value whose gradient is the total derivative, unbiased; by default
     this one.
   """
@@ -125,15 +125,15 @@ class Bound:
 
   @property
   def gradient(self) -> Gradient:
-    """How the gradient is estimated, with the options as they are now."""
+    """Returns the kind of gradient, with the current values of the options."""
     return self.make_gradient()
 
   def is_unbiased(self, num_samples: int) -> bool:
     """Returns whether the expectation of the gradient is the gradient of the expected value.
 
-    So for any proposal with samples that are differentiable in its parameters, and log p(x, z) that
-    is continuous in z; the second reparameterization also needs a support that no parameter moves,
-    which `estimate` checks.
+    The samples must be differentiable in the proposal's parameters, and log p(x, z) continuous in
+    z; the second reparameterization also needs a support that does not depend on parameters, which
+    `estimate` checks.
     """
     return self.gradient.is_unbiased(is_linear=num_samples <= self.linear_up_to)
 
@@ -168,10 +168,10 @@ class Bound:
     proposal_weight: float | tf.Tensor = 1,
     with_curvature: bool = False,
   ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-    """Returns the value, and the factors of the surrogate's terms: a, b, c, and two more at most.
+    """Returns the value, and the factors of the surrogate's terms: a, b, c and at most two more.
 
-    Where only some latents have a path, the next is c of the others: c_i = F - B_i - weight F_i,
-    where B_i is F without sample i; s - wbar of vimco_star for L_K. The last is F_ii, if
+    If only some latents have a path, the next is c of the others: c_i = F - B_i - weight F_i, where
+    B_i is F without sample i (for L_K, s - wbar as in vimco_star). The last is F_ii, if
     `with_curvature`. A value that depends on a mixture's probabilities has a gradient in them.
     """
     bound = self
@@ -192,12 +192,12 @@ class Bound:
 
   @tf.autograph.experimental.do_not_convert
   def _evaluate(self, log_weights, weight) -> tuple[tf.Tensor, Coefficients, tf.Tensor]:
-    """Returns the value, the coefficients and F_ii, all of them stopped."""
+    """Returns the value, the coefficients and F_ii, all stopped."""
     log_weights = at_least_float32(tf.stop_gradient(tf.convert_to_tensor(log_weights)))
     if log_weights.shape[0] is not None:
       check_num_samples(log_weights.shape[0], self, "axis 0 of log_weights")
     value, *derivatives = self.objective(log_weights)
-    # A sample of weight 0 has no say, also where the weights are 1/K.
+    # A sample of weight 0 has no effect, even if its coefficient would be 1/K, as in the ELBO.
     no_weight = log_weights == -math.inf
     terms = Terms(value, *(tf.where(no_weight, tf.zeros_like(d), d) for d in derivatives))
     coefficients = self.gradient.coefficients(terms, log_weights, weight)
@@ -217,8 +217,8 @@ def get(name: str, **options: Any) -> Bound:
     name: one of `names()`.
     **options: the options of that bound in `catalogue.BOUNDS`, such as `alpha` for dreg_alpha and
       vr_iwae_dreg, `order` for jvi_dreg, `groups` for miwae_dreg. A number may also be a scalar
-      Tensor or Variable, unless it is a count. Factors of iwae_cv that are not given are trained by
-      the model that is compiled with it; elsewhere they are those of iwae_dreg.
+      Tensor or Variable, unless it is a count. Factors of iwae_cv that are not given are trained
+      with a compiled model; elsewhere they are those of iwae_dreg.
 
   Raises:
     ValueError: if there is no such bound, if it does not take the option, or the option's value
@@ -254,9 +254,9 @@ def from_function(
   -E[F_i score_i], by the path F_ii path_i, with the other samples fixed (Eq. 7 for each sample).
 
   Args:
-    value_fn: takes log-weights [num_samples, batch_size], float64, and returns [batch_size]; each
-      example on its own. The derivatives are autodiff's, with no further evaluation of the model.
-    name: what tables and logs call it; none that `get` takes.
+    value_fn: maps float64 log-weights [num_samples, batch_size] to [batch_size], each example
+      separately. Autodiff computes its derivatives, without further evaluation of the model.
+    name: its name in tables and logs, which must not be that of a published bound.
     gradient: "total" (the plain reparameterization), "dreg", or "stl" (biased unless F is linear).
 
   Raises:
@@ -283,7 +283,7 @@ def from_function(
 
 
 def _with_options(function: Callable, options: dict[str, Any]) -> functools.partial:
-  """Returns the function with those of the options that it takes."""
+  """Binds those options that the function takes."""
   taken = inspect.signature(function).parameters
   return functools.partial(function, **{k: v for k, v in options.items() if k in taken})
 
@@ -301,12 +301,12 @@ def as_bound(bound: Bound | str) -> Bound:
 
 
 class Estimate(NamedTuple):
-  """What `estimate` returns.
+  """Holds the results of `estimate`.
 
-  objective: [batch_size]; its value is the bound in nats, its gradient the estimator's. Maximize
-    it, by first derivatives: the coefficients are stopped, so its second ones are not the bound's.
-  log_weights: [num_samples, batch_size], in nats, stopped; of a `StratifiedMixture` of M components
-    log (M pi_m w_mk), [M num_samples, batch_size].
+  objective: [batch_size]; its value is the bound in nats, its gradient the estimator's. Maximize it
+    using first derivatives only: the coefficients are stopped, so second ones are not the bound's.
+  log_weights: [num_samples, batch_size], in nats, stopped; for a `StratifiedMixture` of M
+    components log (M pi_m w_mk), [M num_samples, batch_size].
   samples: [num_samples, batch_size, ...], or a structure of such Tensors.
   """
 
@@ -329,46 +329,45 @@ def estimate(
   """Estimates a bound and its gradient for each example with one evaluation of the model.
 
   Eqs. 11-17 write log p(x, z) twice, once stopped in z and once in the parameters. Here it is
-  evaluated once, at samples whose gradient a gate scales by b / a: weighed by a, the model's
-  parameters receive a and the path receives b, shared parameters included.
+  evaluated once and weighed by a, at samples whose gradient a gate scales by b / a. So the model's
+  parameters receive a and the path receives b, including shared parameters.
 
   Args:
     bound: a `Bound`, or a name that `get` takes.
     target_log_prob_fn: log p(x, z) as a function of samples [num_samples, batch_size, ...], of
-      shape [num_samples, batch_size]. `num_backward_samples` has it called with fewer, too.
+      shape [num_samples, batch_size]. With `num_backward_samples` it is also called with fewer.
     proposal: q(z | x), of batch shape [batch_size]. A bound with a path takes a reparameterized
       distribution, or a joint one whose other parts do not depend on reparameterized ones; one
-      without a path (rws, vimco, vimco_star, ovis, elbo_loo) takes discrete ones as well. All but
-      total derivatives and rws need a support that no parameter moves.
-    num_samples: K, a positive int; for JVI more than its order. Of each component, if the proposal
-      is a `dregs_tf.StratifiedMixture`.
+      without a path (rws, vimco, vimco_star, ovis, elbo_loo) also takes discrete ones. All but
+      total derivatives and rws need a support that does not depend on parameters.
+    num_samples: K, a positive int; for JVI more than its order. For a `StratifiedMixture`, the
+      number of samples of each component.
     seed: an int or a stateless seed of shape [2]: the same seed draws the same samples. None draws
       new ones at every call.
-    stopped_proposal: the proposal with its parameters stopped, of which only `log_prob` is used.
-      Without it, `dregs_tf.stop_parameters` makes one, or `dregs_tf.PathOnly` where that cannot.
-    num_backward_samples: M of at most K; None for all. The value takes all K samples, the gradient
-      a random M of them, heavy ones for certain: cheaper, and unbiased for the gradient of all K
-      (see `dregs_tf/selection.py`).
+    stopped_proposal: the proposal with its parameters stopped, of which only `log_prob` is used. By
+      default made by `dregs_tf.stop_parameters` or, if that is impossible, `dregs_tf.PathOnly`.
+    num_backward_samples: M, at most K; None for K. The value uses all K samples, the gradient M of
+      them, the heaviest always and the rest at random: cheaper, and unbiased for the gradient of
+      all K (see `dregs_tf/selection.py`).
     proposal_weight: beta of log-weights log r(z) - beta log q(z), where target_log_prob_fn is log r
       rather than log p(x, z); a number or a scalar Tensor. With r = p(x | z) p(z)^beta it weighs
       the KL divergence, as annealing and the beta-VAE do.
-    prior: p(z), whose parameters are to receive the doubly reparameterized gradient as well (Bauer
+    prior: p(z), if its parameters are also to receive the doubly reparameterized gradient (Bauer
       and Mnih 2021, https://arxiv.org/abs/2101.11046). target_log_prob_fn is then log p(x | z)
-      alone, and a proposal_weight weighs log p(z) as it does log q(z | x). All other parameters
-      receive what they would without. Its samples must be an invertible transformation of noise,
-      see `gradients.reparameterize`, with a support that no parameter moves; it may be a joint
-      distribution of such conditionals.
+      alone, and proposal_weight weighs both log p(z) and log q(z | x). The gradients of all other
+      parameters do not change. The prior's samples must be an invertible transformation of noise
+      (see `gradients.reparameterize`), with a support that does not depend on parameters; it may be
+      a joint distribution of such conditionals.
 
   Returns:
-    An `Estimate`. Log-weights, values and coefficients are float32 or better. The objective is to
-    be differentiated once: its second derivatives are not the bound's, and forward-mode autodiff
-    is refused where a gate is needed.
+    An `Estimate`. Log-weights, values and coefficients are float32 or better. Differentiate the
+    objective once: its second derivatives are not the bound's, and forward-mode autodiff is refused
+    if a gate is needed.
 
   Raises:
     TypeError: if `proposal` is not a distribution or `num_samples` not an int.
-    ValueError: if num_samples is too small for the bound, the proposal is none that the bound
-      takes, the prior is none that can be reparameterized, or target_log_prob_fn returns a wrong
-      shape.
+    ValueError: if num_samples is too small for the bound, the bound does not take the proposal, the
+      prior cannot be reparameterized, or target_log_prob_fn returns a wrong shape.
   """
   bound = as_bound(bound)
   check_num_samples(num_samples, bound)
@@ -410,12 +409,12 @@ def estimate(
     densities = evaluate(samples_of_pass, num_backward_samples)
 
   total = tf.reduce_sum(surrogate.terms(densities, coefficients, weight), axis=0)
-  # x - stop_gradient(x) is exactly 0, so the value keeps its digits.
+  # x - stop_gradient(x) is exactly 0, so the value loses no precision.
   return Estimate(value + (total - tf.stop_gradient(total)), log_weights, samples)
 
 
 def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_samples") -> None:
-  """Raises unless `num_samples` is an int that `bound` is defined for; `argument` names it."""
+  """Raises unless `bound` is defined for the int `num_samples`; `argument` is its name."""
   if not catalogue.is_int(num_samples):
     raise TypeError(f"{argument} must be an int, got {num_samples!r}.")
   if num_samples < bound.min_samples:
@@ -431,7 +430,7 @@ def check_num_samples(num_samples: int, bound: Bound, argument: str = "num_sampl
 def check_weight(
   proposal_weight: Any, bound: Bound, num_samples: int, argument: str = "proposal_weight"
 ) -> None:
-  """Raises unless it is 1, or a number of 0 or more, or a scalar Tensor, that `bound` takes."""
+  """Raises unless the weight is 1, or `bound` takes it: a number >= 0, or a scalar Tensor."""
   if isinstance(proposal_weight, numbers.Real) and not isinstance(proposal_weight, bool):
     is_valid = 0 <= float(proposal_weight) < math.inf
   else:

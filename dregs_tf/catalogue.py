@@ -1,7 +1,7 @@
 """Lists the bounds by name: objective, gradient, options, label, source. Needs no TensorFlow.
 
-This is the only list of them. `dregs_tf/bounds.py` makes a `Bound` of a row, configurations and
-flags take names and options from here, tables and figures take labels.
+This is their only list. `dregs_tf/bounds.py` makes a `Bound` from a row, configurations and flags
+take names and options from here, and tables and figures take labels.
 """
 
 import difflib
@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 class Option(NamedTuple):
   """Describes an option of a bound: a keyword of `bounds.get`, and a flag.
 
-  start: of an option that training moves unless it is given: where it starts, and its value where
-    nothing trains it. Its default is None.
+  start: for an option that is trained unless it is given: its initial value, which is also its
+    value where nothing trains it. The default of such an option is None.
   """
 
   default: Any
   is_valid: Callable[[Any], bool]
-  allowed: str  # what a message says is allowed
+  allowed: str  # the allowed values, for messages
   help: str
   start: float | None = None
 
@@ -31,11 +31,11 @@ class Row(NamedTuple):
 
   objective: the name of a function in `dregs_tf/objectives.py`.
   gradient: a name in the table of gradients in `dregs_tf/bounds.py`.
-  label: what figures call it.
+  label: its name in figures.
   source: where it was published.
-  options: by name.
-  min_samples: the smallest num_samples that it is defined for, a function of the options.
-  groups: into how many equal groups it divides the samples, a function of the options.
+  options: its options by name.
+  min_samples: the smallest num_samples allowed, a function of the options.
+  groups: the number of equal groups of samples, a function of the options.
   """
 
   objective: str
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 def _is_number(value, low: float, high: float) -> bool:
-  """Returns whether it is a number in [low, high], or a scalar Tensor or Variable."""
+  """Returns whether `value` is a number in [low, high], or a scalar Tensor or Variable."""
   if hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, numbers.Real):
     return len(value.shape) == 0
   is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -56,12 +56,12 @@ def _is_number(value, low: float, high: float) -> bool:
 
 
 def is_int(value: Any, least: float = -math.inf) -> bool:
-  """Returns whether it is an int, of NumPy or Python, of at least `least`."""
+  """Returns whether `value` is an int, of NumPy or Python, of at least `least`."""
   return not isinstance(value, bool) and hasattr(value, "__index__") and value >= least
 
 
 def _is_ladder(betas) -> bool:
-  """Returns whether it is a sequence of numbers that rises from 0 to 1."""
+  """Returns whether `betas` is a sequence of numbers that rises from 0 to 1."""
   if not isinstance(betas, (list, tuple)) or len(betas) < 2:
     return False
   if not all(isinstance(b, numbers.Real) and not isinstance(b, bool) for b in betas):
@@ -103,9 +103,9 @@ _FACTORS = {
 }
 
 
-# Options and limits together.
+# Options, with the smallest number of samples as a function of them.
 _JACKKNIFE = (_ORDER, lambda order: order + 1)
-_OTHERS = ({}, lambda: 2)  # each sample is held against the others
+_OTHERS = ({}, lambda: 2)  # Each sample is compared with the others.
 _SCORE = (_GAMMA, lambda gamma: 2)
 _CONTROLS = (_FACTORS, lambda **_: 2)
 _GROUPED = (_GROUPS, lambda groups: groups, lambda groups: groups)
@@ -145,10 +145,10 @@ BOUNDS = {
 }
 # fmt: on
 
-# What `diagnostics.compare` compares by default.
+# The bounds that `diagnostics.compare` compares by default.
 COMPARED = ("iwae", "iwae_dreg", "stl", "rws", "rws_dreg", "dreg_alpha", "jvi", "jvi_dreg")
 
-# With fewer measurements, the test of bias in `diagnostics.compare` is misled too often where
+# With fewer measurements, the test of bias in `diagnostics.compare` has too many false alarms if
 # gradients are skewed.
 MIN_MEASUREMENTS = 30
 
@@ -158,7 +158,7 @@ class SequenceRow(NamedTuple):
 
   gradient: "total", the plain reparameterization, or "dreg", the double one of each block.
   resamples: whether it resamples particles; if not, the whole sequence is one block.
-  label: what figures call it.
+  label: its name in figures.
   source: where it was published.
   """
 
@@ -172,7 +172,7 @@ class SequenceRow(NamedTuple):
 
   @property
   def objective(self) -> str:
-    """The name of the value, which bounds with different gradients share."""
+    """Returns the name of the value, which bounds with different gradients share."""
     return "fivo" if self.resamples else "iwae"
 
   def is_unbiased(self, with_resampling_term: bool = False) -> bool:
@@ -190,7 +190,7 @@ SEQUENCE_BOUNDS = {
 # Schemes of resampling, the default first.
 RESAMPLING = ("systematic", "stratified", "multinomial")
 
-# What a message says of `is_schedule`.
+# The values that `is_schedule` accepts, for messages.
 SCHEDULES = (
   "always, never, the number of steps from one resampling to the next, the steps before which to "
   "resample, ints of 1 or more, or the fraction of the effective sample size, in (0, 1)"
@@ -207,12 +207,12 @@ def is_schedule(value: Any) -> bool:
 
 
 def row(name: str) -> Row | SequenceRow:
-  """Returns the row of a bound, or of one of sequences."""
+  """Returns the row of a bound, or of a bound of sequences."""
   return BOUNDS[name] if name in BOUNDS else SEQUENCE_BOUNDS[name]
 
 
 def sequence_row(name: str) -> SequenceRow:
-  """Returns the row of a bound of sequences; raises a ValueError if there is none of that name."""
+  """Returns the row of a bound of sequences; raises a ValueError if it does not exist."""
   if not isinstance(name, str) or name not in SEQUENCE_BOUNDS:
     raise ValueError(f"bound must be one of {', '.join(SEQUENCE_BOUNDS)}, got {name!r}.")
   return SEQUENCE_BOUNDS[name]
@@ -234,13 +234,13 @@ def without_path(name: str) -> str | None:
   return _WITHOUT_PATH.get(BOUNDS[name].objective)
 
 
-# The objectives that are bounds with samples of each component of a mixture, in their unequal
-# shares.
+# The objectives that are still bounds with samples of each component of a mixture, whose shares are
+# unequal.
 _OF_STRATA = ("iwae", "miselbo", "vr_iwae")
 
 
 def for_strata() -> tuple[str, ...]:
-  """Returns the bounds that samples of each component of a mixture serve."""
+  """Returns the bounds that take samples of each component of a mixture."""
   return tuple(
     name
     for name, row in BOUNDS.items()
@@ -254,7 +254,7 @@ def needs_path(name: str) -> bool:
 
 
 def linear_up_to(name: str) -> float:
-  """Returns up to how many samples the value is linear in the log-weights: the ELBO's always is."""
+  """Returns the largest num_samples for which the value is linear in the log-weights."""
   return math.inf if BOUNDS[name].objective == "elbo" else 1
 
 
@@ -280,7 +280,7 @@ def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trained_options(name: str, options: Mapping[str, Any]) -> dict[str, float]:
-  """Returns the options that training moves, those that are None, with where they start."""
+  """Returns the initial values of the options to train, those that are None."""
   row = BOUNDS.get(name)
   return {
     option: spec.start

@@ -1,7 +1,7 @@
-"""Computes a, b, c of the surrogate, by which a gradient is estimated, from log-weights.
+"""Computes the surrogate's coefficients a, b, c, which define an estimator, from log-weights.
 
 Every estimator is the gradient of sum_i a_i log p~ + b_i log w^_i + c_i log q~ (see
-`dregs_tf/bounds.py`). The kinds of `Gradient` below differ in what b and c are made of.
+`dregs_tf/bounds.py`). The kinds of `Gradient` below differ in how they compute b and c.
 """
 
 import abc
@@ -42,7 +42,7 @@ class Gradient(abc.ABC):
 
   @property
   def has_score(self) -> bool:
-    """Returns whether c is used besides a path."""
+    """Returns whether c is used in addition to a path."""
     return False
 
   @property
@@ -52,7 +52,7 @@ class Gradient(abc.ABC):
 
   @abc.abstractmethod
   def is_unbiased(self, is_linear: bool) -> bool:
-    """Returns whether it is unbiased for any proposal, if the value is linear in log w or not."""
+    """Returns whether it is unbiased for any proposal; `is_linear`: the value is, in log w."""
 
   @abc.abstractmethod
   def takes_weight(self, is_linear: bool) -> bool:
@@ -69,8 +69,8 @@ class Gradient(abc.ABC):
 class Mix(Gradient):
   """Mixes u, v and u - v: a = u, b = v v + d (u - v), c = s u.
 
-  v, difference, score: the factors v, d, s; numbers, or scalar Tensors. So the proposal's gradient
-    is v dreg + d wake_dreg + s wake of the same value, sample by sample.
+  v, difference, score: the factors v, d, s; numbers, or scalar Tensors. The proposal's gradient is
+    v dreg + d wake_dreg + s wake of the same value, sample by sample.
   is_normalized: whether b is divided by its sum over the samples.
   """
 
@@ -86,12 +86,12 @@ class Mix(Gradient):
 
   @property
   def _numbers(self) -> tuple[float | None, ...]:
-    """Returns the factors, None for a Tensor, whose value may not be known."""
+    """Returns the factors, with None for a Tensor, whose value may not be known."""
     return tuple(float(x) if isinstance(x, numbers.Real) else None for x in self.factors)
 
   @property
   def requirement(self) -> Requirement:
-    """Returns what it requires of a proposal; a total derivative stops nothing."""
+    """Returns the requirement of a proposal; a total derivative allows a moving support."""
     if self._numbers[:2] == (0, 0):
       return Requirement.NOTHING
     return Requirement.PATH if self.is_total else Requirement.PATH | Requirement.FIXED_SUPPORT
@@ -102,9 +102,9 @@ class Mix(Gradient):
     return self._numbers == (1, 1, -1)
 
   def is_unbiased(self, is_linear: bool) -> bool:
-    """Returns whether it is: differentiated as it stands, or reparameterized twice (Eq. 7).
+    """Returns whether it is a total derivative or the second reparameterization (Eq. 7).
 
-    Where u = v is a constant, the score has the mean 0.
+    If u = v is a constant, the score has mean 0 and may be dropped.
     """
     if is_linear:
       return self._numbers[0] == 1
@@ -117,8 +117,8 @@ class Mix(Gradient):
   ) -> Coefficients:
     """Returns a, b, c.
 
-    With log-weights log p - weight log q the score is weighed by `weight`, so twice reparameterized
-    b = u - weight F_ii; the path is that of log p - weight log q^.
+    With log-weights log p - weight log q the score is weighed by `weight`, so the second
+    reparameterization has b = u - weight F_ii; the path is that of log p - weight log q^.
     """
     del log_weights
     if self._numbers[:2] == (1, 1):
@@ -133,24 +133,24 @@ class Mix(Gradient):
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut(Gradient):
-  """The score, weighed by what a sample adds to L_K (Mnih and Rezende 2016): no path at all.
+  """Weighs the score by what a sample adds to L_K (Mnih and Rezende 2016), without any path.
 
     a = u,  b = 0,  c = s + f u + g log(1 - 1/K),  s_i = -log(1 - wbar_i)
 
-  s_i + log(1 - 1/K) is L_K less the L of the other samples. With f = -1 the score's own derivative
-  is added; g times a constant adds nothing on average. https://arxiv.org/abs/1602.06725
+  s_i + log(1 - 1/K) is L_K minus the L of the other samples. f = -1 accounts for the direct
+  derivative of log q; g times a constant has mean 0. https://arxiv.org/abs/1602.06725
   """
 
   u: Any
   constant: Any
 
   def is_unbiased(self, is_linear: bool) -> bool:
-    """Returns whether f = -1; of one sample there are no others."""
+    """Returns whether f = -1."""
     del is_linear
     return isinstance(self.u, numbers.Real) and self.u == -1
 
   def takes_weight(self, is_linear: bool) -> bool:
-    """Returns whether it is unbiased: then the score's own derivative may be weighed."""
+    """Returns whether it is unbiased: then the direct derivative of log q may be weighed."""
     return self.is_unbiased(is_linear)
 
   def coefficients(
@@ -167,8 +167,8 @@ class LeaveOneOut(Gradient):
 def _added_to_bound(value: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
   """Returns s_i = log sum_j w_j - log sum_{j != i} w_j.
 
-  Where the others have no weight, nothing can be taken off L_K, so nothing is: what is taken off
-  sample i's signal may be any function of the others.
+  If all other samples have weight 0, no baseline is subtracted: the baseline of sample i may be any
+  function of the others.
   """
   others = iw.leave_one_out_log_sum(iw.log_normalize(log_weights))
   return tf.where(others == -math.inf, value + tf.zeros_like(others), -others)
@@ -176,14 +176,14 @@ def _added_to_bound(value: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class ElboLeaveOneOut(Gradient):
-  """The score of the mean ELBO, less the mean of the other samples' (VarGrad, RLOO).
+  """Weighs the score by the log-weight minus the mean of the other samples' (VarGrad, RLOO).
 
   a = 1/K, b = 0, c_i = (l_i - mean_{j != i} l_j) / K (Kool et al. 2019; Richter et al. 2020,
   https://arxiv.org/abs/2010.10436).
   """
 
   def is_unbiased(self, is_linear: bool) -> bool:
-    """Returns True: the direct derivative of log q has the mean 0."""
+    """Returns True: the direct derivative of log q has mean 0."""
     del is_linear
     return True
 
@@ -192,7 +192,7 @@ class ElboLeaveOneOut(Gradient):
   def coefficients(
     self, terms: Terms, log_weights: tf.Tensor, weight: float | tf.Tensor = 1
   ) -> Coefficients:
-    """Returns a, b, c; whatever the weight, it is in the log-weights."""
+    """Returns a, b, c; the log-weights already contain the weight."""
     del weight
     num_samples = log_weights.shape[0]
     signal = (log_weights - terms.value) / (num_samples - 1)  # (l_i - mean of the others) / K
@@ -202,7 +202,7 @@ class ElboLeaveOneOut(Gradient):
 
 @dataclasses.dataclass(frozen=True)
 class Partial(Gradient):
-  """L_K for the model, MIWAE for the proposal: PIWAE (Rainforth et al. 2018).
+  """Uses L_K for the model and MIWAE for the proposal: PIWAE (Rainforth et al. 2018).
 
   groups: the number of groups. mix: the kind of MIWAE's gradient. https://arxiv.org/abs/1802.04537
   """
@@ -221,11 +221,11 @@ class Partial(Gradient):
     return self.mix.is_total
 
   def is_unbiased(self, is_linear: bool) -> bool:
-    """Returns whether it is for L_K: with one group."""
+    """Returns whether it is unbiased for L_K: with one group."""
     return self.groups == 1 or is_linear
 
   def takes_weight(self, is_linear: bool) -> bool:
-    """Returns whether MIWAE's gradient does."""
+    """Returns whether MIWAE's gradient takes a weight."""
     return self.mix.takes_weight(is_linear)
 
   def coefficients(
@@ -239,7 +239,7 @@ class Partial(Gradient):
 
 @dataclasses.dataclass(frozen=True)
 class ControlVariates(Gradient):
-  """A path and a score with four control variates (the authors' dreg-cv).
+  """Combines a path and a score with four control variates (the authors' dreg-cv).
 
     b = (1 - A) wbar + B (wbar^2 - wbar)
     c = A (L - (1 - G) log mean_{j != i} w_j) + (1 - B) ((1 - D) / K - wbar)

@@ -1,8 +1,8 @@
 """Begins every estimate: draws samples, refuses wrong arguments, computes log-weights.
 
-`bounds.estimate`, `side_by_side.differentiate` and `log_likelihood` differ in the gradients that
-they take. They share the arguments that they accept, the definition of a log-weight and the way to
-go through many samples, all of which are defined here.
+`bounds.estimate`, `side_by_side.differentiate` and `log_likelihood` take different gradients. They
+share their arguments, the definition of a log-weight and the loop over many samples, all of which
+are defined here.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ tfd = tfp.distributions
 # The number of samples that are evaluated at a time without recording a gradient: it limits memory.
 _SAMPLES_AT_A_TIME = 256
 
-# The number of them in a piece of the graph.
+# The number of these samples in a piece of the graph.
 _SAMPLES_IN_A_PIECE = 16
 
 # `log_likelihood` evaluates this many rows (samples times examples) at a time, in pieces.
@@ -52,12 +52,12 @@ class Draw(NamedTuple):
 
   @property
   def num_strata(self) -> int:
-    """Returns how many components have samples of their own: 1, or M of a `StratifiedMixture`."""
+    """Returns the number of components that are sampled separately: 1, or M of a mixture."""
     return _num_strata(self.proposal)
 
   @property
   def is_stratified(self) -> bool:
-    """Returns whether each component of a `StratifiedMixture` has samples of its own."""
+    """Returns whether each component of a `StratifiedMixture` is sampled separately."""
     return isinstance(self.proposal, StratifiedMixture)
 
   def with_shares(self, log_p: tf.Tensor) -> tf.Tensor:
@@ -78,7 +78,7 @@ class Draw(NamedTuple):
     return self.proposal._model_unflatten(stopped)
 
   def log_probs_by_kind(self, samples: Any) -> list[tf.Tensor]:
-    """Returns log q of the reparameterized parts and log q of the others, given their parents."""
+    """Returns log q of the reparameterized parts and of the others, each given its parents."""
     parts = self._parts(self.proposal.log_prob_parts(samples))
     return [
       tf.add_n(
@@ -105,12 +105,15 @@ def draw(
     proposal: q(z | x), of batch shape [batch_size] or [].
     num_samples: K; K samples of each component of a `StratifiedMixture`.
     seed: a stateless seed, of shape [2].
-    path_for: the bound that needs samples that are differentiable in the parameters, if any does.
-    fixed_support_for: the bound that needs a support that no parameter moves, if any does.
+    path_for: the name of a bound that needs samples that are differentiable in the parameters.
+    fixed_support_for: the name of a bound that needs a support that does not depend on parameters.
+
+  Returns:
+    A `Draw`, whose samples have axis 0 of size num_samples.
 
   Raises:
     TypeError: if it is not a distribution.
-    ValueError: if it is not what a bound needs; the message names both.
+    ValueError: if a bound cannot use it; the message names both.
   """
   proposal = _unwrap(proposal)
   is_stratified = isinstance(proposal, StratifiedMixture)
@@ -120,7 +123,7 @@ def draw(
   if is_stratified:
     distributions, samples = proposal.components, proposal.sample_strata(num_samples, seed)
   elif isinstance(proposal, tfd.JointDistribution):
-    # This draws the same samples and also returns the distributions that its functions made.
+    # It draws the same samples as `sample`, and also returns the parts' distributions.
     distributions, samples = proposal.sample_distributions(num_samples, seed=seed)
     distributions = tf.nest.flatten(distributions)
   else:
@@ -145,7 +148,7 @@ def _num_strata(proposal: tfd.Distribution) -> int:
 
 
 def needs(bounds: Sequence) -> dict[str, str | None]:
-  """Returns the arguments of `draw` for several bounds: the names of those that need something."""
+  """Returns the arguments of `draw` for several bounds: names of bounds with requirements."""
 
   def first(requirement):
     return next((b.name for b in bounds if requirement in b.gradient.requirement), None)
@@ -159,7 +162,7 @@ def needs(bounds: Sequence) -> dict[str, str | None]:
 def log_joint(
   log_likelihood_fn: Callable[[Any], tf.Tensor], prior: Any, weight: float | tf.Tensor = 1
 ) -> Callable[[Any], tf.Tensor]:
-  """Returns log p(x | z) + weight log p(z) as a function of z; `prior` needs a log_prob alone."""
+  """Returns log p(x | z) + weight log p(z) as a function of z; `prior` only needs a log_prob."""
   return lambda z: add_log_prior(log_likelihood_fn(z), prior.log_prob(z), weight)
 
 
@@ -208,7 +211,7 @@ def same_shape(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tuple[tf
     tf.debugging.assert_equal(
       tf.shape(log_p), tf.shape(log_q), "target_log_prob_fn must return [num_samples, batch_size]."
     )
-    log_p = tf.reshape(log_p, tf.shape(log_q))  # XLA drops the assertion, not this.
+    log_p = tf.reshape(log_p, tf.shape(log_q))  # XLA drops the assertion, but not this.
   if log_p.dtype != log_q.dtype:
     log_p, log_q = tf.cast(log_p, tf.float64), tf.cast(log_q, tf.float64)
   return log_p, log_q
@@ -219,7 +222,7 @@ def stopped_log_weights(
 ) -> tf.Tensor:
   """Returns log p - weight log q, [num_samples, batch_size], stopped, with axis 0 of known size.
 
-  JVI needs a known K, which a proposal of unknown batch shape may lose.
+  JVI needs a static K, which a proposal of unknown batch shape may lose.
   """
   log_weights = log_p - importance_weights.as_scalar(weight, log_q.dtype) * log_q
   log_weights = tf.stop_gradient(log_weights)
@@ -286,15 +289,15 @@ def log_likelihood(
 
   Args:
     target_log_prob_fn: log p(x, z) as a function of samples [n, batch_size, ...], of shape
-      [n, batch_size], for the n that it is given.
+      [n, batch_size], for any n.
     proposal: q(z | x), a distribution of batch shape [batch_size], reparameterized or not.
     num_samples: K, a positive int; K samples of each component of a `StratifiedMixture`.
     seed: an int or a stateless seed of shape [2]; None draws new samples at every call.
-    return_diagnostics: whether to return figures that say how far to trust the estimate. They are
-      streamed as well: only the 3 sqrt(K) largest weights are kept.
+    return_diagnostics: whether to return diagnostics of how far to trust the estimate. They are
+      also streamed: only the 3 sqrt(K) largest weights are kept.
 
   Returns:
-    A lower bound of log p(x) in expectation, [batch_size], or `importance_weights.Diagnostics`,
+    A lower bound on log p(x) in expectation, [batch_size], or `importance_weights.Diagnostics`,
     whose `value` is that bound. No gradient flows through it.
 
   Raises:
@@ -325,19 +328,19 @@ def stream(
   summarize: Callable,
   merge: Callable,
 ) -> Any:
-  """Draws and weighs K samples a few at a time, and merges what is kept of each few.
+  """Draws and weighs K samples in chunks, and merges the chunks' summaries.
 
   Args:
     target_log_prob_fn: log p(x, z) as a function of samples.
     proposal: q(z | x).
     num_samples: K; K samples of each component of a `StratifiedMixture`.
     seed: an int, a stateless seed or None.
-    summarize: a function of log-weights [n, batch_size], samples [n, batch_size, ...] and a seed;
-      it returns what is kept of them, a structure of Tensors whose shapes do not depend on n.
-    merge: a function of two such structures that returns that of their samples together.
+    summarize: a function of log-weights [n, batch_size], samples [n, batch_size, ...] and a seed
+      that returns a summary, a structure of Tensors whose shapes do not depend on n.
+    merge: a function of two summaries that returns the summary of all their samples.
 
   Returns:
-    What is kept of all samples.
+    The summary of all samples.
 
   Raises:
     TypeError, ValueError: as `log_likelihood`.
@@ -372,7 +375,7 @@ def stream(
 
 
 def _batch_size(proposal: tfd.Distribution) -> int:
-  """Returns the size of the proposal's batch, or a guess if it is not known."""
+  """Returns the size of the proposal's batch, or an assumed size if it is not known."""
   (shape, *_) = tf.nest.flatten(proposal.batch_shape) or [tf.TensorShape([])]
   return (shape.num_elements() if shape.rank is not None else None) or _ASSUMED_BATCH_SIZE
 
@@ -397,7 +400,7 @@ def _not_recorded():
 
 
 def check_int(name: str, value: Any, at_least: int) -> int:
-  """Returns `value` as an int; raises unless it is one of at least `at_least`; `name` names it."""
+  """Returns `value` as an int; raises unless it is an int >= `at_least`; `name` is its name."""
   if not catalogue.is_int(value):
     raise TypeError(f"{name} must be an int, got {value!r}.")
   if value < at_least:

@@ -1,4 +1,4 @@
-"""Changes what autodiff does: gates, stopped parameters, samples as functions of parameters."""
+"""Modifies autodiff: gates, stopped parameters, samples as functions of parameters."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,22 +15,22 @@ tfd = tfp.distributions
 
 
 def gate(*branches: Any) -> tuple[Any, Callable[..., None]]:
-  """Returns samples, with a gradient that ratios chosen later scale sample by sample.
+  """Returns samples whose gradient is scaled, sample by sample, by ratios that are set later.
 
-  This is how one evaluation of log p(x, z) serves both marks of the paper's Eqs. 11-17: weighed by
-  `a`, the model's parameters receive a * dlog p/dtheta, and behind a gate of ratio b / a the path
-  receives b * dlog p/dz. The ratio depends on log p, which depends on the gated samples, so it is
-  set afterwards, before the gradient is taken.
+  So one evaluation of log p(x, z) is enough for both of its occurrences in the paper's Eqs. 11-17:
+  weighed by `a`, the model's parameters receive a * dlog p/dtheta, and behind a gate of ratio b / a
+  the path receives b * dlog p/dz. The ratio depends on log p, which depends on the gated samples,
+  so it is set after log p is evaluated and before the gradient is taken.
 
-  With several branches, the same samples as functions of different parameters, each receives the
-  gradient times a ratio of its own: still one evaluation.
+  Several branches are the same samples as functions of different parameters. Each receives the
+  gradient times its own ratio, still with one evaluation.
 
   Args:
-    *branches: Tensors of shape [num_samples, ...], or structures of them, of the same values.
+    *branches: Tensors of shape [num_samples, ...], or structures of them, with the same values.
 
   Returns:
-    The gated samples, the first branch in value, and a function that takes a ratio for each branch,
-    Tensors whose shape is a prefix of every sample's shape.
+    The gated samples, with the value of the first branch, and a function that takes a ratio for
+    each branch, Tensors whose shape is a prefix of every sample's shape.
   """
   ratios: list[tf.Tensor] = []
 
@@ -43,7 +43,7 @@ def gate(*branches: Any) -> tuple[Any, Callable[..., None]]:
           "tf.GradientTape: forward-mode autodiff (tf.autodiff.ForwardAccumulator) differentiates "
           "before the ratio is known, and is not supported."
         )
-      # A ratio of 0 closes the gate, whatever the gradient: 0 * inf is 0 here.
+      # A ratio of 0 closes the gate even if the gradient is infinite: here 0 * inf is 0.
       no_nan = tf.math.multiply_no_nan
       return [no_nan(upstream, expand_to(tf.cast(r, upstream.dtype), upstream)) for r in ratios]
 
@@ -65,12 +65,12 @@ _LOCATION_SCALE = (tfd.Cauchy, tfd.Gumbel, tfd.Laplace, tfd.Logistic, tfd.Normal
 def reparameterize(distribution: tfd.Distribution, samples: Any) -> Any:
   """Returns samples as functions of a distribution's parameters: T(stop(T^-1(samples))).
 
-  The samples may be another distribution's; T is the transformation of noise to a sample. The parts
-  of a joint distribution are functions of their own parameters, with their parents held fixed.
+  The samples may be drawn from another distribution; T transforms noise to a sample. The parts of a
+  joint distribution are functions of their own parameters, with their parents held fixed.
 
   Args:
-    distribution: of location-scale form, a transformed distribution with an invertible bijector,
-      or Independent or a joint distribution of such.
+    distribution: a distribution of location-scale form, a transformed distribution with an
+      invertible bijector, or Independent or a joint distribution of such.
     samples: a Tensor of shape [..., batch_size, ...], or a structure of them.
 
   Returns:
@@ -85,7 +85,7 @@ def reparameterize(distribution: tfd.Distribution, samples: Any) -> Any:
 def reparameterize_parts(
   distribution: tfd.Distribution, samples: Any
 ) -> tuple[Any, list[tuple[tfd.Distribution, tf.Tensor]]]:
-  """Returns what `reparameterize` does, and each part of a joint distribution with its own samples.
+  """Returns the result of `reparameterize`, and each part of a joint distribution with its samples.
 
   A part is a conditional distribution, given the samples of its parents, which are held fixed. A
   distribution that is not joint is its only part.
@@ -133,7 +133,7 @@ def value_and_derivatives(
   F_i - F_ii would lose all digits in float32 if one weight holds all the mass.
 
   Args:
-    value_fn: [num_samples, batch_size] -> [batch_size], each example on its own.
+    value_fn: [num_samples, batch_size] -> [batch_size], each example separately.
     log_weights: [num_samples, batch_size].
 
   Raises:
@@ -142,7 +142,7 @@ def value_and_derivatives(
   exact = tf.cast(log_weights, tf.float64)
 
   def differentiate(sample):
-    """Returns F, all F_i, and F_ii of one sample."""
+    """Returns F, all F_i, and F_ii for one sample."""
     with tf.GradientTape() as second_tape:
       second_tape.watch(exact)
       with tf.GradientTape() as first_tape:
@@ -169,7 +169,7 @@ def value_and_derivatives(
 
 
 def _explained(value_fn, log_weights: tf.Tensor) -> tf.Tensor:
-  """Calls a user's function; an error of TensorFlow's, often of two dtypes, says what it got."""
+  """Calls a user's function; adds its argument's dtype and shape to errors of TensorFlow."""
   try:
     return value_fn(log_weights)
   except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
@@ -183,7 +183,7 @@ def _explained(value_fn, log_weights: tf.Tensor) -> tf.Tensor:
 class PathOnly:
   """Makes a distribution's log-density differentiable in its argument alone: q^ in the paper.
 
-  It takes any distribution, also one whose parameters `stop_parameters` cannot reach, such as a
+  It takes any distribution, even one whose parameters `stop_parameters` cannot reach, such as a
   joint distribution with dependent parts or a flow whose layers are networks. Pass it as
   `stopped_proposal=dregs_tf.PathOnly(proposal)`.
   """
@@ -198,14 +198,14 @@ class PathOnly:
     @tf.custom_gradient
     def log_density(*leaves):
       with tf.GradientTape(persistent=True) as tape:
-        # New tensors: a bijector's cache would answer for the old ones, past the tape.
+        # Fresh tensors: for the old ones a bijector would use its cache, which bypasses the tape.
         fresh = [tf.identity(leaf) for leaf in leaves]
         floating = [leaf for leaf in fresh if leaf.dtype.is_floating]
         tape.watch(floating)
         value = self._distribution.log_prob(tf.nest.pack_sequence_as(samples, fresh))
 
       def backward(upstream, variables=None):
-        # Carried back as autodiff does, so that stopping parameters changes no bit of the path.
+        # The same operations as autodiff's, so that stopping parameters changes no bit of the path.
         options = {"output_gradients": upstream, "unconnected_gradients": "zero"}
         paths = iter(tape.gradient(value, floating, **options))
         path = [next(paths) if leaf.dtype.is_floating else None for leaf in fresh]
@@ -225,7 +225,7 @@ def stop_parameters(distribution: tfd.Distribution) -> tfd.Distribution:
   Raises:
     TypeError: if it is not a distribution.
     ValueError: if the gradients of a parameter cannot be stopped from outside: a function, a
-      network, or an object that does not say what it was built from.
+      network, or an object whose parameters are not known.
   """
   if not isinstance(distribution, tfd.Distribution):
     raise TypeError(f"stop_parameters takes a tfp Distribution, got {distribution!r}.")
@@ -245,7 +245,7 @@ class _CannotStopError(Exception):
 
 
 def _stop(value, where: str):
-  """Returns `value`, a parameter called `where`, with all that is differentiable stopped."""
+  """Returns `value`, a parameter called `where`, with every differentiable part stopped."""
   if isinstance(value, (tfd.Distribution, tfb.Bijector, tf.linalg.LinearOperator)):
     return _rebuild(value, where)
   if isinstance(value, (list, tuple, dict)):
@@ -299,7 +299,7 @@ def _is_same(stored, passed) -> bool:
 
 
 def _is_constant(value) -> bool:
-  """Returns whether `value` holds nothing that a gradient could flow into."""
+  """Returns whether no gradient can flow into `value`."""
   constants = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
   return value is None or isinstance(value, (*constants, tf.DType, tf.TensorShape, np.dtype, type))
 
@@ -310,7 +310,7 @@ def _describe(value) -> str:
 
 
 def watch(tape: tf.GradientTape, samples: Any) -> None:
-  """Makes the tape record computations with samples, as far as they are differentiable."""
+  """Makes the tape record computations with the samples that are differentiable."""
   tape.watch([leaf for leaf in tf.nest.flatten(samples) if leaf.dtype.is_floating])
 
 
@@ -325,8 +325,8 @@ def of_loss(
   Args:
     tape: a persistent tape that recorded the loss.
     loss: a scalar, or None, whose gradient is None.
-    variables: what to take the gradient of.
-    seen: z as log p was given it, a structure of Tensors that the tape watches, or None.
+    variables: the variables to take the gradient in.
+    seen: z as passed to log p, a structure of Tensors that the tape watches, or None.
     samples: z itself, of the same structure.
   """
   if loss is None:

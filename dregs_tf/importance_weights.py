@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-# Weights that are smaller than this next to the largest one belong to no tail, as in ArviZ.
+# As in ArviZ, weights smaller than this, relative to the largest one, are not part of a tail.
 _LOG_TINY = math.log(sys.float_info.min)
 
-# A generalized Pareto distribution is fitted to this many weights, or not at all.
+# A generalized Pareto distribution is fitted to at least this many weights, or not at all.
 _LEAST_TAIL = 5
 
 
 def as_scalar(value: Any, dtype: tf.DType):
-  """Returns a number as it is, with all its digits, a scalar Tensor or Variable cast to `dtype`."""
+  """Returns a number unchanged, in full precision, or a scalar Tensor or Variable as `dtype`."""
   return value if isinstance(value, numbers.Real) else tf.cast(value, dtype)
 
 
@@ -56,18 +56,18 @@ def effective_sample_size(log_weights: tf.Tensor) -> tf.Tensor:
 def standard_error(log_weights: tf.Tensor) -> tf.Tensor:
   """Returns sqrt(sum_i wbar_i^2 - 1/K), of shape [...]: the standard error of `log_mean` in nats.
 
-  It is the relative standard error of the mean weight (the delta method). It says nothing if there
-  is one sample (where it is 0), or if `pareto_k` is above 0.7. If every weight is 0, it is inf.
+  It is the relative standard error of the mean weight (the delta method). It is meaningless with
+  one sample (it is then 0), or if `pareto_k` is above 0.7. If every weight is 0, it is inf.
   """
   return _rounded(log_weights, summarize(log_weights, 0).standard_error)
 
 
 def cubo(log_weights: tf.Tensor) -> tf.Tensor:
-  """Returns CUBO_2 = (1/2) log (1/K) sum_i w_i^2, of shape [...]: an upper estimate beside L_K.
+  """Returns CUBO_2 = (1/2) log (1/K) sum_i w_i^2, of shape [...]: an upper estimate in nats.
 
-  Its limit for many samples is an upper bound of log p(x) in nats, and exceeds it by half the
-  logarithm of 1 + chi^2 (Dieng et al. 2017, https://arxiv.org/abs/1611.00328). With few samples it
-  is itself too low in expectation.
+  Its limit for many samples is an upper bound on log p(x), and exceeds it by half the logarithm of
+  1 + chi^2 (Dieng et al. 2017, https://arxiv.org/abs/1611.00328). With few samples it is too low in
+  expectation.
   """
   return _rounded(log_weights, summarize(log_weights, 0).cubo)
 
@@ -75,16 +75,16 @@ def cubo(log_weights: tf.Tensor) -> tf.Tensor:
 def pareto_k(log_weights: tf.Tensor) -> tf.Tensor:
   """Estimates the shape k-hat of the weights' upper tail, of shape [...].
 
-  Weights whose tail has the shape k have fewer than 1/k finite moments. Above 0.7, neither the mean
+  Weights whose tail has shape k have fewer than 1/k finite moments. Above 0.7, neither the mean
   weight nor its standard error can be trusted with any practical number of samples (Vehtari et al.
   2024, https://arxiv.org/abs/1507.02646). A generalized Pareto distribution is fitted (Zhang and
-  Stephens 2009) to the ceil(min(K/5, 3 sqrt(K))) largest weights, less the next one.
+  Stephens 2009) to the ceil(min(K/5, 3 sqrt(K))) largest weights, minus the next largest.
 
-  As with ArviZ, k-hat is inf if fewer than 5 weights exceed the next one: with 20 samples or fewer,
-  with weights of which almost all are 0, and with equal weights, which have no tail.
+  As in ArviZ, k-hat is inf if fewer than 5 weights exceed the next largest: with 20 samples or
+  fewer, if almost all weights are 0, and with equal weights, which have no tail.
 
   Raises:
-    ValueError: if the number of samples is not known.
+    ValueError: if the number of samples is not static.
   """
   num_samples = log_weights.shape[0]
   if num_samples is None:
@@ -99,9 +99,9 @@ def _rounded(log_weights: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
 def leave_one_out_log_sum(log_weights: tf.Tensor) -> tf.Tensor:
   """Returns log sum_{j != i} w_j for each i, [num_samples, ...], in O(num_samples).
 
-  `log(sum_j w_j - w_i)` cancels if w_i holds most of the mass. Only the largest weight can; any
-  other is at most half of the sum. So the largest one is left out by summing the others, and each
-  of the others by log1p(-wbar_i).
+  `log(sum_j w_j - w_i)` cancels if w_i holds most of the mass. Only the largest weight can do so;
+  any other is at most half of the sum. So the result for the largest one is the sum of the others,
+  and the result for each of the others uses log1p(-wbar_i).
   """
   num_samples = tf.shape(log_weights)[0]
   largest = tf.one_hot(
@@ -119,10 +119,10 @@ def leave_one_out_log_sum(log_weights: tf.Tensor) -> tf.Tensor:
 
 
 class Diagnostics(NamedTuple):
-  """Holds an estimate of log p(x) and figures that say how far to trust it, each [batch_size].
+  """Holds an estimate of log p(x), and diagnostics of how far to trust it, each [batch_size].
 
-  value: the bound L_K, `log_mean`: a lower bound of log p(x) in expectation, in nats.
-  standard_error: of the value over the noise of the samples, in nats.
+  value: the bound L_K, `log_mean`: a lower bound on log p(x) in expectation, in nats.
+  standard_error: the standard error of the value over the noise of the samples, in nats.
   effective_sample_size: between 1 and K.
   pareto_k: the shape of the weights' upper tail. Above 0.7, trust neither value nor error.
   upper: `cubo`, an upper estimate of log p(x), in nats.
@@ -136,12 +136,12 @@ class Diagnostics(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """Holds what the diagnostics need of log-weights [num_samples, ...]; `merge` joins two of them.
+  """Holds what the diagnostics need from log-weights [num_samples, ...]; `merge` joins two of them.
 
-  num_samples: how many they are, a float64 scalar.
+  num_samples: the number of log-weights, a float64 scalar.
   log_sum: log sum_i w_i in float64, [...].
   log_sum_of_squares: log sum_i w_i^2 in float64, [...].
-  largest: the largest of them in descending order, [tail_size + 1, ...], filled up with -inf.
+  largest: the largest log-weights in descending order, [tail_size + 1, ...], padded with -inf.
   """
 
   num_samples: tf.Tensor
@@ -151,36 +151,36 @@ class Summary(NamedTuple):
 
   @property
   def log_mean(self) -> tf.Tensor:
-    """Log (1/K) sum_i w_i in float64, [...]."""
+    """Returns log (1/K) sum_i w_i in float64, [...]."""
     return self.log_sum - tf.math.log(self.num_samples)
 
   @property
   def standard_error(self) -> tf.Tensor:
-    """The function of this name, in float64."""
+    """Returns `standard_error` of all log-weights in float64, [...]."""
     square = tf.exp(self.log_sum_of_squares - 2 * self.log_sum) - 1 / self.num_samples
     infinite = tf.constant(math.inf, square.dtype)
-    # Rounding may leave less than 0, of which `maximum` would also make a NaN 0.
+    # Rounding may make it negative; `maximum` would also turn NaN into 0.
     square = tf.where(square < 0, tf.zeros_like(square), square)
     return tf.sqrt(tf.where(self.log_sum == -infinite, infinite, square))
 
   @property
   def effective_sample_size(self) -> tf.Tensor:
-    """The function of this name, in float64."""
+    """Returns `effective_sample_size` of all log-weights in float64, [...]."""
     size = tf.exp(2 * self.log_sum - self.log_sum_of_squares)
     return tf.where(self.log_sum == -math.inf, tf.zeros_like(size), size)
 
   @property
   def cubo(self) -> tf.Tensor:
-    """The function of this name, in float64."""
+    """Returns `cubo` of all log-weights in float64, [...]."""
     return (self.log_sum_of_squares - tf.math.log(self.num_samples)) / 2
 
   @property
   def pareto_k(self) -> tf.Tensor:
-    """The function of this name, in float64."""
+    """Returns `pareto_k` of all log-weights in float64, [...]."""
     return _tail_shape(tf.cast(self.largest, tf.float64))
 
   def diagnostics(self) -> Diagnostics:
-    """Returns all figures, in the dtype of the weights."""
+    """Returns all diagnostics, in the dtype of the weights."""
     figures = (
       self.log_mean,
       self.standard_error,
@@ -192,7 +192,7 @@ class Summary(NamedTuple):
 
 
 def tail_size(num_samples: int) -> int:
-  """Returns how many of the weights of K samples are the tail that `pareto_k` looks at."""
+  """Returns the number of weights, of K samples, in the tail that `pareto_k` fits."""
   return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
@@ -200,11 +200,11 @@ def summarize(log_weights: tf.Tensor, tail: int) -> Summary:
   """Returns the summary of log-weights [num_samples, ...].
 
   Args:
-    log_weights: some or all of them.
-    tail: the `tail_size` of all samples.
+    log_weights: those of some or all samples.
+    tail: the `tail_size` for all samples.
   """
   wide = tf.cast(log_weights, tf.float64)
-  # NaN has no place in an order.
+  # NaN cannot be sorted.
   ordered = tf.where(tf.math.is_nan(log_weights), tf.constant(math.inf, wide.dtype), wide)
   ordered = tf.cast(ordered, log_weights.dtype)
   return Summary(
@@ -226,7 +226,7 @@ def merge(first: Summary, second: Summary) -> Summary:
 
 
 def _largest(log_weights: tf.Tensor, number: int) -> tf.Tensor:
-  """Returns the largest ones in descending order, [number, ...], filled up with -inf."""
+  """Returns the largest log-weights in descending order, [number, ...], padded with -inf."""
   if number == 1:
     return tf.reduce_max(log_weights, axis=0, keepdims=True)
   last = [*range(1, log_weights.shape.rank), 0]
@@ -254,7 +254,7 @@ def _fitted_shape(excess: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 
   Args:
     excess: the excesses in descending order, [M, ...], zeros where there are fewer than M.
-    size: their number, [...].
+    size: the number of excesses, [...].
   """
 
   def numbers(start: int, end: int) -> tf.Tensor:
@@ -269,7 +269,7 @@ def _fitted_shape(excess: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
   count = 30 + tf.floor(tf.sqrt(size))
   j = numbers(1, 31 + math.isqrt(most))
   b = 1 / excess[0] + (1 - tf.sqrt(count / (j - 0.5))) / (3 * quartile)
-  k = tf.map_fn(mean_log, b)  # one after the other: memory
+  k = tf.map_fn(mean_log, b)  # One after the other, to save memory.
   log_likelihoods = size * (tf.math.log(-b / k) - k - 1)
   log_likelihoods = tf.where(j <= count, log_likelihoods, tf.constant(-math.inf, size.dtype))
   return mean_log(tf.reduce_sum(normalize(log_likelihoods) * b, axis=0))

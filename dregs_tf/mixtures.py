@@ -1,19 +1,20 @@
 """Defines a mixture as a proposal that is sampled in strata: K samples of each component.
 
-Its samples z_mk ~ q_m all have weights against the whole mixture, w = p(x, z) / q_mix(z), so each
-log-weight depends on the parameters of every component. The score that the second
-reparameterization replaces is therefore that of q_mix, at a sample of q_m. With r_j(z) = pi_j
-q_j(z) / q_mix(z) and T_j the transformation of noise to a sample of q_j,
+All samples z_mk ~ q_m are weighed against the whole mixture, w = p(x, z) / q_mix(z), so each
+log-weight depends on the parameters of every component. So the second reparameterization must
+replace the score of q_mix, at a sample of q_m. With r_j(z) = pi_j q_j(z) / q_mix(z), and T_j the
+transformation of noise to a sample of q_j,
 
   y(z) = sum_j r_j(z) T_j(T_j^-1(z); phi_j),   r_j and z held fixed,
 
-is z as a function of the mixture's parameters, and for any function g, by parts for each j,
+is z as a function of the mixture's parameters. For any function g, integration by parts for each j
+gives
 
   E_{q_m}[g dlog q_mix / dphi] = E_{q_m}[(dg/dz + g dlog q_m/dz - g dlog q_mix/dz) dy/dphi].
 
-With g = F_i, whose derivative is F_ii dlog w/dz, this is the gradient of any objective F of the
-log-weights: `surrogate.terms` adds it up. Weighing the path of z by F_i - F_ii, as if q_m were the
-density in its weight, is biased. The probabilities keep their score.
+With g = F_i, whose derivative is F_ii dlog w/dz, this gives the gradient of any objective F of the
+log-weights; `surrogate.terms` computes it. Weighing the path of z by F_i - F_ii, as if q_m were the
+density in the weight, is biased. The probabilities keep their score.
 """
 
 import numbers
@@ -31,7 +32,7 @@ tfd = tfp.distributions
 
 
 class StratifiedMixture(tfd.Distribution):
-  """Mixes M distributions, q_mix = sum_m pi_m q_m; as a proposal, K samples of each are drawn.
+  """Mixes M distributions, q_mix = sum_m pi_m q_m; as a proposal, draws K samples of each.
 
   `bounds.estimate` with num_samples = K draws samples [M K, batch_size, ...], those of the first
   component first, and evaluates the model once, at all of them. With w = p(x, z) / q_mix(z),
@@ -42,20 +43,20 @@ class StratifiedMixture(tfd.Distribution):
     2019, https://arxiv.org/abs/1911.03393; Kviman et al. 2022, https://arxiv.org/abs/2202.10951).
 
   The log-weights, [M K, batch_size], are log (M pi_m w_mk): the logarithm of the mean weight is the
-  tight bound, and functions of `importance_weights` take them as they are. Learned probabilities
-  have a gradient as well. With one component, the estimate is the component's own.
+  tight bound, and functions of `importance_weights` apply to them. Learned probabilities also have
+  a gradient. With one component, the estimate is that of the component.
 
-  As a distribution it is the mixture: `sample(n)` draws from q_mix, each sample from a component
-  at random, and is not differentiable.
+  As a distribution it is the mixture: `sample(n)` draws from q_mix, each sample from a random
+  component, and is not differentiable.
 
   Args:
     components: distributions of a Tensor, of one dtype, batch shape and event shape. For "_dreg"
-      they are such that `gradients.reparameterize` takes them.
+      bounds, `gradients.reparameterize` must support them.
     probs: probabilities, of shape [M] or [batch_size, M], numbers or a Tensor, divided by their
       sum; None for equal ones. Samples of a component of probability 0 have weight 0.
 
   Raises:
-    ValueError: if there are no components, or they or probs do not fit together.
+    ValueError: if there are no components, or if they or probs do not match.
   """
 
   def __init__(
@@ -122,8 +123,8 @@ class StratifiedMixture(tfd.Distribution):
     """Computes log q_mix, and log q_m of the component that a sample is from, each [n, batch_size].
 
     Args:
-      densities: M objects with a log_prob, in place of the components.
-      log_probs: in place of `log_probs()`.
+      densities: M objects with a log_prob, used instead of the components.
+      log_probs: log pi, used instead of `log_probs()`.
       samples: [n, batch_size, ...], drawn in strata.
     """
     by_component = tf.stack([density.log_prob(samples) for density in densities])
@@ -142,7 +143,7 @@ class StratifiedMixture(tfd.Distribution):
       samples: [n, batch_size, ...], of any component.
 
     Raises:
-      ValueError: if a component has no invertible transformation that is known.
+      ValueError: if a component has no known invertible transformation.
     """
     samples = tf.stop_gradient(samples)
     shares = tf.stop_gradient(tf.nn.softmax(self._joint_log_probs(samples), axis=0))
@@ -200,9 +201,9 @@ class StratifiedMixture(tfd.Distribution):
 
 
 def check_options(bound: Any, *options: Any) -> None:
-  """Raises unless samples of each component serve a `Bound`, and some options are None.
+  """Raises unless a `Bound` takes samples of each component, and the options are None.
 
-  These are stopped_proposal, num_backward_samples and prior.
+  The options are stopped_proposal, num_backward_samples and prior.
   """
   gradient, names = bound.gradient, catalogue.for_strata()
   if bound.name in catalogue.BOUNDS:
@@ -239,7 +240,7 @@ def _check_components(components: Sequence[tfd.Distribution]) -> None:
 
 
 def _as_probs(probs: Any) -> Any:
-  """Returns numbers as a float64 array with all their digits, Tensors and variables as they are."""
+  """Returns numbers as a float64 array, in full precision; Tensors and variables unchanged."""
   is_sequence = isinstance(probs, (list, tuple))
   if is_sequence and not all(isinstance(p, numbers.Real) for p in tf.nest.flatten(probs)):
     return tf.convert_to_tensor(probs)

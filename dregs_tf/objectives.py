@@ -1,7 +1,7 @@
 """Computes Monte Carlo objectives and their derivatives, as pure functions of log-weights.
 
-Each function takes log-weights l of shape [num_samples, batch_size] in nats, of independent
-samples, and returns the `Terms` that every estimator of its gradient is made of. Nothing here uses
+Each function takes log-weights l of independent samples, of shape [num_samples, batch_size] in
+nats, and returns the `Terms` from which every estimator of its gradient is built. Nothing here uses
 autodiff, and nothing cancels if one weight holds all the mass.
 """
 
@@ -16,7 +16,7 @@ from dregs_tf import importance_weights as iw
 
 
 class Terms(NamedTuple):
-  """Holds a value F(l_1, ..., l_K) and the derivatives that its gradient is made of.
+  """Holds a value F(l_1, ..., l_K) and the derivatives from which its gradient is built.
 
   value: [batch_size], in nats.
   u: [num_samples, batch_size], F_i = dF / dl_i: the weight of dlog w_i in the total derivative.
@@ -51,7 +51,7 @@ def _softmax(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _largest(log_weights: tf.Tensor) -> tf.Tensor:
-  """Returns the largest along axis 0, or 0 where it is not finite: an offset would cost digits."""
+  """Returns the largest along axis 0, to subtract for precision, or 0 where it is not finite."""
   largest = tf.reduce_max(log_weights, axis=0)
   return tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
 
@@ -67,11 +67,11 @@ def vr_iwae(log_weights: tf.Tensor, alpha: float | tf.Tensor) -> Terms:
     alpha: in [0, 1], a number or a scalar Tensor.
   """
   s = 1 - iw.as_scalar(alpha, log_weights.dtype)
-  # 0 * -inf is 0 here: at alpha = 1 all samples have the same weight.
+  # Here 0 * -inf is 0: at alpha = 1 all samples have the same weight.
   weights, difference = _softmax(tf.math.multiply_no_nan(log_weights, s))
   largest = _largest(log_weights)
   relative = log_weights - largest
-  # log1p and expm1, as the powers are about 1 where s is about 0.
+  # log1p and expm1 keep precision where s is about 0 and the powers are about 1.
   powers = tf.reduce_mean(tf.math.expm1(tf.math.multiply_no_nan(relative, s)), axis=0)
   value = tf.where(s > 0, tf.math.log1p(powers) / s, tf.reduce_mean(relative, axis=0))
   return Terms(largest + value, weights, (1 - s) * weights + s * weights**2, s * difference)
@@ -119,8 +119,8 @@ def miselbo(log_weights: tf.Tensor, probs: tf.Tensor | None = None) -> Terms:
   """Computes sum_m pi_m log (1/K) sum_k w_mk, the looser bound of a mixture (Kviman et al. 2022).
 
   Args:
-    log_weights: log (M pi_m w_mk), [M K, batch_size], the samples of a component one after the
-      other. https://arxiv.org/abs/2202.10951
+    log_weights: log (M pi_m w_mk), [M K, batch_size], grouped by component.
+      https://arxiv.org/abs/2202.10951
     probs: pi, [M, 1 or batch_size]; the value is differentiable in them. None for one component,
       where this is `iwae`.
   """
@@ -182,7 +182,7 @@ def jvi(log_weights: tf.Tensor, order: int) -> Terms:
     parts = _subset_average(exact - largest, j)
     total = [t + scale * part for t, part in zip(total, parts, strict=True)]
   value, *weights = total
-  # If all weights are 0, the sum would have infinities of both signs.
+  # If all weights are 0, the sum would contain infinities of both signs.
   no_weight = tf.reduce_all(exact == -math.inf, axis=0)
   value = tf.where(no_weight, tf.constant(-math.inf, tf.float64), value + largest)
   return Terms(*(tf.cast(part, log_weights.dtype) for part in (value, *weights)))
@@ -191,8 +191,8 @@ def jvi(log_weights: tf.Tensor, order: int) -> Terms:
 def added_by_each(objective: Callable[[tf.Tensor], Terms], log_weights: tf.Tensor) -> tf.Tensor:
   """Computes what each sample adds to a value F: F - B_i, [num_samples, batch_size].
 
-  B_i is a function of the other samples: F with w_i = 0, or, where that is not finite, with the
-  mean of the others as w_i; 0 where they have no weight. So added times the score of sample i
+  B_i is a function of the other samples: F with w_i = 0 or, where that is not finite, with the mean
+  of the others as w_i; 0 where they have no weight. So the result times the score of sample i
   estimates the gradient of E[F] in a distribution that has no path (Mnih and Rezende 2016).
   """
   value = objective(log_weights).value
@@ -220,20 +220,20 @@ def added_by_each(objective: Callable[[tf.Tensor], Terms], log_weights: tf.Tenso
 def _subset_average(log_weights: tf.Tensor, num_left_out: int) -> Terms:
   """Returns the mean of `iwae` over all subsets that leave out `num_left_out` of the K samples.
 
-  The first one left out takes O(K) memory; every further one takes a factor of K.
+  Leaving out one sample takes O(K) memory; every further one multiplies this by K.
   """
   if num_left_out == 0:
     return iwae(log_weights)
   if num_left_out == 1:
     return _leave_one_out_average(log_weights)
-  # Leave out each sample in turn, then fewer of the others: axis 0 the others, axis 1 who is out.
+  # Leave out each sample in turn (axis 1), then further ones of the others (axis 0).
   num_samples = log_weights.shape[0]
   sample, out = tf.meshgrid(tf.range(num_samples), tf.range(num_samples), indexing="ij")
   others = tf.gather(log_weights, sample[:-1] + tf.cast(sample[:-1] >= out[:-1], tf.int32))
   value, *weights = _subset_average(others, num_left_out - 1)
 
   def put_back(part):
-    """Averages over the sample left out, of weight 0: [K-1 others, K, ...] -> [K, ...]."""
+    """Averages over the left-out sample, which gets weight 0: [K-1 others, K, ...] -> [K, ...]."""
     place = tf.stack(
       [tf.minimum(sample - tf.cast(sample > out, tf.int32), num_samples - 2), out], -1
     )
@@ -248,7 +248,7 @@ def _leave_one_out_average(log_weights: tf.Tensor) -> Terms:
   """Returns the mean over i of `iwae` without sample i, in O(K).
 
   With S_-j the sum of weights without w_j, sample i weighs w_i / S_-j in the subset without j:
-  u_i = (1/K) w_i sum_{j != i} 1/S_-j, and v_i has squares. In logs, where nothing cancels.
+  u_i = (1/K) w_i sum_{j != i} 1/S_-j, and v_i has squares. Computed in logs, where nothing cancels.
   """
   num_samples = tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
   log_sums = iw.leave_one_out_log_sum(log_weights)

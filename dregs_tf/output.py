@@ -1,11 +1,11 @@
-"""Shows progress, writes CSV files and names colors: each in one way for the whole library."""
+"""Shows progress, writes CSV files and names colors, in the same way for the whole library."""
 
 import csv
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
-# Okabe and Ito's colors, which color-blind readers can tell apart, and a gray.
+# Okabe and Ito's colors, which color-blind readers can distinguish, and a gray.
 COLORS = {
   "blue": "#0072B2",
   "vermilion": "#D55E00",
@@ -28,7 +28,7 @@ class Progress:
   """Shows how far a loop has come: a bar in a terminal, lines of text elsewhere."""
 
   def __init__(self, total: int, unit: str, initial: int = 0, enabled: bool = True):
-    """Starts a bar that counts from `initial` to `total`, unless standard error is no terminal."""
+    """Starts a bar that counts from `initial` to `total`, if standard error is a terminal."""
     import tqdm
 
     self._bar = tqdm.tqdm(
@@ -45,7 +45,7 @@ class Progress:
     self.close()
 
   def update(self, count: int = 1) -> None:
-    """Moves the bar on."""
+    """Advances the bar."""
     self._bar.update(count)
 
   def write(self, line: str) -> None:
@@ -56,12 +56,12 @@ class Progress:
       self._bar.write(line, file=sys.stderr)
 
   def write_without_bar(self, line: str) -> None:
-    """Writes a line to standard error if there is no bar, which would show the same."""
+    """Writes a line to standard error if there is no bar that shows the same."""
     if self._bar.disable:
       self.write(line)
 
   def close(self) -> None:
-    """Leaves the bar as it is."""
+    """Closes the bar, and leaves it on the screen."""
     self._bar.close()
 
 
@@ -80,7 +80,7 @@ def write_csv(
     rows: values by column.
     columns: the columns, in their order; None for those of the first row.
     digits: significant digits of floats; None for all.
-    append: whether to keep what is in the file. A file that is empty or new gets a header.
+    append: whether to keep the file's content. An empty or new file gets a header.
   """
   columns = list(rows[0]) if columns is None else columns
   with open(path, "a" if append else "w", newline="") as file:

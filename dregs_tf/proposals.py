@@ -1,9 +1,9 @@
 """Checks proposals and priors: unwraps them, refuses those for which an estimator would be wrong.
 
-An estimator that carries a gradient along the samples needs a reparameterized proposal. The second
-reparameterization needs more: the mean of the score, E_q[dlog q / dphi], must be 0. It is 0 if the
-support does not move, by differentiating int q dz = 1 under the integral. If an end of the support
-moves with a parameter, as that of a Uniform does, the end adds a term that no sample carries.
+An estimator with a gradient along the samples needs a reparameterized proposal. The second
+reparameterization also needs the mean of the score, E_q[dlog q / dphi], to be 0. It is 0 if the
+support is fixed: differentiate int q dz = 1 under the integral. If an end of the support moves with
+a parameter, as for a Uniform, the end adds a term that no sample captures.
 """
 
 import enum
@@ -26,11 +26,11 @@ tfd = tfp.distributions
 
 
 class Requirement(enum.Flag):
-  """What an estimator asks of a proposal, besides a log_prob."""
+  """Names what an estimator requires of a proposal, besides a log_prob."""
 
   NOTHING = 0
   PATH = enum.auto()  # samples that are differentiable in the parameters
-  FIXED_SUPPORT = enum.auto()  # a support that no parameter moves: E_q[score] = 0
+  FIXED_SUPPORT = enum.auto()  # a support that does not depend on parameters: E_q[score] = 0
 
 
 # The parameters that are ends of a distribution's support.
@@ -47,16 +47,16 @@ _ENDS = {
   tfb.Softplus: ("low",),
 }
 
-# Bijectors whose image has a finite end: 0 alone, or another one.
+# Bijectors whose image has a finite end, which is 0 or another number.
 _ONTO_POSITIVE = (tfb.Exp, tfb.Softplus, tfb.Square)
 _ONTO_INTERVAL = (tfb.NormalCDF, tfb.Sigmoid, tfb.SoftClip, tfb.SoftmaxCentered, tfb.Tanh)
 
-# Marked as reparameterized, with derivatives of samples that are not those of their quantiles.
+# Distributions that TFP marks as reparameterized, but whose samples have wrong derivatives.
 _WRONG_SAMPLE_GRADIENTS = (tfd.InverseGaussian, tfd.TruncatedNormal)
 
 
 def unwrap(proposal: Any) -> tfd.Distribution:
-  """Returns the distribution inside wrappers of TFP that put off making it, or the proposal itself.
+  """Returns the distribution inside TFP's wrappers that create it lazily, or the proposal itself.
 
   `tfp.experimental.vi.build_*_surrogate_posterior`, `make_trainable` and layers of `tfp.layers`
   return such wrappers.
@@ -78,14 +78,14 @@ def has_path(proposal: tfd.Distribution) -> bool:
 
 
 def discrete_parts(proposal: tfd.Distribution, bound_name: str) -> tuple[bool, ...]:
-  """Says of each part of a joint proposal whether it is not reparameterized, if some are not.
+  """Returns which parts of a joint proposal are not reparameterized, if some are not.
 
   Returns:
-    A bool for each part, in the order of the model; () if all of the proposal is reparameterized.
+    A bool for each part, in the order of the model; () if the whole proposal is reparameterized.
 
   Raises:
-    ValueError: if none of it is, if it is not made of parts, or if a part that is not depends on
-      one that is: its score would carry a path.
+    ValueError: if no part is reparameterized, if the proposal has no parts, or if a part that is
+      not reparameterized depends on one that is: its score would have a path.
   """
   kinds = tf.nest.flatten(proposal.reparameterization_type)
   is_path = [kind is tfd.FULLY_REPARAMETERIZED for kind in kinds]
@@ -119,8 +119,8 @@ def discrete_parts(proposal: tfd.Distribution, bound_name: str) -> tuple[bool, .
 def check_fixed_support(distributions: list[tfd.Distribution], bound_name: str) -> None:
   """Raises a ValueError if a learned parameter moves the support of a distribution.
 
-  A parameter counts as learned if a tape records it. Without any tape, a trainable variable does,
-  and what is computed from one; run eagerly, every Tensor, since nothing tells how it was computed.
+  A parameter counts as learned if a tape records it. Without a tape, trainable variables and
+  Tensors computed from them do; in eager mode, every Tensor does, since its origin is unknown.
   """
   for distribution in distributions:
     for name in _moving_ends(distribution):
@@ -134,8 +134,8 @@ def check_fixed_support(distributions: list[tfd.Distribution], bound_name: str) 
 def at_prior(prior: tfd.Distribution, samples: Any) -> tuple[Any, tf.Tensor]:
   """Returns samples as functions of a prior's parameters, and log p of its parts at them.
 
-  The samples are `gradients.reparameterize`'s. Log p, [num_samples, batch_size], is the sum of the
-  prior's conditionals: its gradient flows into the samples, never into parents or parameters.
+  The samples come from `gradients.reparameterize`. Log p, [num_samples, batch_size], is the sum of
+  the prior's conditionals: its gradient flows into the samples, never into parents or parameters.
 
   Raises:
     TypeError: if the prior is not a distribution.
@@ -170,7 +170,7 @@ def warn_of_wrong_gradients(distributions: list[tfd.Distribution]) -> None:
 
 
 def _parts(distribution: tfd.Distribution) -> Iterator[tfd.Distribution]:
-  """Yields the distribution and those that it is made of."""
+  """Yields the distribution and its component distributions."""
   yield distribution
   parameters = distribution.parameters
   for name in ("distribution", "components_distribution", "components"):
@@ -188,7 +188,7 @@ def _moving_ends(distribution: tfd.Distribution) -> Iterator[str]:
 
 
 def _ends_moved_by(steps: list[tfb.Bijector], base: tfd.Distribution) -> Iterator[str]:
-  """Yields the learned parameters of bijectors that move an end of their image of `base`."""
+  """Yields the learned parameters of bijectors that move an end of the image of `base`."""
   before = []
   if any(isinstance(step, (tfb.Shift, tfb.Scale)) for step in steps):
     before = list(_in_order(base.experimental_default_event_space_bijector()))
@@ -223,7 +223,7 @@ def _learned_ends(part) -> Iterator[str]:
 
 
 def _is_learned(parameter) -> bool:
-  """Returns whether a gradient may be taken in it, see `check_fixed_support`."""
+  """Returns whether a gradient may be taken in the parameter, see `check_fixed_support`."""
   if parameter is None or isinstance(parameter, (numbers.Number, np.ndarray, np.generic, list)):
     return False
   if isinstance(parameter, tf.Variable) and not parameter.trainable:

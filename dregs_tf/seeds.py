@@ -1,9 +1,9 @@
-"""Derives stateless random seeds, and the noise that one of several replicas draws from them.
+"""Derives stateless random seeds, and the noise that replicas draw from them.
 
 The same seed always draws the same samples. Replicas of a model that share a batch get different
 noise: the library's own distributions draw the noise of the whole batch on every replica, from the
-same seed, and keep the replica's part of it, so that the number of replicas does not change a run.
-Noise is cheap next to the model, and no communication is needed.
+same seed, and keep the replica's part, so the number of replicas does not change a run. Noise is
+cheap next to the model, and no communication is needed.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ import tensorflow as tf
 
 _INT32 = 2**32
 
-# What `stateless` takes.
+# The types of seed that `stateless` takes.
 Seed: TypeAlias = int | Sequence[int] | tf.Tensor | None
 
 
 class Part(NamedTuple):
-  """A replica's part of a batch: consecutive examples of `total`, the first is number `start`.
+  """Describes a replica's part of a batch: consecutive ones of `total` examples, from `start` on.
 
   replica: the replica's number. seen: the sum of a running count over the replicas.
   """
@@ -82,13 +82,13 @@ def fold_in(seed: tf.Tensor, *data: int | tf.Tensor) -> tf.Tensor:
 
 @contextlib.contextmanager
 def noise_of(part: Part | None, seed: Seed, *, shared: bool):
-  """Makes the noise drawn inside the replica's own; yields the seed to draw it with.
+  """Makes the noise drawn inside differ between replicas; yields the seed to draw it with.
 
   Args:
     part: the replica's part of the batch; None changes nothing.
     seed: as `bounds.estimate` takes it, the same on every replica.
-    shared: whether `draw` draws the noise, for the whole batch. Otherwise each replica gets a seed
-      of its own.
+    shared: whether `draw` draws the noise, for the whole batch. Otherwise each replica gets a
+      different seed.
   """
   if part is None:
     yield seed

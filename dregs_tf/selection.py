@@ -1,4 +1,4 @@
-"""Chooses the samples to backpropagate through, such that the gradient stays unbiased.
+"""Chooses the samples to backpropagate through so that the gradient stays unbiased.
 
 Once the coefficients are numbers, every surrogate is linear in its samples: S = sum_i a_i s_i, with
 s_i a function of the parameters. Choose a random subset that contains sample i with probability
@@ -49,12 +49,12 @@ def select(coefficients: tuple[tf.Tensor, ...], num_chosen: int, seed: tf.Tensor
 def added_variance(
   coefficients: tuple[tf.Tensor, ...], num_chosen: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Computes the variance that the choice adds, and what it is compared with, for each coefficient.
+  """Computes the variance that the choice adds, and a reference, for each coefficient.
 
-  For gradients grad s_i that are uncorrelated and of one size, the choice adds
+  If the gradients grad s_i are uncorrelated and of equal size, the choice adds
   sum_i a_i^2 (1 / pi_i - 1), in units of that size, and sum_i a_i^2 is the mean square of the
-  gradient itself. Where gradients have a part in common, the latter is larger; so is the variance
-  of a batch's gradient, as examples differ.
+  gradient itself. If gradients have a common part, the latter is larger; so is the variance of a
+  batch's gradient, since examples differ.
 
   Args:
     coefficients: as `select` takes them.
@@ -79,14 +79,14 @@ def uniform(shape: tf.Tensor, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def inclusion_probabilities(sizes: tf.Tensor, num_chosen: int) -> tf.Tensor:
-  """Returns pi_i = min(1, tau r_i) with the sum num_chosen, or 1 where r_i > 0 if too few are.
+  """Returns pi_i = min(1, tau r_i) with sum num_chosen; 1 where r_i > 0, if too few r_i are.
 
   Args:
     sizes: r_i >= 0 of shape [num_samples, ...].
     num_chosen: M.
   """
-  # At most M are certain, so those beyond the M largest need no order. No sum is computed as a
-  # difference of others: it would be lost next to a large one.
+  # At most M are certain, so those beyond the M largest need not be sorted. No sum is computed as a
+  # difference of others, since small sums would lose their digits.
   largest = _largest(sizes, num_chosen)
   least = largest[-1]
   ties = tf.cast(tf.math.count_nonzero(sizes >= least, axis=0) - num_chosen, sizes.dtype)
@@ -113,7 +113,7 @@ def _largest(sizes: tf.Tensor, number: int) -> tf.Tensor:
 
 
 def systematic(probabilities: tf.Tensor, num_chosen: int, offset: tf.Tensor):
-  """Returns the samples that offset, offset + 1, ... fall on; each has the length pi_i.
+  """Returns the samples on whose intervals, of lengths pi_i, offset, offset + 1, ... fall.
 
   Args:
     probabilities: pi_i of shape [num_samples, ...], each at most 1.
@@ -121,7 +121,7 @@ def systematic(probabilities: tf.Tensor, num_chosen: int, offset: tf.Tensor):
     offset: uniform in [0, 1), of shape [...].
 
   Returns:
-    Positions, int32 [num_chosen, ...], and whether each of them is one: beyond the sum of the
+    Positions, int32 [num_chosen, ...], and whether each is valid: beyond the sum of the
     probabilities there is no sample.
   """
   ends = tf.cumsum(probabilities, axis=0)

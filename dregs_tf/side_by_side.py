@@ -6,8 +6,8 @@ is the backward pass of log p with a; the proposal's is that of the samples and 
   sum_i  b_i (dlog w_i / dz_i) dz_i / dphi  +  c_i dlog q(z_i) / dphi.
 
 So dlog w / dz is computed once, and every further estimator costs only a backward pass through the
-proposal's network, which sees 1/K of the rows that the model's network sees. If b and c mix the
-same weights, it costs even less: three backward passes give all estimators of L_K (`basis`).
+proposal's network, which has 1/K of the model network's rows. If b and c mix the same weights, it
+costs even less: three backward passes give all estimators of L_K (`basis`).
 
 A prior's doubly reparameterized gradient (see `dregs_tf/surrogate.py`) needs the same slopes: with
 z' functions of its parameters,
@@ -30,8 +30,8 @@ from dregs_tf.importance_weights import as_scalar
 
 tfd = tfp.distributions
 
-# The smallest weight that a sample's row of the backward pass carries: divided out again, it gives
-# dlog p / dz where a vanishes as well; its part of the model's gradient is below rounding.
+# The smallest weight of a sample's row in the backward pass. Dividing by it gives dlog p / dz even
+# where a vanishes; its contribution to the model's gradient is below rounding.
 _LEAST_WEIGHT = 1e-12
 
 
@@ -52,7 +52,7 @@ class Gradients(NamedTuple):
   added: list[tf.Tensor | None] | None
 
   def total(self) -> list[tf.Tensor | None]:
-    """Returns the whole gradient of the first bound, as `bounds.estimate` has it."""
+    """Returns the whole gradient of the first bound, the same as that of `bounds.estimate`."""
     return add(self.model, self.proposal[0])
 
 
@@ -81,10 +81,10 @@ def differentiate(
     seed: a stateless seed, of shape [2].
     scale: a factor of every gradient, such as one over the batch size: a scalar, or a Tensor of
       shape [batch_size] with a factor for each example.
-    with_model: whether to take the gradient of the model as well; otherwise `model` is None.
+    with_model: whether to also take the gradient of the model; otherwise `model` is None.
     added_loss: returns the scalar loss that evaluating the proposal and log p has added, or None.
     proposal_weight: as `bounds.estimate` takes it.
-    make_prior: builds the `prior` of `bounds.estimate`; target_log_prob_fn is log p(x | z) then.
+    make_prior: builds the `prior` of `bounds.estimate`; target_log_prob_fn is then log p(x | z).
 
   Raises:
     TypeError, ValueError: as `bounds.estimate` does for any of the bounds.
@@ -101,7 +101,7 @@ def differentiate(
     numbers = tf.nest.map_structure(tf.stop_gradient, drawn.samples)
     log_q = drawn.proposal.log_prob(numbers)
     scores = drawn.log_probs_by_kind(numbers) if drawn.is_mixed else [log_q]
-    # New tensors: a bijector's cache would answer for the old ones, past the watch.
+    # Fresh tensors: for the old ones a bijector would use its cache, which bypasses the tape.
     moved = tf.nest.map_structure(tf.identity, numbers)
     leaves = tf.nest.flatten(moved)
     watch(tape, leaves)
@@ -199,7 +199,7 @@ def differentiate_prior(
 
 
 def _draw(proposal: tfd.Distribution, num_samples: int, seed: tf.Tensor, **needs: str | None):
-  """Draws samples as `evaluation.draw`; raises a ValueError if they are of several components."""
+  """Draws samples as `evaluation.draw` does; raises a ValueError for a `StratifiedMixture`."""
   drawn = evaluation.draw(proposal, num_samples, seed, **needs)
   if drawn.is_stratified:
     raise ValueError(
@@ -210,10 +210,10 @@ def _draw(proposal: tfd.Distribution, num_samples: int, seed: tf.Tensor, **needs
 
 
 def _prior_terms(at_prior, slopes, slopes_q, factors, proposal_weight, scale):
-  """Returns Tensors that depend on a prior's parameters, and what their gradients are weighed by.
+  """Returns Tensors that depend on a prior's parameters, and the weights of their gradients.
 
   Args:
-    at_prior: what `proposals.at_prior` returns.
+    at_prior: the result of `proposals.at_prior`.
     slopes: dlog w / dz, of each leaf.
     slopes_q: dlog q / dz, of each leaf.
     factors: a, ..., F_ii of a bound.
@@ -252,7 +252,7 @@ def _slopes(proposal: tfd.Distribution, samples, paths: Sequence[int]) -> list[t
   return tape.gradient(log_q, leaves, unconnected_gradients="zero")
 
 
-# The gradients that every other `Mix` follows from, in the proposal's parameters.
+# Every other `Mix` is a combination of these, in the proposal's parameters.
 _PARTS = (Mix(1, 0, 0), Mix(0, 1, 0), Mix(0, 0, 1))
 
 
@@ -260,8 +260,8 @@ def basis(bounds: Sequence[Bound]) -> tuple[list[Bound], np.ndarray]:
   """Returns the bounds to differentiate for several gradients in the proposal's parameters.
 
   Returns:
-    Bounds, and the matrix [len(bounds), their number] that combines their gradients into those of
-    `bounds`. They are `bounds` themselves unless fewer are enough: all mixes of a value follow from
+    N bounds, and the matrix [len(bounds), N] that combines their gradients into those of `bounds`.
+    They are `bounds` themselves unless fewer are enough: all mixes of a value are combinations of
     its dreg, wake_dreg and wake (iwae_dreg, rws_dreg and rws for L_K), and nothing cancels.
   """
   groups = {}
@@ -297,7 +297,7 @@ def _away_from_zero(a: tf.Tensor) -> tf.Tensor:
 
 
 def _times(weight: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
-  """Multiplies each sample's part of `tensor` by its weight; a weight of 0 gives 0 always."""
+  """Multiplies each sample's part of `tensor` by its weight; a weight of 0 always gives 0."""
   return tf.math.multiply_no_nan(tensor, tf.cast(expand_to(weight, tensor), tensor.dtype))
 
 
@@ -315,7 +315,7 @@ def _add(first: tf.Tensor | None, second: tf.Tensor | None) -> tf.Tensor | None:
   if first is None or second is None:
     return second if first is None else first
   if all(isinstance(gradient, tf.IndexedSlices) for gradient in (first, second)):
-    # Sparse stays sparse, as on one tape: Adam updates only the rows that a sparse gradient has.
+    # A sparse gradient stays sparse, as on one tape: Adam updates only the rows that it has.
     values = tf.concat([first.values, second.values], axis=0)
     indices = tf.concat([tf.cast(g.indices, tf.int64) for g in (first, second)], axis=0)
     return tf.IndexedSlices(values, indices, first.dense_shape)

@@ -1,17 +1,17 @@
 """Evaluates the model once: log-densities with gates and stops, and the surrogate made of them.
 
 Eqs. 11-17 write log p(x, z) twice, once stopped in z and once in the parameters. Here it is
-evaluated once, at samples whose gradient a gate scales by b / a: weighed by a, the model's
-parameters receive a and the path receives b, shared parameters included.
+evaluated once and weighed by a, at samples whose gradient a gate scales by b / a. So the model's
+parameters receive a and the path receives b, including shared parameters.
 
 With a prior, the samples have a second branch, z' as functions of the prior's parameters. Log p(z)
-is evaluated with these stopped; in place of a times its score they receive
+is evaluated with these parameters stopped; instead of a times its score they receive
 
   F_ii dlog p(x, z)/dz' + (u - F_ii) dlog q(z)/dz' - u dlog p_l(z_l | parents)/dz',  u = F_i.
 
 With samples of each component of a mixture, the second branch is z' as functions of all components.
-In place of -u times the mixture's score they receive the same with -F_ii and q_m, the component
-that z is from, for F_ii and p_l, while z itself receives u: see `dregs_tf/mixtures.py`.
+Instead of -u times the mixture's score, the components receive the same expression with -F_ii for
+F_ii and, for p_l, the component q_m of z; z itself receives u. See `dregs_tf/mixtures.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class Densities(NamedTuple):
   scores: log q~, one for each coefficient c.
   set_ratios: sets the gate's ratios; None where there is no gate.
   at_second: log q^ and log p_l^ or log q_m^ at the second branch z'; empty without one.
-  is_of_mixture: whether the second branch is a mixture's and not a prior's.
+  is_of_mixture: whether the second branch is a mixture's rather than a prior's.
   """
 
   log_p: tf.Tensor
@@ -83,7 +83,7 @@ def evaluate(
     branches.append(moved)
     at_second = [_log_q_hat(proposal, stopped_proposal, moved), log_own]
     target_log_prob_fn = evaluation.log_joint(target_log_prob_fn, gradients.PathOnly(prior), weight)
-  # The identity makes gradients add up in the same order with a gate as without.
+  # With the identity, gradients are summed in the same order as behind a gate.
   z, set_ratios = tf.nest.map_structure(tf.identity, branches[0]), None
   if at_second or (has_path and not is_total):
     z, set_ratios = gradients.gate(*branches)
@@ -98,8 +98,8 @@ def terms(
 ) -> tf.Tensor:
   """Returns the sum of the surrogate's terms for each sample, [num_samples, batch_size].
 
-  They are a log p - weight b log q^ + c log q~, and those of the second branch, a prior's or a
-  mixture's: see the top of this file.
+  The terms are a log p - weight b log q^ + c log q~, and those of a prior's or mixture's second
+  branch (see the top of this file).
   """
   a, b, *c = coefficients
   log_p, log_q, scores, set_ratios, at_second, is_of_mixture = densities
@@ -113,7 +113,7 @@ def terms(
   if set_ratios:
     a, *ratios = finite_ratios(a, *paths)
     set_ratios(*ratios)
-  # 0 * -inf is 0 here: a sample of weight 0 adds nothing. log_q has a total derivative's score.
+  # Here 0 * -inf is 0: a sample of weight 0 adds nothing. log_q has a total derivative's score.
   no_nan = tf.math.multiply_no_nan
   total = no_nan(log_p, a) + no_nan(log_q, -b * weight)
   for log_density, factor in added:
@@ -122,7 +122,7 @@ def terms(
 
 
 def _at_mixture(mixture, samples) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-  """Returns log q^, whose probabilities keep their score, the second branch, and `at_second`."""
+  """Returns log q^ (whose probabilities keep their score), the second branch, and `at_second`."""
   stopped, log_probs = [_stopped(part) for part in mixture.components], mixture.log_probs()
   moved = mixture.reparameterize(samples)
   log_q, _ = mixture.log_prob_with(stopped, log_probs, samples)
@@ -133,19 +133,19 @@ def _stopped(proposal: tfd.Distribution):
   """Returns the proposal with its parameters stopped: rebuilt, or wrapped."""
   try:
     return gradients.stop_parameters(proposal)
-  except ValueError:  # functions and networks, out of reach from outside
+  except ValueError:  # The parameters of functions and networks are out of reach.
     return gradients.PathOnly(proposal)
 
 
 def _log_q_hat(proposal: tfd.Distribution, stopped: tfd.Distribution | None, samples) -> tf.Tensor:
   """Returns log q with its parameters stopped, by the caller or here."""
   stopped = stopped or _stopped(proposal)
-  # New tensors: a bijector's cache would answer for the old ones, past the stopped parameters.
+  # Fresh tensors: for the old ones a bijector would use its cache, without stopped parameters.
   return stopped.log_prob(tf.nest.map_structure(tf.identity, samples))
 
 
 def finite_ratios(a: tf.Tensor, *paths: tf.Tensor) -> list[tf.Tensor]:
-  """Returns a and each path / a, finite where a vanishes, as JVI's: a becomes negligibly small."""
+  """Returns a and each path / a; where a vanishes, as in JVI, a negligibly small a replaces it."""
   tiny = tf.constant(1e-20 if a.dtype == tf.float32 else 1e-100, a.dtype)
   largest = tf.reduce_max(tf.abs(tf.stack(paths)), axis=0)
   a = tf.where(tf.logical_and(tf.abs(a) < tiny, largest > tf.abs(a)), tiny, a)
