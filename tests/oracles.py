@@ -63,6 +63,37 @@ def jackknife(log_weights: np.ndarray, order: int):
   return value, u, v
 
 
+def table(name, log_weights, options):
+  """value, a, b, c of log-weights [K, B]: the table of the paper, one row after the other."""
+  wbar = softmax(log_weights)
+  uniform = np.full_like(log_weights, 1 / len(log_weights))
+  bound, elbo = log_mean_exp(log_weights), log_weights.mean(axis=0)
+  if name == "elbo":
+    return elbo, uniform, uniform, -uniform
+  if name == "elbo_stl":
+    return elbo, uniform, uniform, 0 * uniform
+  if name == "iwae":
+    return bound, wbar, wbar, -wbar
+  if name == "iwae_dreg":
+    return bound, wbar, wbar**2, 0 * wbar
+  if name == "rws":
+    return bound, wbar, 0 * wbar, wbar
+  if name == "rws_dreg":
+    return bound, wbar, wbar - wbar**2, 0 * wbar
+  if name == "stl":
+    return bound, wbar, wbar, 0 * wbar
+  if name == "dreg_alpha":
+    alpha = options["alpha"]
+    return bound, wbar, alpha * wbar + (1 - 2 * alpha) * wbar**2, 0 * wbar
+  if name == "iwae_dreg_norm":
+    return bound, wbar, wbar**2 / (wbar**2).sum(axis=0), 0 * wbar
+  if name == "rws_dreg_norm":
+    path = times_others(wbar)
+    return bound, wbar, path / path.sum(axis=0), 0 * wbar
+  value, u, v = jackknife(log_weights, options["order"])
+  return {"jvi": (value, u, u, -u), "jvi_dreg": (value, u, v, 0 * u)}[name]
+
+
 class Problem(NamedTuple):
   """A model and a proposal that depend on the same parameters.
 

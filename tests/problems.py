@@ -1,6 +1,7 @@
 """Bounds with their options, and models with their proposals, that several tests go through."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -20,6 +21,10 @@ IDS = ["-".join([name, *map(str, options.values())]) for name, options in VARIAN
 # One of each, for what is slow to trace or compile.
 FEW = [v for v in VARIANTS if v[1].get("order", 1) in (1, 2) and v[1].get("alpha", 0.3) == 0.3]
 FEW_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FEW]
+# One of each way that an estimate is put together; the rows differ in numbers alone.
+KINDS = [v for v in FEW if v[0] in ("iwae", "iwae_dreg", "rws", "dreg_alpha", "jvi_dreg")]
+every_variant = pytest.mark.parametrize("name,options", VARIANTS, ids=IDS)
+few_variants = pytest.mark.parametrize("name,options", FEW, ids=FEW_IDS)
 
 
 def every_bound():
@@ -29,6 +34,15 @@ def every_bound():
     bounds.get(name, **{key: options[key] for key in options if key in row.options})
     for name, row in catalogue.BOUNDS.items()
   ]
+
+
+def random_log_weights(num_samples, batch_size, seed=0, scale=1.5):
+  return np.random.default_rng(seed).normal(size=[num_samples, batch_size]) * scale - 3.0
+
+
+def standard():
+  """A target and a proposal of batch shape [3], for what happens before any arithmetic."""
+  return (lambda z: -tf.square(z - 1.0)), tfd.Normal(tf.zeros([3]), 1.0)
 
 
 def independent(distribution, event_shape):
