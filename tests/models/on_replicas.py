@@ -80,8 +80,10 @@ def losses_and_weights(two) -> dict:
     ("graph", {}, {"validation_data": data}),
     ("tracked", {"jit_compile": True, "track_variance": ["rws"]}, {}),
   ):
-    for number, strategy in ((1, tf.distribute.get_strategy()), (2, two)):
-      model = compiled(make, strategy, **options)
+    # Not so with XLA, which draws other normals.
+    eagerly = {} if options else {"run_eagerly": True}
+    for number, strategy, how in ((1, tf.distribute.get_strategy(), eagerly), (2, two, {})):
+      model = compiled(make, strategy, **options, **how)
       history = model.fit(data, verbose=0, **fit).history
       variables = [v.numpy().ravel() for v in model.trainable_variables]
       results[f"{name}/{number}"] = [*history.values(), np.concatenate(variables).tolist()]
@@ -118,7 +120,7 @@ def statistics_and_noise(two) -> dict:
 def calls(two) -> dict:
   """How often each method is called in two steps."""
   with two.scope():
-    model = helpers.compiled(Counts(), track_variance=["iwae"])
+    model = helpers.compiled(Counts(), track_variance=["iwae"], run_eagerly=True)
   return model.fit(X[:5], batch_size=4, verbose=0).history
 
 
@@ -136,7 +138,7 @@ def variables_held(two) -> str:
 def noise(two) -> dict:
   """A model that `fit` builds: what each replica draws in two steps."""
   with two.scope():
-    model = helpers.compiled(Noisy(), gradient_statistics=True)
+    model = helpers.compiled(Noisy(), gradient_statistics=True, run_eagerly=True)
   x = np.concatenate([X, X])[:16]
   history = model.fit(x, batch_size=8, verbose=0).history
   return {"drawn": _DRAWN, "variance": history["proposal_gradient_variance"]}

@@ -109,13 +109,17 @@ def test_a_call_builds_for_integers():
 
 
 @pytest.mark.parametrize(
-  ("make", "data", "jit_compile"),
-  [(helpers.vae, X, True), (helpers.structured, (CONTEXT, X), False), (Unbuilt, X, False)],
+  ("make", "data", "options"),
+  [
+    (helpers.vae, X, {}),
+    (helpers.structured, (CONTEXT, X), {"run_eagerly": True}),
+    (Unbuilt, X, {"run_eagerly": True}),
+  ],
   ids=["vae", "structured", "unbuilt"],
 )
-def test_the_artifact_serves_what_the_model_reconstructs(make, data, jit_compile, tmp_path):
+def test_the_artifact_serves_what_the_model_reconstructs(make, data, options, tmp_path):
   """A proposal that hardly varies makes the sampled z a number to compare."""
-  model = helpers.compiled(make(), jit_compile=jit_compile, gradient_statistics=True)
+  model = helpers.compiled(make(), gradient_statistics=True, **options)
   parts = data if isinstance(data, tuple) else (data,)
   model.fit(*parts, batch_size=9, verbose=0)
   model.export(tmp_path / "artifact", verbose=False)

@@ -87,7 +87,8 @@ def _fit(model, data, **options):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("low", BAD)
 def test_observations_outside_the_unit_interval_are_refused_before_training(form, low):
-  model = helpers.compiled(helpers.vae())
+  # The pipeline's own assertion reaches `fit` through a traced step, and without one.
+  model = helpers.compiled(helpers.vae(), run_eagerly=low == "-1")
   before = helpers.values(model)
   message = rf"VAE: observations must be in \[0, 1\].*from {low} to "
   with pytest.raises(ValueError, match=message):
@@ -122,7 +123,7 @@ def test_gray_values_integers_and_booleans_are_taken(data):
 def test_own_model_is_checked_as_its_likelihood_asks_for(kind, run_eagerly):
   model = helpers.compiled(kind(), run_eagerly=run_eagerly)
   if kind is Own:
-    for form in FORMS:
+    for form in FORMS if run_eagerly else ("dataset",):
       with pytest.raises(ValueError, match=r"Own: observations must be in \[0, 1\].*from 0 to 2"):
         _fit(model, FORMS[form](255 * X))
   elif run_eagerly:
@@ -168,7 +169,7 @@ def test_first_batch_of_a_pipeline_is_drawn_once():
 
   spec = tf.TensorSpec([None, 6], tf.float32)
   dataset = tf.data.Dataset.from_generator(batches, output_signature=spec)
-  helpers.compiled(helpers.vae()).fit(dataset, verbose=0)
+  helpers.compiled(helpers.vae(), run_eagerly=True).fit(dataset, verbose=0)
   assert drawn == [0, 1, 2, 3]
 
 
@@ -180,10 +181,8 @@ def test_pair_as_the_only_argument_is_context_and_observation():
   for data in ((CONTEXT, X), ((CONTEXT, X),), ([CONTEXT, X],)):
     model = helpers.compiled(helpers.structured(), run_eagerly=True)
     model.fit(*data, batch_size=3, shuffle=False, validation_data=(CONTEXT, X), verbose=0)
-    results.append(model.evaluate(*data, verbose=0))
-    results.append(model.log_likelihood(X, context=CONTEXT, num_samples=3).numpy().tolist())
-  assert results[0] == results[2] == results[4]
-  assert results[1] == results[3] == results[5]
+    results.append([model.evaluate(*data, verbose=0), *(v.tolist() for v in helpers.values(model))])
+  assert results[0] == results[1] == results[2]
 
 
 class Seen(models.LatentVariableModel):

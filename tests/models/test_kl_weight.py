@@ -17,8 +17,13 @@ def float64_model(**options):
   return helpers.compiled(model, optimizer=keras.optimizers.SGD(1.0), num_samples=4, **options)
 
 
-@pytest.mark.parametrize("bound", ["iwae", "iwae_dreg", "elbo_stl", "vr_iwae_dreg"])
-@pytest.mark.parametrize("tracking", [False, True])
+@pytest.mark.parametrize(
+  ("bound", "tracking"),
+  [
+    *((bound, False) for bound in ("iwae", "iwae_dreg", "elbo_stl", "vr_iwae_dreg")),
+    *((bound, True) for bound in ("iwae_dreg", "elbo_stl")),
+  ],
+)
 def test_a_step_is_that_of_the_weighted_bound(bound, tracking):
   """r = p(x | z) p(z)^beta, and beta on log q, in `bounds.estimate` alone."""
   beta = 0.3
@@ -60,9 +65,8 @@ def schedule():
   return keras.optimizers.schedules.PolynomialDecay(0.0, 4, end_learning_rate=1.0)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_schedule_follows_the_updates(jit_compile):
-  model = helpers.compiled(helpers.vae(), kl_weight=schedule(), jit_compile=jit_compile)
+def test_a_schedule_follows_the_updates():
+  model = helpers.compiled(helpers.vae(), kl_weight=schedule(), jit_compile=True)
   weights = [model.train_on_batch(X, return_dict=True)["kl_weight"] for _ in range(6)]
   np.testing.assert_allclose(weights, [0, 0.25, 0.5, 0.75, 1, 1], atol=1e-6)
 
@@ -80,7 +84,7 @@ def test_a_variable_moves_it():
 
 @pytest.mark.parametrize("make", [schedule, lambda: 0.3, lambda: tf.Variable(0.7)])
 def test_it_is_saved_and_resumed(make, tmp_path):
-  model = helpers.compiled(helpers.vae(), kl_weight=make(), run_eagerly=make is not schedule)
+  model = helpers.compiled(helpers.vae(), kl_weight=make(), run_eagerly=True)
   for _ in range(2):
     model.train_on_batch(X)
   model.save(tmp_path / "model.keras")
