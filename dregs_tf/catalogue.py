@@ -192,8 +192,8 @@ RESAMPLING = ("systematic", "stratified", "multinomial")
 
 # The values that `is_schedule` accepts, for messages.
 SCHEDULES = (
-  "always, never, the number of steps from one resampling to the next, the steps before which to "
-  "resample, ints of 1 or more, or the fraction of the effective sample size, in (0, 1)"
+  "always, never, a number of steps between resamplings, the steps before which to resample (ints "
+  "of 1 or more), or a fraction of the effective sample size, in (0, 1)"
 )
 
 

@@ -177,8 +177,8 @@ def add_log_prior(
   if log_likelihood.shape.rank != log_prior.shape.rank:
     raise ValueError(
       "log p(x | z) and log p(z) must have the shape [num_samples, batch_size], got "
-      f"{log_likelihood.shape} and {log_prior.shape}. Where axes of the event are left, wrap the "
-      "distribution in tfd.Independent."
+      f"{log_likelihood.shape} and {log_prior.shape}. If event axes remain, wrap the distribution "
+      "in tfd.Independent."
     )
   log_prior *= importance_weights.as_scalar(weight, log_prior.dtype)
   if log_likelihood.dtype != log_prior.dtype:
@@ -197,15 +197,15 @@ def same_shape(log_p: tf.Tensor, log_q: tf.Tensor, num_samples: int) -> tuple[tf
   log_q = at_least_float32(tf.convert_to_tensor(log_q))
   if log_q.shape.rank is not None and log_q.shape.rank > 2:
     raise ValueError(
-      f"proposal must have batch shape [batch_size], got {log_q.shape[1:]}: where axes of the "
-      "event are left, wrap it in tfd.Independent."
+      f"proposal must have batch shape [batch_size], got {log_q.shape[1:]}: if event axes remain, "
+      "wrap it in tfd.Independent."
     )
   expected = tf.TensorShape([num_samples]) + log_q.shape[1:]
   if log_p.shape.rank != expected.rank or not log_p.shape.is_compatible_with(expected):
     raise ValueError(
       "target_log_prob_fn must return log p(x, z) of shape [num_samples, batch_size] = "
-      f"{expected}, the shape of the proposal's log_prob, got {log_p.shape}. Where axes of the "
-      "event are left, wrap the distribution (target or proposal) in tfd.Independent."
+      f"{expected}, the shape of the proposal's log_prob, got {log_p.shape}. If event axes remain, "
+      "wrap the distribution (target or proposal) in tfd.Independent."
     )
   if not (log_p.shape.is_fully_defined() and log_q.shape.is_fully_defined()):
     tf.debugging.assert_equal(

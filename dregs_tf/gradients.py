@@ -120,7 +120,7 @@ def _transformed_noise(distribution: tfd.Distribution, samples: tf.Tensor) -> tf
     loc, scale = distribution.loc, distribution.scale
     return loc + scale * tf.stop_gradient((samples - loc) / scale)
   raise ValueError(
-    f"{type(distribution).__name__} has no invertible transformation of noise that is known here: "
+    f"{type(distribution).__name__} has no known invertible transformation of noise: "
     "use a distribution of location-scale form, or a tfd.TransformedDistribution of one."
   )
 
@@ -273,7 +273,7 @@ def _rebuild(value, where: str):
     stopped = kind(**parameters)
   except TypeError as error:
     raise _CannotStopError(
-      f"{where} is a {kind.__name__}, which cannot be built again from its `parameters` ({error})."
+      f"{where} is a {kind.__name__}, which cannot be rebuilt from its `parameters` ({error})."
     ) from error
   for name, parameter in parameters.items():
     if not _is_same(stopped.parameters.get(name), parameter):

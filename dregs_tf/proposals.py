@@ -95,8 +95,8 @@ def discrete_parts(proposal: tfd.Distribution, bound_name: str) -> tuple[bool, .
     raise ValueError(
       f"proposal must be fully reparameterized for {bound_name}, {type(proposal).__name__} is not: "
       "use a distribution whose samples are differentiable in its parameters. A MixtureSameFamily "
-      "is with reparameterize=True, and components such as tfd.Independent(tfd.Normal(...)). Any "
-      "proposal is taken by vimco_star, vimco, ovis, rws and elbo_loo."
+      "needs reparameterize=True, and components such as tfd.Independent(tfd.Normal(...)). "
+      "vimco_star, vimco, ovis, rws and elbo_loo take any proposal."
     )
   graph = proposal.resolve_graph()
   parts = proposal._model_flatten(proposal.reparameterization_type)  # Private; checked in TFP 0.25.
@@ -111,7 +111,7 @@ def discrete_parts(proposal: tfd.Distribution, bound_name: str) -> tuple[bool, .
     if own == {False} and moved:
       raise ValueError(
         f"proposal: {name} is not reparameterized and depends on {moved[0]}, which is: its "
-        f"score would carry a path, which {bound_name} does not have. Draw {name} first."
+        f"score would have a path, which {bound_name} leaves out. Draw {name} first."
       )
   return tuple(is_discrete)
 
@@ -127,7 +127,7 @@ def check_fixed_support(distributions: list[tfd.Distribution], bound_name: str) 
       raise ValueError(
         f"proposal: {name} moves the support of {type(distribution).__name__}, so E_q[score] is "
         f"not 0, which {bound_name} relies on: it would be biased. A total derivative (iwae, jvi, "
-        "elbo) takes this proposal. An end that is not learned is best a number."
+        "elbo) takes this proposal. If the end is not learned, pass it as a number."
       )
 
 

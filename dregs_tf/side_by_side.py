@@ -203,8 +203,8 @@ def _draw(proposal: tfd.Distribution, num_samples: int, seed: tf.Tensor, **needs
   drawn = evaluation.draw(proposal, num_samples, seed, **needs)
   if drawn.is_stratified:
     raise ValueError(
-      "track_variance, adapt_alpha and compare take several gradients at once, and no "
-      "StratifiedMixture as a proposal: estimate one bound at a time."
+      "track_variance, adapt_alpha and compare take several gradients at once, which a "
+      "StratifiedMixture as a proposal does not allow: estimate one bound at a time."
     )
   return drawn
 

@@ -137,7 +137,7 @@ def _read_matrices(path: pathlib.Path) -> dict[str, np.ndarray]:
     if name not in matrices:
       raise DataError(f"{path} has no matrix {name!r}; needed are data and testdata")
     if scipy.sparse.issparse(matrices[name]):
-      raise DataError(f"matrix {name!r} of {path} is sparse; store it as a full one")
+      raise DataError(f"matrix {name!r} of {path} is sparse; store it as a full matrix")
     if matrices[name].dtype.hasobject:
       raise DataError(f"matrix {name!r} of {path} is no matrix of numbers")
   return {name: matrices[name] for name in _MAT_NAMES}

@@ -43,7 +43,7 @@ def read_mnist(data_dir: str | os.PathLike | None = None) -> Images:
     The `Images`: train is the first 50,000 of TFDS' train split in TFDS' order, valid the others.
 
   Raises:
-    DataError: if the data are not there and cannot be downloaded, or are damaged.
+    DataError: if the data are damaged, or are missing and cannot be downloaded.
   """
 
   def to_gray(pixels):
@@ -73,7 +73,7 @@ def read_omniglot(data_dir: str | os.PathLike | None = None) -> Images:
     The `Images`: all 32,460 drawings, in which 1 is ink, with a fixed random split.
 
   Raises:
-    DataError: if the data are not there and cannot be downloaded, or are damaged.
+    DataError: if the data are damaged, or are missing and cannot be downloaded.
   """
 
   def to_gray(pixels):

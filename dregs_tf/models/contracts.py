@@ -108,8 +108,8 @@ def sum_of_log_probs(
     raise ValueError(
       f"{name}: log p(x | z) and log p(z) must have the shape [num_samples, batch_size], got "
       f"likelihood(z, context).log_prob(x) of {log_likelihood.shape} and "
-      f"prior(context).log_prob(z) of {log_prior.shape}. Where axes of the event are left, wrap "
-      "the distribution in tfd.Independent."
+      f"prior(context).log_prob(z) of {log_prior.shape}. If event axes remain, wrap the "
+      "distribution in tfd.Independent."
     )
   return evaluation.add_log_prior(log_likelihood, log_prior, kl_weight)
 

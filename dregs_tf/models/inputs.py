@@ -64,8 +64,8 @@ def _call(model: CheckedInputs, method, args, kwargs):
   given = call.arguments
   if given.get("class_weight") is not None:
     raise ValueError(
-      f"class_weight has no meaning here, where there are no classes, got {given['class_weight']}: "
-      "weigh the examples by sample_weight."
+      f"class_weight has no meaning without classes, got {given['class_weight']}: weigh the "
+      "examples by sample_weight."
     )
   data = [given.pop(name, None) for name in _PARTS]
   try:
@@ -149,24 +149,24 @@ def _first_checked(model: CheckedInputs, generator):
 
 
 def _explain(error: Exception, data, y) -> None:
-  """Adds a note to an error where batches look like single examples, or like (image, label)."""
-  with contextlib.suppress(ValueError):  # Of the wrong number of parts: the error says so.
+  """Adds a note to an error if batches look like single examples, or like (image, label)."""
+  with contextlib.suppress(ValueError):  # The error itself reports a wrong number of parts.
     batch = tf.nest.map_structure(_spec_of, _look_into(data, y))
     context, x, _ = batches.parts(batch)
     are_arrays = all(isinstance(part, tf.TensorSpec) for part in (context, x))
     if are_arrays and x.dtype.is_integer and x.shape.rank == 1 and context.shape.ndims != 1:
       error.add_note(
         "Batches are pairs (context, observation). Here the observations are integers of shape "
-        f"[batch_size], and the contexts have the shape {context.shape}. Where these are images "
-        "and their labels, turn them round, dataset.map(lambda image, label: (label, image)), or, "
-        "without a context, drop the labels."
+        f"[batch_size], and the contexts have the shape {context.shape}. If these are images and "
+        "their labels, swap them with dataset.map(lambda image, label: (label, image)) or, for a "
+        "model without a context, drop the labels."
       )
     if isinstance(data, tf.data.Dataset) and isinstance(error, ValueError):
       shapes = [part.shape for part in tf.nest.flatten(x) if isinstance(part, tf.TensorSpec)]
       if all(shape.rank is not None and None not in shape[:1] for shape in shapes):
         error.add_note(
           "A Dataset yields batches. This one yields observations of the shape "
-          f"{', '.join(map(str, shapes))}. Where these are single examples, call "
+          f"{', '.join(map(str, shapes))}. If these are single examples, call "
           "dataset.batch(batch_size)."
         )
 
@@ -199,8 +199,8 @@ def _check_event_shape(model: CheckedInputs, likelihood: tfd.Distribution, x) ->
     if event is not None and not leaf.shape[1:].is_compatible_with(event):
       raise ValueError(
         f"{type(model).__name__}: likelihood(z, context) has the event shape {event}, and an "
-        f"observation has the shape {leaf.shape[1:]}; they must be the same. Where axes of the "
-        "event are left in the batch shape, wrap the distribution in tfd.Independent."
+        f"observation has the shape {leaf.shape[1:]}; they must be the same. If event axes remain "
+        "in the batch shape, wrap the distribution in tfd.Independent."
       )
 
 
@@ -225,8 +225,8 @@ def _check_unit_interval(model: CheckedInputs, x) -> None:
 def _not_binary(model: CheckedInputs, low: float, high: float) -> ValueError:
   return ValueError(
     f"{type(model).__name__}: observations must be in [0, 1] for a Bernoulli likelihood, got "
-    f"values from {low:g} to {high:g}. Scale or binarize them; gray values are fine. Pixels of 0 "
-    "to 255 are divided by 255."
+    f"values from {low:g} to {high:g}. Scale or binarize them; gray values are fine. Divide pixels "
+    "of 0 to 255 by 255."
   )
 
 

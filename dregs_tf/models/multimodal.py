@@ -132,14 +132,14 @@ class MixtureOfExpertsVAE(LatentVariableModel):
     if not isinstance(x, Mapping) or set(x) != set(self.modalities):
       raise ValueError(
         f"{type(self).__name__}: an observation must be a dict of {', '.join(self.modalities)}, "
-        f"got {_names(x)}. A missing modality has numbers in its place, and a mask in the context."
+        f"got {_names(x)}. Replace a missing modality by any numbers, and mask it in the context."
       )
     if context is not None and not (
       isinstance(context, Mapping) and set(context) <= set(self.modalities)
     ):
       raise ValueError(
-        f"{type(self).__name__}: a context must be a dict of masks [batch_size] that say where a "
-        f"modality is there, by some of {', '.join(self.modalities)}, got {_names(context)}."
+        f"{type(self).__name__}: a context must be a dict of masks [batch_size] that say where "
+        f"modalities are present, for some of {', '.join(self.modalities)}, got {_names(context)}."
       )
 
   def _masks(self, context) -> dict[str, tf.Tensor]:

@@ -130,7 +130,7 @@ def refuse_context(model: keras.Model, context: Any) -> None:
   if context is not None:
     raise ValueError(
       f"{type(model).__name__} takes batches of observations alone, got pairs: the first part of a "
-      "pair is a context, the second the observation. Where these are images and their labels, "
+      "pair is a context, the second the observation. If these are images and their labels, "
       "drop the labels: dataset.map(lambda image, label: image). A conditional model such as "
       "StructuredVAE takes (context, observation)."
     )

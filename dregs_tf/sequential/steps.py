@@ -245,7 +245,6 @@ class Stepper(NamedTuple):
     if not (log_prob.shape.rank == 2 and log_prob.shape.is_compatible_with(expected)):
       raise ValueError(
         f"{name}: log_prob must have the shape [num_particles, batch_size] = {expected}, got "
-        f"{log_prob.shape}. Where axes of the event are left, wrap the distribution in "
-        "tfd.Independent."
+        f"{log_prob.shape}. If event axes remain, wrap the distribution in tfd.Independent."
       )
     return log_prob

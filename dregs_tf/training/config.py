@@ -160,7 +160,7 @@ class TrainConfig:
     if not (checks.is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
       raise ConfigError(f"--learning_rate must be a positive number, got {self.learning_rate!r}.")
     if not isinstance(self.track_variance, (str, type(None))):
-      raise ConfigError(f"--track_variance must be names of bounds, got {self.track_variance!r}.")
+      raise ConfigError(f"--track_variance must name bounds, got {self.track_variance!r}.")
     self._set(**bound_flags.parsed(self))
     bound_flags.check(self, self._bounds)
     self._set(**bound_flags.defaults(self, self._bounds))

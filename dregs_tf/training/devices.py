@@ -54,7 +54,7 @@ class Devices:
     per_worker = self.num_replicas // self.num_workers
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     if self.num_workers > 1:
-      role = ", which keeps the files" if self.is_chief else ""
+      role = ", which writes the files" if self.is_chief else ""
       return (
         f"Devices: {self.num_workers} workers with {per_worker} x {kind}, strategy multi_worker; "
         f"this is worker {self.worker}{role}."

@@ -99,7 +99,7 @@ def run(config_class: type, main: Callable, description: str) -> None:
   program, *arguments = sys.argv
   program = os.path.basename(program)
   if any(argument in _HELP for argument in arguments):
-    print(f"{description.strip()}\n\nFlags, which may also stand in a --flagfile:\n")
+    print(f"{description.strip()}\n\nFlags, which may also be given in a --flagfile:\n")
     listed = define(config_class).get_help(include_special_flags=False)
     print(listed.strip().partition("\n")[2])
     return
