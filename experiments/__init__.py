@@ -1,1 +1,1 @@
-"""The paper's experiments: their runs, tables and figures. They need the checkout."""
+"""Runs the paper's experiments, and makes their tables and figures. Needs the checkout."""

@@ -7,9 +7,9 @@ from dregs_tf.training.config import TrainConfig
 
 
 class Experiment(NamedTuple):
-  """The runs of a figure.
+  """Describes the runs of a figure.
 
-  flags: the flagfile in experiments/, without its ending, that all its runs share.
+  flags: the flagfile in experiments/, without its extension, that all its runs share.
   variations: flags of `bin/train.py` by name, for each run of one seed.
   figure: the kind of figure for `bin/plot.py --figure`.
   folder: the folder in runs/ that holds its runs by default. Experiments in the same folder share
@@ -23,7 +23,7 @@ class Experiment(NamedTuple):
 
 
 def num_evaluated(settings: TrainConfig) -> int:
-  """Returns how many samples a run's log-likelihood is measured with: a filter needs fewer."""
+  """Returns the number of samples for a run's log-likelihood; a particle filter needs fewer."""
   return 128 if settings.model == "vrnn" else 5000
 
 
@@ -39,7 +39,7 @@ def _prior_gradients(*names: str) -> tuple[dict, ...]:
 
 
 def _alphas(*values: float) -> tuple[dict, ...]:
-  """Returns variations of alpha; 0 and 1 are estimators that have names of their own."""
+  """Returns variations of alpha; 0 and 1 are estimators with their own names."""
   named = {0: {"bound": "iwae_dreg"}, 1: {"bound": "rws_dreg"}}
   return tuple(named.get(value) or {"bound": "dreg_alpha", "alpha": value} for value in values)
 
@@ -49,14 +49,14 @@ def _adapted_alphas(*starts: float) -> tuple[dict, ...]:
 
 
 def _originals(num_samples: int) -> tuple[str, ...]:
-  """Returns the bounds of the paper's figures to reparameterize twice, if K is large enough."""
+  """Returns the paper's bounds that have a doubly reparameterized form and are defined for K."""
   if num_samples == 1:  # With one sample the mean of RWS's gradient is 0, and JVI is not defined.
     return ("iwae",)
   return ("iwae", "rws", "jvi")
 
 
 def _where(*all_num_samples: int) -> tuple[dict, ...]:
-  """Returns variations of both tasks and K; originals follow the variance of their DReG as well."""
+  """Returns variations of both tasks and K; originals also follow the variance of their DReG."""
   return tuple(
     {"task": task, "num_samples": num_samples, "bound": bound, "track_variance": tracked}
     for task in ("generative", "structured")

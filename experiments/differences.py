@@ -1,4 +1,4 @@
-"""Differences between bounds that were trained with the same seeds, and their intervals."""
+"""Computes differences between bounds that were trained with the same seeds, with intervals."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from scipy import special
 from dregs_tf import catalogue
 from experiments.results import Group, Result, final_mean, shared_settings
 
-# What every bound is compared with, besides its base.
+# Every bound is compared with this one, and with its base.
 _REFERENCE = "iwae_dreg"
 
 _CONFIDENCE = 0.95
@@ -19,8 +19,8 @@ _CONFIDENCE = 0.95
 def base_of(bound: str) -> str:
   """Returns the bound that another one is a variant of; the bound itself if there is none.
 
-  The base of a doubly reparameterized gradient is the original, that of other alphas is IWAE-DReG,
-  which has alpha = 0, and that of all others is the total gradient of the same objective.
+  The base of a doubly reparameterized gradient is its original, that of other alphas is IWAE-DReG
+  (alpha = 0), and that of all others is the total gradient of the same objective.
   """
   if bound.endswith("_dreg"):
     return bound.removesuffix("_dreg")
@@ -52,14 +52,14 @@ def pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
 
 
 def _are_alike(group: Group, other: Group) -> bool:
-  """Returns whether all but the bound is the same, and the options that both bounds take."""
+  """Returns whether the groups differ only in the bound and in options that one bound lacks."""
   ours, theirs = group.settings.bound_options, other.settings.bound_options
   same_options = all(theirs[name] == value for name, value in ours.items() if name in theirs)
   return same_options and shared_settings(group.settings) == shared_settings(other.settings)
 
 
 def common_seeds(group: Group, base: Group) -> list[int]:
-  """Returns the seeds that both have."""
+  """Returns the seeds that both groups have."""
   seeds = {run.settings.seed for run in base.runs}
   return [run.settings.seed for run in group.runs if run.settings.seed in seeds]
 
@@ -85,7 +85,7 @@ def paired(group: Group, base: Group, value_of: Callable[[Result], float | None]
 
 
 class Interval(NamedTuple):
-  """A mean, and the limits that hold the expectation with a probability of 95 %."""
+  """Holds a mean, and the limits of the 95 % confidence interval of the expectation."""
 
   mean: float
   low: float

@@ -8,17 +8,17 @@ import numpy as np
 
 from experiments.results import Curve, Group, by_problem, problem_name
 
-# A bound is far lower in its first summaries than later: a linear axis shows each curve after this
-# part of its steps, and its label says what that leaves out.
+# A bound is far lower in its first summaries than later. So a linear axis fits each curve after
+# this part of its steps, and the axis label gives the values beyond.
 CUT = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A curve in a panel: faint curves of the trials, and their bold mean.
+  """Holds a curve of a panel: faint curves of the trials, and their bold mean.
 
   groups: the runs that it shows.
-  errors: how far intervals reach below and above the mean, [2, num_points]; None if not drawn.
+  errors: the lengths of intervals below and above the mean, [2, num_points]; None if not drawn.
   """
 
   groups: tuple[Group, ...]
@@ -32,7 +32,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """Curves over the steps, or over the number of samples.
+  """Holds curves over the steps, or over the number of samples.
 
   ylabel: their quantity and unit.
   scale: `log`; `cut`: linear, without the first part of the curves; `unit`: from 0 to 1; `last`:
@@ -110,13 +110,13 @@ def _draw_panel(axes, panel: Panel) -> None:
 
 
 def _draw_over_samples(axes, panel: Panel) -> None:
-  """Draws means with their errors against K, side by side, and where there is no difference."""
+  """Draws means with their errors against K, and a line for no difference."""
   is_log = panel.scale == "samples_log"
   axes.axhline(1 if is_log else 0, color="black", linewidth=0.9)
   shifts = 1.09 ** (np.arange(len(panel.lines)) - (len(panel.lines) - 1) / 2)
   for line, shift in zip(panel.lines, shifts, strict=True):
     samples, values = line.mean
-    # One seed has no interval.
+    # A single seed has no interval.
     errors = np.where(np.isfinite(line.errors).all(axis=0), line.errors, np.nan)
     style = {"color": line.color, "linestyle": line.dashes, "marker": "o", "markersize": 4}
     axes.errorbar(samples * shift, values, errors, capsize=3, linewidth=1.4, **style)
@@ -186,7 +186,7 @@ def _legend(panel: Panel) -> list[tuple]:
 
 
 def _add_legend(axes, panel: Panel) -> None:
-  """Adds a legend outside the axes, so that it covers no curve."""
+  """Adds a legend outside the axes, where it covers no curve."""
   from matplotlib.lines import Line2D
 
   handles = [

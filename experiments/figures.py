@@ -1,6 +1,6 @@
-"""The paper's figures, made of the runs of an experiment.
+"""Makes the paper's figures from the runs of an experiment.
 
-A figure is a grid of panels, and a panel is its curves: they are chosen here, and `drawing` draws
+A figure is a grid of panels, and a panel holds curves. This module chooses them; `drawing` draws
 them.
 """
 
@@ -102,7 +102,7 @@ def _variance_panel(groups: Sequence[Group], pair: tuple[str, str], trajectory) 
     ylabel += f"\nalong the runs of {LABELS[trajectory]}"
     members = [group for group in groups if group.settings.bound == trajectory]
     columns = {bound: f"train_{bound}_gradient_variance" for bound in pair}
-    # Several configurations of that bound are labeled by the settings in which they differ.
+    # Configurations of the same bound are labeled by the settings in which they differ.
     suffixes = [label.partition(", ")[2] for label in labels(members)]
     lines = _distinct(
       [
@@ -124,7 +124,7 @@ def _bounds(groups: Sequence[Group], trajectory: None) -> list[list[Panel]]:
 
 
 def _alpha(groups: Sequence[Group], trajectory: None) -> list[list[Panel]]:
-  """Returns Figs. 3, 4 and 6, right: each alpha's test bound less IWAE-DReG's at that step."""
+  """Returns Figs. 3, 4 and 6, right: each alpha's test bound minus IWAE-DReG's at that step."""
   columns = []
   for problem, members in by_problem(groups).items():
     at = _by_alpha(members)
@@ -179,7 +179,7 @@ def _by_alpha(groups: Sequence[Group]) -> dict[tuple[bool, float], Group]:
 
 
 def _differences(group: Group, base: Group, column: str) -> list[Curve]:
-  """Returns a group's trials less the base's of the same seeds, at the steps that both have."""
+  """Returns a group's trials minus the base's of the same seeds, at the steps of both."""
   of_seed = {run.settings.seed: run for run in base.runs}
   curves = []
   for run in group.runs:
@@ -206,7 +206,7 @@ def _adapted_alpha(groups: Sequence[Group], trajectory: None) -> list[list[Panel
 
 
 def _log_likelihoods(groups: Sequence[Group], trajectory: None) -> list[list[Panel]]:
-  """Returns panels of log p(x) at the end of the runs, which compares objectives; DReG is blue."""
+  """Returns panels of log p(x) at the end of the runs, to compare objectives; DReG is blue."""
   evaluated = [group for group in groups if any(run.evaluation for run in group.runs)]
   if not evaluated:
     raise ConfigError(
@@ -298,7 +298,7 @@ def _lines(groups: Sequence[Group], column: str) -> list[Line]:
 
 
 def _distinct(lines: list[Line]) -> list[Line]:
-  """Gives configurations of the same bound, which have its style, styles of their own."""
+  """Gives configurations of the same bound different styles."""
   seen, distinct = set(), []
   free = [s for s in output.STYLES if s not in {(line.color, line.dashes) for line in lines}]
   for line in lines:
@@ -334,7 +334,7 @@ def _alpha_styles(alphas: Collection[tuple[bool, float]]) -> dict[tuple[bool, fl
 
 
 def _name(problem: tuple[str, str, int], groups: Sequence[Group]) -> str:
-  """Returns a panel's title: what the figure's title does not say for all panels."""
+  """Returns a panel's title: the settings that the figure's title does not name."""
   dataset, task, num_samples = problem
   problems = by_problem(groups)
   if len(problems) == 1:
@@ -350,7 +350,7 @@ def _name(problem: tuple[str, str, int], groups: Sequence[Group]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PlotConfig:
-  """Flags of `bin/plot.py`."""
+  """Holds the flags of `bin/plot.py`."""
 
   runs: Sequence[str] = runs_flag()
   figure: Sequence[str] = flag(

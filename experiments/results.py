@@ -1,4 +1,4 @@
-"""Results of runs, read and grouped into trials."""
+"""Reads results of runs, and groups them into trials."""
 
 import csv
 import dataclasses
@@ -20,24 +20,25 @@ from experiments.definitions import num_evaluated
 LABELS = {name: row.label for name, row in (catalogue.BOUNDS | catalogue.SEQUENCE_BOUNDS).items()}
 _DATASETS = {"digits": "digits", "mnist": "MNIST", "omniglot": "Omniglot (TFDS, not Burda's file)"}
 
-# Runs that differ in these alone are trials of one configuration: except for the seed, they are
+# Runs that differ only in these fields are trials of one configuration. Besides the seed, they are
 # paths, devices and measurements during training.
 _OF_A_TRIAL = (
   *("seed", "data_dir", "logdir", "distribute", "num_devices", "checkpoint_every"),
   *("follow_test", "gradient_statistics", "track_variance"),
 )
 
-# The bound's own options are compared as such. These fields may also be options of tracked bounds.
+# The bound's own options are compared separately, since these fields may also be options of tracked
+# bounds.
 _OPTIONS = ("initial_alpha", *bound_flags.OPTION_FIELDS.values())
 
-# Gradient statistics are moving averages over some hundred steps: a table averages the rows of the
-# last part of training.
+# Gradient statistics are moving averages over about a hundred steps, so a table averages the rows
+# of the last part of training.
 LAST_PART = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The results of a run.
+  """Holds the results of a run.
 
   settings: its configuration.
   metrics: the columns of metrics.csv by name, each [num_rows]; `step` is one of them.
@@ -56,13 +57,13 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """The trials of one configuration: runs that differ in their seeds."""
+  """Holds the trials of one configuration: runs that differ in their seeds."""
 
   runs: tuple[Result, ...]
 
   @property
   def settings(self) -> config.TrainConfig:
-    """The settings that the trials share, with the first one's seed and paths."""
+    """Returns the settings that the trials share, with the first one's seed and paths."""
     return self.runs[0].settings
 
   def trials(self, column: str) -> list[Curve]:
@@ -97,7 +98,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 def runs_flag():
   """Returns the field of --runs."""
-  text = "Directories of runs; *, ? and [] stand for the same as in a shell: quote them."
+  text = "Directories of runs; *, ? and [] match as in a shell: quote them."
   return flag((), list, text)
 
 
@@ -149,7 +150,7 @@ def _read(directory: pathlib.Path) -> Result | None:
 
 
 def _with_own_variance(metrics: dict[str, np.ndarray], bound: str) -> dict[str, np.ndarray]:
-  """Returns the columns, and those of the run's own bound as its own, if it tracks that."""
+  """Returns the columns, with tracked ones of the run's own bound also under its own names."""
   own = {
     f"train_proposal_gradient_{name}": metrics[f"train_{bound}_gradient_{name}"]
     for name in ("variance", "snr")
@@ -159,7 +160,7 @@ def _with_own_variance(metrics: dict[str, np.ndarray], bound: str) -> dict[str, 
 
 
 def _of_last_step(found: dict | None, settings: config.TrainConfig) -> dict | None:
-  """Returns a result if it is of the run's last step; None if there is none, or of an earlier."""
+  """Returns a result if it belongs to the run's last step, None otherwise."""
   return found if found and found["step"] >= settings.max_steps else None
 
 
@@ -189,7 +190,7 @@ def grouped(runs: Iterable[Result]) -> list[Group]:
 
 
 def shared_settings(settings: config.TrainConfig) -> tuple:
-  """Returns what runs must share to be compared: the settings except the bound's and a trial's."""
+  """Returns the settings that runs must share to be compared: all but the bound's and a trial's."""
   left_out = ("bound", *_OF_A_TRIAL, *_OPTIONS)
   fields = dataclasses.asdict(settings)
   return tuple((name, str(value)) for name, value in fields.items() if name not in left_out)
@@ -204,9 +205,9 @@ def _order(settings: config.TrainConfig) -> tuple:
 
 
 def by_problem(groups: Iterable[Group]) -> dict[tuple[str, str, int], list[Group]]:
-  """Returns the groups by data set, task and number of samples: those can be compared.
+  """Returns the groups by data set, task and number of samples, within which they are comparable.
 
-  The task says so where the latents are other than the paper's, or images are read row by row.
+  The task also names latents other than the paper's, and images that are read row by row.
   """
   problems = {}
   for group in groups:

@@ -1,4 +1,4 @@
-"""Runs experiments: their runs, and the loop that runs one after another."""
+"""Plans the runs of experiments, and runs them one after another."""
 
 import contextlib
 import dataclasses
@@ -25,16 +25,16 @@ from experiments.definitions import EXPERIMENTS, num_evaluated
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-  """Flags of `bin/run_experiment.py`."""
+  """Holds the flags of `bin/run_experiment.py`."""
 
   experiment: str | None = flag(
-    None, str, "Which runs; experiments/README.md has a list.", tuple(EXPERIMENTS)
+    None, str, "The experiment to run; see experiments/README.md.", tuple(EXPERIMENTS)
   )
-  seeds: Sequence[str] = flag(("0", "1", "2"), list, "Each is a trial of every variation.")
+  seeds: Sequence[str] = flag(("0", "1", "2"), list, "Seeds; each gives a run of every variation.")
   only: Sequence[str] = flag(
-    (), list, "Only the runs with these names; * stands for anything, as in *_iwae_*_seed0."
+    (), list, "Only the runs with these names; * matches anything, as in *_iwae_*_seed0."
   )
-  shard: str = flag("0/1", str, "I/N: of N processes this is number I, and takes every N-th run.")
+  shard: str = flag("0/1", str, "I/N: this is process I of N, from 0, and takes every N-th run.")
   output_dir: str | None = flag(
     None, str, "Holds a directory for each run; by default runs/paper, runs/reduced or runs/where."
   )
@@ -45,7 +45,7 @@ class ExperimentConfig:
     "", str, "More flags of bin/train.py, for every run: '--max_steps=100 --latent_dim=8'."
   )
   evaluate: bool = flag(
-    False, bool, "Measure each run's test log-likelihood as well by bin/eval.py."
+    False, bool, "Also estimate each run's test log-likelihood with bin/eval.py."
   )
   dry_run: bool = flag(False, bool, "Only print the commands that remain to be run.")
 
@@ -68,11 +68,11 @@ class ExperimentConfig:
 
   @property
   def directory(self) -> str:
-    """The folder of the runs."""
+    """Returns the folder of the runs."""
     return self.output_dir or f"runs/{EXPERIMENTS[self.experiment].folder}"
 
   def seen_from(self, root: pathlib.Path) -> "ExperimentConfig":
-    """Returns the same for a process that works in `root`, where relative paths would differ.
+    """Returns the same for a process that works in `root`, with relative paths made absolute.
 
     Raises:
       ConfigError: if --train_flags cannot be split into flags.
@@ -102,7 +102,7 @@ def _split(train_flags: str) -> list[str]:
 
 
 def _with_absolute_path(argument: str) -> str:
-  """Makes the path absolute in a flag whose value is one."""
+  """Makes the path absolute in a flag whose value is a path."""
   name, _, value = argument.partition("=")
   is_path = name.lstrip("-") in ("data_dir", "init_from", "flagfile")
   if value and (is_path or (name.lstrip("-") == "dataset" and os.path.exists(value))):
@@ -111,14 +111,14 @@ def _with_absolute_path(argument: str) -> str:
 
 
 class PlannedRun(NamedTuple):
-  """A run of `bin/train.py`: its arguments, and the configuration that they stand for."""
+  """Describes a run of `bin/train.py`: its arguments, and the configuration that they give."""
 
   arguments: list[str]
   settings: config.TrainConfig
 
   @property
   def name(self) -> str:
-    """The name of its directory."""
+    """Returns the name of its directory."""
     return self.settings.directory.name
 
   def is_done(self) -> bool:
@@ -181,7 +181,7 @@ def all_runs(settings: ExperimentConfig) -> list[PlannedRun]:
 
 
 def parsed(arguments: list[str]) -> config.TrainConfig:
-  """Returns the configuration that `bin/train.py` makes of these arguments; flagfiles are read.
+  """Returns the configuration that `bin/train.py` makes from these arguments; reads flagfiles.
 
   Raises:
     ConfigError: if one is wrong.
@@ -208,7 +208,7 @@ def _parse(arguments: list[str]):
 def run(settings: ExperimentConfig, root: pathlib.Path) -> None:
   """Runs a shard of an experiment, a process of `bin/train.py` for each run.
 
-  Runs that are done are passed over; one that was interrupted is resumed, as bin/train.py does.
+  Finished runs are skipped; an interrupted one is resumed, as bin/train.py does.
 
   Args:
     settings: the flags.
@@ -217,9 +217,9 @@ def run(settings: ExperimentConfig, root: pathlib.Path) -> None:
   Raises:
     ConfigError: if a flag is wrong, before anything is run.
     ChildProcessError: if runs failed; it names them, after the others have run.
-    Interrupted: after SIGTERM or Ctrl-C, which the current run received and ended on.
+    Interrupted: after SIGTERM or Ctrl-C, which also stopped the current run.
   """
-  # The printed commands are to be run there.
+  # The printed commands must be run in `root`.
   change_directory = [] if pathlib.Path.cwd() == root else [f"cd {shlex.quote(str(root))}"]
   settings = settings.seen_from(root)
   with contextlib.chdir(root):
@@ -241,7 +241,7 @@ def run(settings: ExperimentConfig, root: pathlib.Path) -> None:
 
 
 def _commands(each: PlannedRun, settings: ExperimentConfig) -> Iterator[list[str]]:
-  """Yields the commands that remain of a run, without `python`."""
+  """Yields the remaining commands of a run, without `python`."""
   if not each.is_done():
     yield ["bin/train.py", *each.arguments]
   if settings.evaluate and not each.is_evaluated():
@@ -252,7 +252,7 @@ def _commands(each: PlannedRun, settings: ExperimentConfig) -> Iterator[list[str
 
 
 def _run_each(runs: list[PlannedRun], settings: ExperimentConfig) -> list[str]:
-  """Runs them; returns the names of those that failed, and how."""
+  """Runs the runs; returns the names of those that failed, and how."""
   failed = []
   with _Children() as children:
     for i, each in enumerate(runs):
@@ -266,7 +266,7 @@ def _run_each(runs: list[PlannedRun], settings: ExperimentConfig) -> list[str]:
 
 
 class _Children:
-  """Runs one process after another, and passes SIGTERM and Ctrl-C on to the one that runs."""
+  """Runs one process after another, and passes SIGTERM and Ctrl-C on to the current one."""
 
   def __enter__(self):
     self._asked = []
@@ -288,7 +288,7 @@ class _Children:
     """
     passed_on = 0
     if not self._asked:
-      # A group of its own: Ctrl-C in a terminal would reach it twice, which stops it at once.
+      # A separate process group; otherwise Ctrl-C would reach it twice, which stops it at once.
       child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
       while child.returncode is None:
         for number in self._asked[passed_on:]:

@@ -1,8 +1,8 @@
 """Measures the variance of the proposal's gradient on sequences, fivo against fivo_dreg.
 
-A linear-Gaussian model with a shift of its optimal filtering proposal, near the optimum. Every
-sequence of the batch is the same and has a shift of its own, so one backward pass gives as many
-independent gradients:
+The model is linear-Gaussian, with a small shift of its optimal filtering proposal. All sequences of
+the batch are the same, each with its own shift variable, so one backward pass gives an independent
+gradient for each:
 
 python -m experiments.sequences --num_samples=4,16,64 --num_steps=10,100
 """
@@ -21,10 +21,10 @@ _FIGURES = pathlib.Path(__file__).parent / "figures"
 
 @dataclasses.dataclass(frozen=True)
 class SequencesConfig:
-  """Flags of this experiment; lists may hold strings."""
+  """Holds the flags of this experiment; lists may hold strings."""
 
-  num_samples: tuple[int, ...] = flag((4, 16, 64), list, "The K's, particles of each sequence.")
-  num_steps: tuple[int, ...] = flag((10, 100), list, "The T's, steps of each sequence.")
+  num_samples: tuple[int, ...] = flag((4, 16, 64), list, "Values of K, particles of each sequence.")
+  num_steps: tuple[int, ...] = flag((10, 100), list, "Values of T, steps of each sequence.")
   num_measurements: int = flag(1000, int, "Independent gradients at each K and T.")
   shift: float = flag(0.1, float, "Distance of the proposal's mean from its optimum.")
   seed: int = flag(0, int, "Seed of the sequence and of the particles.")
@@ -82,7 +82,7 @@ def measure(settings: SequencesConfig) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """Returns a Markdown table of what `measure` returns: each bound's variance, and their ratio."""
+  """Formats the result of `measure` as a Markdown table: each bound's variance, and their ratio."""
   found = {(row["bound"], row["num_steps"], row["num_samples"]): row for row in rows}
   lines = ["| T | K | fivo | fivo_dreg | ratio |", "| --- | --- | --- | --- | --- |"]
   for steps, samples in dict.fromkeys((row["num_steps"], row["num_samples"]) for row in rows):

@@ -1,4 +1,4 @@
-"""The color and the dashes of each bound in figures."""
+"""Defines the color and the dashes of each bound in figures."""
 
 from dregs_tf import output
 from dregs_tf.training import config
@@ -19,11 +19,11 @@ STYLES = {
   "jvi_dreg": (_C["green"], output.SOLID),
   "stl": (_C["purple"], output.SOLID),
   "dreg_alpha": (_C["orange"], output.SOLID),
-  # Of sequences, which no panel shows beside RWS.
+  # Bounds of sequences share colors with RWS, which no panel shows with them.
   "fivo": (_C["vermilion"], output.DASHED),
   "fivo_dreg": (_C["vermilion"], output.SOLID),
 }
-# The bounds that the paper does not have get the styles that are left.
+# Bounds beyond the paper's get the remaining styles.
 STYLES |= zip(
   (name for name in config.BOUNDS if name not in STYLES),
   (style for style in output.STYLES if style not in STYLES.values()),

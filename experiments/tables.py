@@ -30,12 +30,12 @@ from experiments.results import (
 
 @dataclasses.dataclass(frozen=True)
 class SummarizeConfig:
-  """Flags of `bin/summarize.py`."""
+  """Holds the flags of `bin/summarize.py`."""
 
   runs: Sequence[str] = runs_flag()
 
 
-# A single value of a bound is as noisy as the last iterate, so that late ones are averaged.
+# A single value of a bound is as noisy as the last iterate, so late values are averaged.
 _LATE_BOUNDS = {"test bound, late": "test_bound", "train bound, late": "train_bound"}
 _STATISTICS = {
   "proposal gradient variance": "train_proposal_gradient_variance",
@@ -48,8 +48,7 @@ _TRACKED = re.compile(r"train_(?!proposal_|model_|prior_)(\w+)_gradient_variance
 def tables(groups: Sequence[Group]) -> str:
   """Formats Markdown tables for each data set, task and K.
 
-  They are of the groups, of their differences where there are several seeds, and of tracked
-  variances.
+  The tables show the groups, their differences if there are several seeds, and tracked variances.
   """
   parts = []
   for (dataset, task, num_samples), members in by_problem(groups).items():
@@ -175,7 +174,7 @@ def _steps(group: Group) -> str:
 
 
 def _late(group: Group, column: str, style: str | None = None, spread: bool = False) -> str:
-  """Averages a column over the last part of the steps that all have reached, and over trials."""
+  """Averages a column over trials and over the last part of the steps that all have reached."""
   last = min(run.metrics["step"][-1] for run in group.runs)
   values = [late_mean(run, column, last) for run in group.runs]
   return _over_trials(values, style or (".2e" if "variance" in column else ".2f"), spread=spread)

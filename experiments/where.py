@@ -1,4 +1,4 @@
-"""The figure of where double reparameterization pays: over tasks and numbers of samples."""
+"""Makes the figure of where double reparameterization pays, over tasks and numbers of samples."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from experiments.drawing import Line, Panel
 from experiments.results import LABELS, Group, by_problem, final_mean, problem_name
 from experiments.styles import STYLES
 
-# Of a bound: by K, the runs of its doubly reparameterized form, and its own.
+# For a bound, by K: the runs of its doubly reparameterized form, and its own runs.
 _Pairs = dict[int, tuple[Group, Group]]
 
 
 def panels(groups: Sequence[Group]) -> list[list[Panel]]:
-  """Returns, for each task, the ratio of variances above the difference in the bound, over K.
+  """Returns, for each task, the ratio of variances above the lead in the bound, over K.
 
   Args:
     groups: the trials to draw.
@@ -72,7 +72,7 @@ def _by_task(groups: Sequence[Group]) -> dict[tuple[str, str], dict[str, _Pairs]
 def _line(
   bound: str, by_num_samples: _Pairs, measure: Callable[[Group, Group], Interval | None]
 ) -> Line:
-  """Returns the curve over K of a measure of the pairs, without those that lack it."""
+  """Returns the curve over K of a measure of the pairs, without pairs that lack it."""
   pairs_by_k = sorted(by_num_samples.items())
   points = [(k, point) for k, pair in pairs_by_k if (point := measure(*pair)) is not None]
   means, lows, highs = np.reshape([point for _, point in points], [-1, 3]).T
@@ -87,7 +87,7 @@ def _line(
 
 
 def _ratio(dreg: Group, base: Group) -> Interval | None:
-  """Returns the late ratio of variances along the original's runs, the mean being that of logs."""
+  """Returns the late ratio of variances along the original's runs, averaged in logs."""
   columns = "train_proposal_gradient_variance", f"train_{dreg.settings.bound}_gradient_variance"
   variances = [[final_mean(run, column) for column in columns] for run in base.runs]
   logs = [math.log(own / of_dreg) for own, of_dreg in variances if own and of_dreg]

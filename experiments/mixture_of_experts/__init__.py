@@ -1,1 +1,1 @@
-"""A mixture of experts of two modalities, the halves of digits, with exact and biased gradients."""
+"""Trains a mixture of experts on two halves of digits, with exact and biased gradients."""

@@ -1,4 +1,4 @@
-"""Configuration of the multi-modal experiment, checked before TensorFlow is loaded."""
+"""Configures the multi-modal experiment; checked before TensorFlow is loaded."""
 
 import dataclasses
 
@@ -11,18 +11,18 @@ BOUNDS = ("iwae", "iwae_dreg", "miselbo", "miselbo_dreg")
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsConfig:
-  """Flags of `bin/mixture_of_experts.py`; lists may hold strings."""
+  """Holds the flags of `bin/mixture_of_experts.py`; lists may hold strings."""
 
   bounds: tuple[str, ...] = flag(
     ("miselbo_dreg",),
     list,
     f"Any of {', '.join(BOUNDS)}; each _dreg is also trained with the hook.",
   )
-  num_samples: tuple[int, ...] = flag((1, 10, 30), list, "The K's, samples of each expert.")
-  num_seeds: int = flag(1, int, "Runs of each, which differ in their seed.")
+  num_samples: tuple[int, ...] = flag((1, 10, 30), list, "Values of K, samples of each expert.")
+  num_seeds: int = flag(1, int, "Runs of each configuration, with different seeds.")
   max_steps: int = flag(2000, int, "Steps of a run.")
   batch_size: int = flag(32, int, "Digits in a batch.")
-  learning_rate: float = flag(1e-3, float, "Adam's.")
+  learning_rate: float = flag(1e-3, float, "Adam's learning rate.")
   latent_dim: int = flag(10, int, "The number of latents.")
   hidden_units: int = flag(64, int, "The size of the hidden layer of each net.")
   output_dir: str = flag(

@@ -1,4 +1,4 @@
-"""The figures of the multi-modal experiment: numbers against K, and halves from each other."""
+"""Draws the figures of the multi-modal experiment: values against K, and generated halves."""
 
 import os
 from collections.abc import Mapping, Sequence

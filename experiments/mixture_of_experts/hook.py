@@ -1,4 +1,4 @@
-"""The gradient of public multi-modal code, which is biased: to compare with."""
+"""Implements the biased gradient of public multi-modal code, for comparison."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +21,10 @@ def estimate_with_hook(
 ) -> bounds.Estimate:
   """Estimates a bound with its path weighed by F_i - F_ii at each sample, as if q_mix drew it.
 
-  So does the code of MMVAE (Shi et al. 2019, https://arxiv.org/abs/1911.03393) and what derives
-  from it: log q_mix with stopped parameters, and a hook on the samples that multiplies their
-  gradient by the normalized weight, once more. But a sample of q_m has a weight against q_mix, so
-  the score that this leaves out is another one, see `dregs_tf/mixtures.py`.
+  The code of MMVAE (Shi et al. 2019, https://arxiv.org/abs/1911.03393) and its descendants do so:
+  they stop the parameters of log q_mix, and a hook on the samples multiplies their gradient once
+  more by the normalized weight. But a sample of q_m is weighed against q_mix, so the score to be
+  replaced is another one (see `dregs_tf/mixtures.py`).
 
   Arguments and result are those of `bounds.estimate`.
   """

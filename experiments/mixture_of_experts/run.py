@@ -22,12 +22,12 @@ HOOK = "hook"
 _NUM_SAMPLES = 500
 _NUM_REPEATS = 400
 
-# The digits of which halves are drawn, from the test set.
+# The number of test digits whose halves are drawn.
 _NUM_DRAWN = 12
 
 
 class HookedExperts(MixtureOfExpertsVAE):
-  """The same model, trained by the gradient of public multi-modal code: see `hook.py`."""
+  """Trains the same model with the gradient of public multi-modal code: see `hook.py`."""
 
   def estimate(self, x: Any, context: Any = None, **options: Any) -> bounds.Estimate:
     """Estimates a bound as `LatentVariableModel.estimate` does, with another gradient."""
@@ -124,9 +124,10 @@ def evaluate(model: MixtureOfExpertsVAE, x: dict[str, tf.Tensor]) -> dict[str, f
 def share_of_hook(
   model: MixtureOfExpertsVAE, x: dict[str, tf.Tensor], bound: str, num_samples: int
 ) -> float:
-  """Estimates which part of the encoders' gradient the hook delivers: 1 if it is unbiased.
+  """Estimates the share of the encoders' gradient that the hook delivers: 1 if it is unbiased.
 
-  It is the hook's mean gradient of 8 digits along the exact one's, over the latter's square.
+  It is the inner product of the hook's and the exact mean gradient of 8 digits, divided by the
+  square of the exact one.
   """
   variables = [v for half in HALVES for v in model.encoders[half].trainable_variables]
   batch = {half: tf.tile(x[half][:8], [_NUM_REPEATS, 1]) for half in HALVES}

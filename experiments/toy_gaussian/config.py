@@ -1,4 +1,4 @@
-"""Configuration of the toy experiment, checked before TensorFlow is loaded."""
+"""Configures the toy experiment; checked before TensorFlow is loaded."""
 
 import ast
 import contextlib
@@ -38,7 +38,7 @@ def unparse(name: str, options: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-  """Flags of `bin/toy_gaussian.py`; lists may hold strings."""
+  """Holds the flags of `bin/toy_gaussian.py`; lists may hold strings."""
 
   bounds: tuple[str, ...] = flag(
     ("elbo", "iwae", "stl", "iwae_dreg"),
@@ -48,14 +48,14 @@ class ToyConfig:
   num_samples: tuple[int, ...] = flag(
     (1, 3, 10, 30, 100, 300, 1000),
     list,
-    "The K's, samples of each observation. A bound is left out where it is not defined for K.",
+    "Values of K, samples of each observation. A bound is skipped where K is too small for it.",
   )
   num_trials: int = flag(10, int, "Draws of data and parameters.")
   num_measurements: int = flag(1000, int, "Gradient samples for each trial and K.")
   batch_size: int = flag(
     128,
     int,
-    "Observations that a gradient is the mean over, the same throughout a trial. Time is "
+    "Observations that a gradient averages over, the same throughout a trial. Time is "
     "proportional to it, and variances to its inverse.",
   )
   num_observations: int = flag(

@@ -1,4 +1,4 @@
-"""The figure of the toy experiment: SNR, squared bias and variance against K (Fig. 1)."""
+"""Draws the figure of the toy experiment: SNR, squared bias and variance against K (Fig. 1)."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from dregs_tf import output
 _PANELS = {"snr": "SNR", "bias_squared": "squared bias", "variance": "variance"}
 _COLUMNS_OF_LEGEND = 5
 
-# A single trial's coordinate can be close to 0 by chance: axes end this factor below the lowest
-# mean.
+# A coordinate of a single trial can be close to 0 by chance, so axes end this factor below the
+# lowest mean.
 _BELOW = 30
 
 
@@ -23,8 +23,8 @@ def figure(
 ) -> None:
   """Writes a PNG of three panels against K, log-log: means bold, trials faint.
 
-  Dotted in the panel of the bias: what an unbiased estimator shows, its variance over the number of
-  measurements. Crosses are exact values. Values that are not above 0 are left out.
+  In the panel of the bias, a dotted line shows what an unbiased estimator would have: its variance
+  divided by the number of measurements. Crosses are exact values. Only positive values are drawn.
 
   Args:
     path: where to write it.

@@ -1,4 +1,4 @@
-"""Statistics of measured gradients: SNR, bias, variance and tests of bias."""
+"""Computes statistics of measured gradients: SNR, bias, variance and tests of bias."""
 
 import math
 from collections.abc import Sequence
