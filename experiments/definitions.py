@@ -49,7 +49,7 @@ def _adapted_alphas(*starts: float) -> tuple[dict, ...]:
 
 
 def _originals(num_samples: int) -> tuple[str, ...]:
-  """Returns the paper's bounds that have a doubly reparameterized form and are defined for K."""
+  """Returns the paper's bounds that have a doubly reparameterized form and a gradient at K."""
   if num_samples == 1:  # With one sample the mean of RWS's gradient is 0, and JVI is not defined.
     return ("iwae",)
   return ("iwae", "rws", "jvi")

@@ -1,7 +1,7 @@
 """Measures the variance of the proposal's gradient on sequences, fivo against fivo_dreg.
 
 The model is linear-Gaussian, with a small shift of its optimal filtering proposal. All sequences of
-the batch are the same, each with its own shift variable, so one backward pass gives an independent
+the batch are the same, each with its own shift parameter, so one backward pass gives an independent
 gradient for each:
 
 python -m experiments.sequences --num_samples=4,16,64 --num_steps=10,100
