@@ -78,7 +78,10 @@ class Draw(NamedTuple):
     return self.proposal._model_unflatten(stopped)
 
   def log_probs_by_kind(self, samples: Any) -> list[tf.Tensor]:
-    """Returns log q of the reparameterized parts and of the others, each given its parents."""
+    """Returns log q of the reparameterized parts and of the others, each [num_samples, batch_size].
+
+    Each part is conditioned on its parents.
+    """
     parts = self._parts(self.proposal.log_prob_parts(samples))
     return [
       tf.add_n(
@@ -169,7 +172,7 @@ def log_joint(
 def add_log_prior(
   log_likelihood: tf.Tensor, log_prior: tf.Tensor, weight: float | tf.Tensor = 1
 ) -> tf.Tensor:
-  """Returns log p(x | z) + weight log p(z), in float64 if the two differ in dtype.
+  """Returns log p(x | z) + weight log p(z), [num_samples, batch_size]; float64 if dtypes differ.
 
   Raises:
     ValueError: if the two differ in rank, which broadcasting would hide.

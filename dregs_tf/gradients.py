@@ -30,7 +30,8 @@ def gate(*branches: Any) -> tuple[Any, Callable[..., None]]:
 
   Returns:
     The gated samples, with the value of the first branch, and a function that takes a ratio for
-    each branch, Tensors whose shape is a prefix of every sample's shape.
+    each branch, Tensors whose shape is a prefix of every sample's shape. Taking the gradient before
+    the ratios are set raises a RuntimeError.
   """
   ratios: list[tf.Tensor] = []
 
@@ -89,6 +90,9 @@ def reparameterize_parts(
 
   A part is a conditional distribution, given the samples of its parents, which are held fixed. A
   distribution that is not joint is its only part.
+
+  Raises:
+    ValueError: if a part has no known invertible transformation of noise.
   """
   samples = tf.nest.map_structure(tf.stop_gradient, samples)
   if not isinstance(distribution, tfd.JointDistribution):

@@ -170,6 +170,13 @@ def jvi(log_weights: tf.Tensor, order: int) -> Terms:
     C(K, m, j) = (-1)^j (K-j)^m / ((m-j)! j!)
 
   The coefficients grow like K^m and cancel, so this is computed in float64.
+
+  Args:
+    log_weights: [num_samples, batch_size], with a static num_samples.
+    order: m, less than num_samples.
+
+  Raises:
+    ValueError: if num_samples is not static.
   """
   num_samples = log_weights.shape[0]
   if num_samples is None:

@@ -57,7 +57,18 @@ def evaluate(
   samples: Any,
   num_samples: int,
 ) -> Densities:
-  """Evaluates the model once."""
+  """Evaluates the model once, at samples behind a gate if the gradient needs one.
+
+  Args:
+    gradient: the kind of gradient, which decides on gates and stops.
+    target_log_prob_fn: log p(x, z), [num_samples, batch_size], or log p(x | z) with a prior.
+    drawn: the proposal and its samples.
+    stopped_proposal: the proposal with its parameters stopped, or None.
+    prior: p(z) to be reparameterized twice, or None.
+    weight: beta of log-weights log p - beta log q.
+    samples: [num_samples, batch_size, ...], all or some of those drawn.
+    num_samples: the number of these samples.
+  """
   proposal = drawn.proposal
   numbers = tf.nest.map_structure(tf.stop_gradient, samples)
   is_total = gradient.is_total and not drawn.is_mixed
@@ -145,7 +156,10 @@ def _log_q_hat(proposal: tfd.Distribution, stopped: tfd.Distribution | None, sam
 
 
 def finite_ratios(a: tf.Tensor, *paths: tf.Tensor) -> list[tf.Tensor]:
-  """Returns a and each path / a; where a vanishes, as in JVI, a negligibly small a replaces it."""
+  """Returns a and each path / a, all [num_samples, batch_size].
+
+  Where a vanishes, as in JVI, a negligibly small number replaces it.
+  """
   tiny = tf.constant(1e-20 if a.dtype == tf.float32 else 1e-100, a.dtype)
   largest = tf.reduce_max(tf.abs(tf.stack(paths)), axis=0)
   a = tf.where(tf.logical_and(tf.abs(a) < tiny, largest > tf.abs(a)), tiny, a)

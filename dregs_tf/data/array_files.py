@@ -227,7 +227,11 @@ def _columns_to_images(matrix: np.ndarray, where: str) -> tuple[np.ndarray, tupl
 def cut_missing(
   splits: dict[str, np.ndarray], missing: list[str], path: pathlib.Path
 ) -> dict[str, np.ndarray]:
-  """Cuts the missing splits from the end of the permuted train split."""
+  """Cuts the missing splits from the end of the permuted train split, each an array [N, D].
+
+  Raises:
+    DataError: if the train split is too small.
+  """
   num_images = len(splits["train"])
   if num_images < len(missing) + 1:
     raise DataError(

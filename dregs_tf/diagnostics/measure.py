@@ -215,7 +215,7 @@ def _as_bounds(bounds) -> list[Bound]:
 
 
 def as_ints(argument: str, values: Any) -> list[int]:
-  """Returns one int or several as a list of checked ints without duplicates."""
+  """Returns one int or several as a list of ints without duplicates; raises for other values."""
   values = values if isinstance(values, (list, tuple, range, np.ndarray)) else [values]
   values = [evaluation.check_int(argument, value, at_least=1) for value in values]
   if not values:

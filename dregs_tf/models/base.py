@@ -91,19 +91,23 @@ class LatentVariableModel(
 
   @property
   def model_layers(self) -> Sequence[keras.layers.Layer]:
-    """Returns the layers of p(x, z | context), for `compile(freeze_model=True)`."""
+    """Returns the layers of p(x, z | context), for `compile(freeze_model=True)`.
+
+    Raises:
+      TypeError: if a subclass does not define them.
+    """
     raise TypeError(f"{type(self).__name__} must define model_layers to be frozen.")
 
   def prior(self, context: Any) -> tfd.Distribution:
-    """Returns p(z | context)."""
+    """Returns p(z | context), of batch shape [] or [batch_size]."""
     raise TypeError(f"{type(self).__name__} must define prior(context).")
 
   def proposal(self, x: Any, context: Any) -> tfd.Distribution:
-    """Returns q(z | x, context)."""
+    """Returns q(z | x, context), of batch shape [batch_size]."""
     raise TypeError(f"{type(self).__name__} must define proposal(x, context).")
 
   def likelihood(self, z: Any, context: Any) -> tfd.Distribution:
-    """Returns p(x | z, context)."""
+    """Returns p(x | z, context), of batch shape [num_samples, batch_size] as z has."""
     raise TypeError(f"{type(self).__name__} must define likelihood(z, context).")
 
   def stopped_proposal(self, proposal: tfd.Distribution):

@@ -230,7 +230,7 @@ def _observed(logits, event, is_missing) -> tuple[tf.Tensor, tf.Tensor]:
 
 @tf.custom_gradient
 def sum_softplus(logits: tf.Tensor):
-  """Sums log(1 + exp(logits_d)) over the last axis; its gradient is a sigmoid."""
+  """Sums log(1 + exp(logits_d)), [..., size] -> [...]; its gradient is a sigmoid."""
   lanes = tf.reduce_sum(_in_lanes(tf.nn.relu(logits)), axis=-2) - _log_lanes(tf.sigmoid(logits))
   total = tf.reduce_sum(lanes, axis=-1)
   return total, lambda upstream: upstream[..., tf.newaxis] * tf.sigmoid(logits)

@@ -53,7 +53,11 @@ class ReportingModel(keras.Model):
     return [metric for metric in super().metrics if all(metric is not other for other in hidden)]
 
   def compile(self, *args: Any, **kwargs: Any) -> None:
-    """Compiles as Keras does, and resets the means."""
+    """Compiles as Keras does, and resets the means.
+
+    Raises:
+      ValueError: if a loss or metrics are given: the objective is the bound.
+    """
     for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
       if kwargs.get(argument) is not None:
         raise ValueError(f"{argument} has no meaning here: the objective is the bound. Drop it.")

@@ -85,7 +85,7 @@ class MixtureOfExpertsVAE(LatentVariableModel):
     return tfd.Independent(Normal(zeros, tf.ones_like(zeros)), 1)
 
   def proposal(self, x: Mapping[str, tf.Tensor], context: Any = None) -> StratifiedMixture:
-    """Returns the mixture of the experts of the modalities that are present."""
+    """Returns the mixture of the present modalities' experts, of batch shape [batch_size]."""
     self._check_parts(context, x)
     present = self._masks(context)
     experts = [

@@ -28,7 +28,7 @@ def multiply(
   transpose_a: bool = False,
   transpose_b: bool = False,
 ) -> tf.Tensor:
-  """Returns the product of matrices cast to a dtype, in float32 or better.
+  """Returns the product, [n, k], of matrices cast to a dtype; it is in float32 or better.
 
   Its gradients are also float32 or better, from products of the same dtype. XLA multiplies bfloat16
   with float32 sums; TensorFlow's own operation rounds the sums.

@@ -77,15 +77,21 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     del batch_size
 
   def prior(self, z_previous: Any, state: Any) -> tfd.Distribution:
-    """Returns p(z_t | z_{t-1}, state); z_previous is None in the first step."""
+    """Returns p(z_t | z_{t-1}, state), of batch shape [num_particles, batch_size].
+
+    In the first step z_previous is None and the batch shape is [batch_size] or [].
+    """
     raise TypeError(f"{type(self).__name__} must define prior(z_previous, state).")
 
   def proposal(self, x: Any, z_previous: Any, state: Any) -> tfd.Distribution:
-    """Returns q(z_t | x_t, z_{t-1}, state); z_previous is None in the first step."""
+    """Returns q(z_t | x_t, z_{t-1}, state), of batch shape [num_particles, batch_size].
+
+    In the first step z_previous is None and the batch shape is [batch_size].
+    """
     raise TypeError(f"{type(self).__name__} must define proposal(x, z_previous, state).")
 
   def likelihood(self, z: Any, state: Any) -> tfd.Distribution:
-    """Returns p(x_t | z_t, state)."""
+    """Returns p(x_t | z_t, state), of batch shape [num_particles, batch_size] as z has."""
     raise TypeError(f"{type(self).__name__} must define likelihood(z, state).")
 
   def next_state(self, state: Any, z: Any, x: Any) -> Any:

@@ -89,7 +89,7 @@ class VRNN(StateSpaceModel):
     return zeros, zeros
 
   def prior(self, z_previous: tf.Tensor | None, state: Any) -> tfd.Distribution:
-    """Returns p(z_t | h); z_{t-1} is in the state."""
+    """Returns p(z_t | h) for h [..., rnn_units]: batch shape [...]; z_{t-1} is in the state."""
     return self.transition.distribution(state[0])
 
   def proposal(self, x: tf.Tensor, z_previous: tf.Tensor | None, state: Any) -> tfd.Distribution:
@@ -101,7 +101,7 @@ class VRNN(StateSpaceModel):
     return self._shifted(self.decoder.distribution([self._as_floats(self.z_features(z)), state[0]]))
 
   def next_state(self, state: Any, z: tf.Tensor, x: tf.Tensor) -> Any:
-    """Returns the LSTM's output and memory after a step."""
+    """Returns the LSTM's output and memory after a step, [num_particles, batch_size, rnn_units]."""
     of_z = self._as_floats(self.z_features(z))
     of_x = self._features_of(x) + tf.zeros_like(of_z)
     inputs = tf.concat([of_x, of_z], axis=-1)
