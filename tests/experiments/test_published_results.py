@@ -58,6 +58,20 @@ def test_the_exact_signal_of_the_page_of_objectives():
   assert [text for _, text in rows] == [f"{ratio**0.5:.3g}" for ratio in ratios]
 
 
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_the_page_of_sequences_has_the_bounds_of_each_seed(dataset):
+  text = (EXPERIMENTS.parent / "docs" / "sequences.md").read_text()
+  groups = results.grouped(results.read([str(EXPERIMENTS / "results" / f"{dataset}_vrnn_*")]))
+  assert len(groups) == 4
+  for group in groups:
+    columns = [
+      [run.test_bound for run in group.runs],
+      [run.evaluation["log_likelihood"] for run in group.runs],
+    ]
+    cells = [", ".join(f"{value:.2f}" for value in column) for column in columns]
+    assert f"| `{group.settings.bound}` | {' | '.join(cells)} |" in text
+
+
 def test_slopes_of_the_toy_gaussian():
   with open(EXPERIMENTS / "toy_gaussian" / "results.csv", newline="") as file:
     rows = list(csv.DictReader(file))
