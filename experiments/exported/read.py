@@ -19,7 +19,7 @@ from experiments import runs
 
 
 def read(settings: runs.ExperimentConfig) -> None:
-  """Writes the directories of the experiment's runs, of those that were cut short what there is."""
+  """Writes the directories of the experiment's runs; of an unfinished run, the metrics alone."""
   exported = pathlib.Path(settings.directory) / "exported"
   for each in runs.all_runs(settings):
     path = exported / f"{each.name}.json.gz"

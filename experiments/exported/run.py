@@ -27,8 +27,8 @@ from jaxlib import _jax  # The runtime under `jax.jit`; checked in JAX 0.10 and 
 def main() -> None:
   """Runs the plans that a pattern selects, some at a time."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--directory", required=True, help="Where the plans are.")
-  parser.add_argument("--output_dir", help="Where to write results; the same by default.")
+  parser.add_argument("--directory", required=True, help="Folder of the plans.")
+  parser.add_argument("--output_dir", help="Folder of the results; the same by default.")
   parser.add_argument("--only", default="*", help="Names of plans, in order; * for any.")
   parser.add_argument("--jobs", type=int, default=1, help="Processes at a time.")
   parser.add_argument("--max_steps", type=int, help="Stop earlier.")
@@ -103,7 +103,7 @@ def _first_values(directory: pathlib.Path, keys: list[str]) -> list:
 def _run_seed(
   programs: dict, table: list, images: dict, plan: dict, seed: int, output_dir: pathlib.Path
 ) -> None:
-  """Trains, measures and evaluates; writes what it found at each summary."""
+  """Trains, measures and evaluates a run; writes its results at each summary."""
   name = f"{plan['name']}_seed{seed}"
   gray = images["train"]
   if gray.dtype == np.uint8:
