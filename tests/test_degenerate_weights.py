@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from dregs_tf import bounds, seeds
 from tests import oracles
-from tests.problems import every_variant, random_log_weights, shared_problem
+from tests.problems import every_variant, few_variants, random_log_weights, shared_problem
 
 INF = math.inf
 
@@ -111,7 +111,7 @@ def test_coefficients_of_a_single_weight_that_is_left(name, options):
     np.testing.assert_allclose(actual, e, rtol=1e-12, atol=1e-12)
 
 
-@every_variant
+@few_variants
 @pytest.mark.parametrize("bad", [math.nan, INF], ids=["nan", "inf"])
 def test_nan_and_infinity_are_not_hidden(name, options, bad):
   estimate, _ = masked_estimate(name, options, ONE_OUT, bad=bad, examples=())

@@ -286,9 +286,15 @@ class Small:
     return estimate, tape.gradient(estimate.objective, self.variables)
 
 
-@pytest.mark.parametrize("is_joint", [False, True])
-@pytest.mark.parametrize("bound", ["iwae", "iwae_dreg", "jvi_dreg", "vimco"])
-@pytest.mark.parametrize("num_backward_samples", [None, 2])
+# Every two of the three meet.
+@pytest.mark.parametrize(
+  ("is_joint", "bound", "num_backward_samples"),
+  [
+    *[(False, "iwae", None), (False, "iwae_dreg", 2), (False, "jvi_dreg", 2)],
+    *[(False, "vimco", None), (True, "iwae", 2), (True, "iwae_dreg", None)],
+    *[(True, "jvi_dreg", None), (True, "vimco", 2)],
+  ],
+)
 def test_other_parameters_receive_the_same_bits(is_joint, bound, num_backward_samples):
   model = Small(is_joint)
   options = {"num_backward_samples": num_backward_samples}

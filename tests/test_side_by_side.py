@@ -12,6 +12,7 @@ from tests import oracles
 from tests.problems import (
   FEW,
   IDS,
+  KINDS,
   VARIANTS,
   all_operations,
   hierarchy_problem,
@@ -70,14 +71,19 @@ def test_the_first_bounds_whole_gradient_is_the_literal_surrogates(name, options
 
 
 @pytest.mark.parametrize(
-  "problem", [lambda: shared_problem([2]), lambda: joint_problem("named")], ids=["one", "joint"]
+  ("problem", "variants", "with_model"),
+  [
+    (lambda: shared_problem([2]), FEW, True),
+    (lambda: shared_problem([2]), FEW, False),
+    (lambda: joint_problem("named"), KINDS, True),
+  ],
+  ids=["one", "one_without_model", "joint"],
 )
-@pytest.mark.parametrize("with_model", [True, False])
-def test_every_bounds_path_and_score_are_the_literal_surrogates(problem, with_model):
+def test_every_bounds_path_and_score_are_the_literal_surrogates(problem, variants, with_model):
   problem = problem()
-  gradients = differentiate(problem, FEW, with_model=with_model)
+  gradients = differentiate(problem, variants, with_model=with_model)
   assert (gradients.model is not None) == with_model
-  for (name, options), actual in zip(FEW, gradients.proposal, strict=True):
+  for (name, options), actual in zip(variants, gradients.proposal, strict=True):
     whole, model = literal(problem, name, options), of_model(problem, name, options)
     assert_close(actual, [w - m for w, m in zip(whole, model, strict=True)])
 
@@ -113,8 +119,8 @@ def test_all_gradients_follow_from_those_of_the_basis(variants, num_measured):
 
 def test_a_hierarchy_with_the_proposal_stopped_by_path_only():
   problem = hierarchy_problem()
-  gradients = differentiate(problem, FEW)
-  for (name, options), actual in zip(FEW, gradients.proposal, strict=True):
+  gradients = differentiate(problem, KINDS)
+  for (name, options), actual in zip(KINDS, gradients.proposal, strict=True):
     whole, model = literal(problem, name, options), of_model(problem, name, options)
     assert_close(actual, [w - m for w, m in zip(whole, model, strict=True)])
 
@@ -139,8 +145,8 @@ def test_bijectors_with_a_cache_in_prior_and_proposal():
     return log_normal(x * parameters[0] + parameters[1], tf.constant(0.75, tf.float64))
 
   problem = oracles.Problem(parameters, target, proposal)
-  gradients = differentiate(problem, FEW)
-  for (name, options), actual in zip(FEW, gradients.proposal, strict=True):
+  gradients = differentiate(problem, KINDS)
+  for (name, options), actual in zip(KINDS, gradients.proposal, strict=True):
     whole, model = literal(problem, name, options), of_model(problem, name, options)
     assert_close(actual, [w - m for w, m in zip(whole, model, strict=True)])
 

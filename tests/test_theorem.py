@@ -18,7 +18,7 @@ from tests.rows import FUNCTIONS
 
 tfd = tfp.distributions
 
-NUM_NODES = {2: 90, 3: 48, 4: 20}
+NUM_NODES = {2: 90, 3: 32, 4: 16}
 
 
 class Grid(tfd.Normal):

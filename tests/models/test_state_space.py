@@ -89,9 +89,11 @@ def test_a_step_has_the_gradient_of_the_estimate():
 def test_fit_raises_the_bound():
   """In one graph: batches of one size, and no XLA, which `tests/sequential` compiles."""
   model = compiled(vrnn(), optimizer=keras.optimizers.Adam(0.05))
-  data = tf.data.Dataset.from_tensors((LENGTHS, sequences())).repeat(40)
+  batch = np.minimum(LENGTHS, 2), sequences()[:, :2]
+  data = tf.data.Dataset.from_tensors(batch).repeat(40)
   history = model.fit(data, epochs=1, verbose=0).history
-  after = model.evaluate(LENGTHS, sequences(), batch_size=N, verbose=0, return_dict=True)
+  model.run_eagerly = True
+  after = model.evaluate(*batch, batch_size=N, verbose=0, return_dict=True)
   assert after["bound"] > history["bound"][0] + 0.5
   assert 1 <= after["effective_sample_size"] <= 3
 
@@ -99,7 +101,7 @@ def test_fit_raises_the_bound():
 @pytest.mark.slow
 def test_fit_with_xla():
   model = compiled(vrnn(), jit_compile=True)
-  x = sequences()[:, :3]
+  x = sequences()[:, :2]
   assert np.isfinite(model.fit(x, batch_size=N, verbose=0).history["bound"][0])
 
 
