@@ -82,7 +82,10 @@ def test_what_the_package_imports_is_declared(declared):
 
 @pytest.mark.parametrize(
   "extra, folders",
-  [("test", ("tests", "testdata", "tools", ".ci")), ("benchmarks", ("benchmarks",))],
+  [
+    ("test", ("tests", "testdata", "tools", ".ci")),
+    ("benchmarks", ("benchmarks", "experiments/exported")),
+  ],
 )
 def test_what_else_is_imported_is_declared(declared, extra, folders):
   # TensorFlow declares setuptools; with it this environment was made.
