@@ -27,7 +27,7 @@ def test_no_examples_are_refused(method, x):
 
 @pytest.mark.parametrize("run_eagerly", [True, False])
 def test_training_without_trainable_variables_warns(run_eagerly):
-  model = helpers.compiled(Layered(), run_eagerly=run_eagerly)
+  model = helpers.compiled(Layered(), run_eagerly=True)
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model.fit(X, verbose=0)

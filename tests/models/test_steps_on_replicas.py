@@ -16,10 +16,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def results():
-  """What `tests.models.on_replicas` finds."""
+  """What `tests.models.on_replicas` finds; XLA compiles a fifth faster without optimizing."""
+  variables = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+  variables["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
   done = subprocess.run(
     [sys.executable, "-m", "tests.models.on_replicas"],
-    env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"},
+    env=os.environ | variables,
     cwd=ROOT,
     capture_output=True,
     text=True,
