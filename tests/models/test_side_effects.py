@@ -47,9 +47,12 @@ class UnbuiltCounts(_Counting, Unbuilt):
 
 
 @pytest.mark.parametrize(
-  "make, run_eagerly", [(Counts, True), (UnbuiltCounts, True), (UnbuiltCounts, False)]
+  ("make", "run_eagerly", "following"),
+  [
+    *((make, True, following) for make in (Counts, UnbuiltCounts) for following in FOLLOWING),
+    (UnbuiltCounts, False, "gradients"),
+  ],
 )
-@pytest.mark.parametrize("following", sorted(FOLLOWING))
 def test_methods_are_called_once_a_step(following, run_eagerly, make):
   model = helpers.compiled(make(), run_eagerly=run_eagerly, **FOLLOWING[following])
   data = tf.data.Dataset.from_tensor_slices(X).batch(2)

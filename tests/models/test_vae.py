@@ -120,8 +120,8 @@ def test_traced_step_is_the_eager_step():
 
 def test_steps_per_execution_does_not_change_the_numbers():
   parameters = []
-  for steps in (1, 2):
-    model = helpers.compiled(helpers.vae(), steps_per_execution=steps)
+  for options in ({"run_eagerly": True}, {"steps_per_execution": 2}):
+    model = helpers.compiled(helpers.vae(), **options)
     model.fit(X, batch_size=3, shuffle=False, verbose=0)
     assert model.optimizer.iterations == 4
     parameters.append(helpers.values(model))
