@@ -89,7 +89,13 @@ class Devices:
     parts = batches.flat_map(parts_of_worker)
     if batches.cardinality() == tf.data.INFINITE_CARDINALITY:
       parts = parts.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-    return self.strategy.distribute_datasets_from_function(lambda _: parts.prefetch(per_worker))
+    parts = parts.prefetch(per_worker)
+    if not tf.config.list_physical_devices("GPU"):
+      # Deleting an iterator of several CPU devices waits up to a minute for the tuning thread.
+      options = tf.data.Options()
+      options.autotune.enabled = False
+      parts = parts.with_options(options)
+    return self.strategy.distribute_datasets_from_function(lambda _: parts)
 
   def sum_over_workers(self, value: int) -> int:
     """Returns the sum of the workers' values. All workers must call it."""
