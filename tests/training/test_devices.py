@@ -5,19 +5,19 @@ their own.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from dregs_tf import models
 from dregs_tf.training import config, devices
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
+from tests.processes import Forked
 from tests.training.train_processes import (
-  ROOT,
   TrainProcess,
   assert_same_numbers,
   finish_well,
@@ -61,28 +61,23 @@ def test_two_workers_give_the_numbers_of_one_device(one_device, tmp_path):
   assert_same_numbers(tmp_path, one_device)
 
 
-_SCRIPT = """
-import sys
-
-import keras
-import numpy as np
-import tensorflow as tf
-
-(cpu,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
-
-from dregs_tf import models
-
-x = np.random.RandomState(0).binomial(1, 0.4, (25, 6)).astype("float32")
-# Of the last batch, one example, two replicas get nothing.
-batches = tf.data.Dataset.from_tensor_slices(x).batch(12)
-# The iterators of several replicas wait up to a minute for the end of the tuning.
-options = tf.data.Options()
-options.autotune.enabled = False
-batches = batches.with_options(options)
+def fit_under_both(path_of_one, path_of_two):
+  """Saves the numbers that `fit` leaves on one device, and on two of a strategy of one's own."""
+  (cpu,) = tf.config.list_physical_devices("CPU")
+  tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+  np.savez(path_of_one, **numbers(tf.distribute.get_strategy()))
+  mirrored = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(2)])
+  np.savez(path_of_two, **numbers(mirrored))
 
 
 def numbers(strategy):
+  x = np.random.RandomState(0).binomial(1, 0.4, (25, 6)).astype("float32")
+  # Of the last batch, one example, a replica gets nothing.
+  batches = tf.data.Dataset.from_tensor_slices(x).batch(12)
+  # The iterators of several replicas wait up to a minute for the end of the tuning.
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  batches = batches.with_options(options)
   numbers = {}
   for name, options in {
     "plain": {"num_backward_samples": 2, "gradient_statistics": True},
@@ -105,32 +100,14 @@ def numbers(strategy):
   return numbers
 
 
-np.savez(sys.argv[1], **numbers(tf.distribute.get_strategy()))
-np.savez(sys.argv[2], **numbers(tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(3)])))
-"""
-
-
 @pytest.mark.slow
 def test_fit_under_a_strategy_of_ones_own_gives_the_numbers_of_one_device(tmp_path):
-  paths = [tmp_path / f"{number}.npz" for number in (1, 3)]
-  run_script(_SCRIPT, *map(str, paths))
-  one, three = (dict(np.load(path)) for path in paths)
-  assert one.keys() == three.keys()
+  paths = [tmp_path / f"{number}.npz" for number in (1, 2)]
+  finish_well(Forked(fit_under_both, *paths), timeout=300)
+  one, two = (dict(np.load(path)) for path in paths)
+  assert one.keys() == two.keys()
   for name, values in one.items():
-    np.testing.assert_allclose(three[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-def run_script(script, *arguments):
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-  result = subprocess.run(
-    [sys.executable, "-c", script, *arguments],
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert result.returncode == 0, result.stderr[-3000:]
-  return result.stdout
+    np.testing.assert_allclose(two[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 CLUSTER = {"worker": ["a:1", "b:2"]}

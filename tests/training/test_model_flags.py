@@ -90,10 +90,8 @@ def test_directories_tell_models_and_weights_apart():
   "flags",
   [
     ["--model=discrete", "--bound=vimco_star", "--track_variance=vimco"],
-    ["--kl_weight=0.5", "--kl_warmup_steps=3"],
-    ["--dtype_policy=mixed_bfloat16"],
-    ["--bound=vr_iwae_dreg", "--alpha=0.3"],
-    ["--bound=tvo_dreg", "--betas=0,0.2,1"],
+    ["--kl_weight=0.5", "--kl_warmup_steps=3", "--bound=vr_iwae_dreg", "--alpha=0.3"],
+    ["--dtype_policy=mixed_bfloat16", "--bound=tvo_dreg", "--betas=0,0.2,1"],
   ],
   ids=lambda flags: flags[0],
 )

@@ -28,7 +28,7 @@ def test_when_a_worker_is_killed_the_other_stops_and_both_go_on(tmp_path):
   for victim in (1, 0):
     runs = workers(directory, **flags)
     wait_for_step(directory, last + 10)
-    runs[victim].process.send_signal(signal.SIGKILL)
+    runs[victim].send_signal(signal.SIGKILL)
     status, _, err = runs[1 - victim].finish(timeout=60)
     assert status == 1, err
     lines = [line for line in err.splitlines() if "error:" in line]
@@ -50,7 +50,7 @@ def test_when_a_worker_is_killed_the_other_stops_and_both_go_on(tmp_path):
 def test_a_worker_that_is_asked_to_stop_stops_all_in_good_order(tmp_path, asked):
   runs = workers(tmp_path, **PLAIN, max_steps=100_000, summarize_every=100_000)
   wait_for_step(tmp_path, 3)
-  runs[asked].process.send_signal(signal.SIGTERM)
+  runs[asked].send_signal(signal.SIGTERM)
   results = [run.finish(timeout=60) for run in runs]
   assert [status for status, _, _ in results] == [130, 130], results
   assert "SIGTERM" in results[asked][2]

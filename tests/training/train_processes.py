@@ -2,19 +2,17 @@
 
 import csv
 import json
-import os
-import pathlib
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from dregs_tf import models
+from dregs_tf.training import runners
 from dregs_tf.training.run_directory import Run
+from tests import binaries
+from tests.processes import Forked
 
-ROOT = pathlib.Path(__file__).parents[2]
 _FLAGS = {
   "latent_dim": 3,
   "num_samples": 5,
@@ -27,32 +25,19 @@ _FLAGS = {
 }
 
 
-class TrainProcess:
+def _train(*arguments) -> int:
+  """Runs bin/train.py with fewer batches to measure gradients with."""
+  runners._NUM_MEASURED = 10
+  return binaries.run("train.py", *arguments)
+
+
+class TrainProcess(Forked):
   """bin/train.py in a process."""
 
   def __init__(self, directory, tf_config=None, **flags):
     arguments = [f"--{name}={value}" for name, value in {**_FLAGS, **flags}.items()]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-    if tf_config:
-      environment["TF_CONFIG"] = json.dumps(tf_config)
-    self.directory = directory
-    self.process = subprocess.Popen(
-      [sys.executable, str(ROOT / "bin" / "train.py"), f"--logdir={directory}", *arguments],
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-
-  def finish(self, timeout=120) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error)."""
-    try:
-      out, err = self.process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-      self.process.kill()
-      out, err = self.process.communicate()
-      pytest.fail(f"still running after {timeout} s:\n{out[-2000:]}\n{err[-2000:]}")
-    return self.process.returncode, out, err
+    environment = {"TF_CONFIG": json.dumps(tf_config)} if tf_config else {}
+    super().__init__(_train, f"--logdir={directory}", *arguments, **environment)
 
 
 def workers(directory, num_workers=2, flags_of_last=None, **flags) -> list[TrainProcess]:
@@ -69,9 +54,9 @@ def workers(directory, num_workers=2, flags_of_last=None, **flags) -> list[Train
   return runs
 
 
-def finish_well(*runs) -> list[str]:
+def finish_well(*runs, timeout=120) -> list[str]:
   """The standard outputs of runs that end well."""
-  results = [run.finish() for run in runs]
+  results = [run.finish(timeout) for run in runs]
   assert all(status == 0 for status, _, _ in results), results
   return [out for _, out, _ in results]
 
