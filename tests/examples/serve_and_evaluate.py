@@ -1,14 +1,7 @@
-"""Loads trained examples in a process of its own, evaluates and serves them, and prints results.
-
-    python -m tests.examples.serve_and_evaluate NAME:FOLDER ...
-
-A folder holds a checkpoint, `best.keras`, and the exported `served`. Prints one line of JSON: the
-evaluations, and what was served, by folder.
-"""
+"""Loads trained examples, evaluates and serves them: to be called in a process of its own."""
 
 import json
 import pathlib
-import sys
 
 import keras
 import tensorflow as tf
@@ -34,11 +27,15 @@ EXAMPLES = {
 }
 
 
-def main(arguments: list[str]) -> dict[str, dict]:
-  """Returns the results by folder."""
+def main(folders: list[tuple[str, str]]) -> None:
+  """Prints one line of JSON: what was evaluated and served, by folder.
+
+  Args:
+    folders: (name of the example, folder) pairs. A folder holds a checkpoint, `best.keras`, and the
+      exported `served`.
+  """
   results = {}
-  for argument in arguments:
-    name, folder = argument.split(":", 1)
+  for name, folder in folders:
     _, valid = EXAMPLES[name].data()
     model = keras.models.load_model(pathlib.Path(folder) / "best.keras")
     logs = model.evaluate(*valid, batch_size=40, verbose=0, return_dict=True)
@@ -50,8 +47,4 @@ def main(arguments: list[str]) -> dict[str, dict]:
       "shape": outputs.shape,
       "mean": float(outputs.mean()),
     }
-  return results
-
-
-if __name__ == "__main__":
-  print(json.dumps(main(sys.argv[1:])))
+  print(json.dumps(results))
