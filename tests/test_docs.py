@@ -1,5 +1,6 @@
 """Tests that the README and the documentation show what runs, and list what there is."""
 
+import functools
 import json
 import pathlib
 import re
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from dregs_tf import bounds
+from dregs_tf import bounds, diagnostics
 from dregs_tf.training import config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,6 +23,8 @@ REDUCED = {
   r"\bnum_samples=\d{3,}": "num_samples=40",
   r"\bnum_samples=\[2, 8, 64\]": "num_samples=[2, 8]",
   r"\brange\(100\)": "range(3)",
+  r"\bsample\(60, 100\b": "sample(60, 10",
+  r"\bsample\(500, 20\b": "sample(50, 5",
 }
 
 
@@ -35,7 +38,7 @@ def python_blocks(name: str) -> list[str]:
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-  """Gives a folder to write into and 340 of the digits; XLA, which compiles slowly, is off."""
+  """Gives a folder to write into, 340 digits and few measurements; XLA, slow to compile, is off."""
   monkeypatch.chdir(tmp_path)
   load = datasets.load_digits
 
@@ -48,6 +51,9 @@ def small(tmp_path, monkeypatch):
     return digits
 
   monkeypatch.setattr(datasets, "load_digits", load_digits)
+  for name in ("compare", "compare_sequences"):
+    fewer = functools.partial(getattr(diagnostics, name), num_measurements=30)
+    monkeypatch.setattr(diagnostics, name, fewer)
   monkeypatch.setattr("keras.src.trainers.trainer.model_supports_jit", lambda model: False)
 
 
