@@ -66,7 +66,7 @@ def trained(tmp_path_factory):
     if (name, dtype) not in done:
       example = EXAMPLES[name]
       folder = tmp_path_factory.mktemp(f"{name}_{dtype}")
-      model = _built(example, dtype, run_eagerly=name == "tfp_vae")
+      model = _built(example, dtype, run_eagerly=name in ("eight_schools", "tfp_vae"))
       monitor = {"monitor": "val_bound", "mode": "max"}
       history = _fit(
         example,
