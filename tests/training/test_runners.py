@@ -58,7 +58,7 @@ def final_variables(directory) -> list[np.ndarray]:
 def few_measurements():
   """Fewer batches to measure gradients with: what is exact stays so."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runners, "_NUM_MEASURED", 3)
+    patch.setattr(runners, "NUM_MEASURED", 3)
     yield
 
 

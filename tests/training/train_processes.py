@@ -27,7 +27,7 @@ _FLAGS = {
 
 def _train(*arguments) -> int:
   """Runs bin/train.py with fewer batches to measure gradients with."""
-  runners._NUM_MEASURED = 10
+  runners.NUM_MEASURED = 10
   return binaries.run("train.py", *arguments)
 
 
