@@ -6,13 +6,14 @@ It takes the flags of bin/run_experiment.py. Programs are in OUTPUT_DIR/exported
 the runs that differ in nothing but the seed; data and first values beside them.
 """
 
+import contextlib
 import gzip
 import hashlib
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 import numpy as np
@@ -37,15 +38,33 @@ def write(settings: runs.ExperimentConfig) -> None:
   Raises:
     ConfigError: if a run cannot be exported.
   """
-  # A GPU has no use for pieces that fit a processor's cache; and float32 as on a processor.
-  bernoulli._LOGITS_AT_A_TIME = sys.maxsize
-  evaluation._ROWS_AT_A_TIME = _ROWS_AT_A_TIME
-  tf.config.experimental.enable_tensor_float_32_execution(False)
   directory = pathlib.Path(settings.directory) / "exported"
   groups: dict[str, list[config.TrainConfig]] = {}
   for each in runs.all_runs(settings):
     _check(each.settings)
     groups.setdefault(each.name.rpartition("_seed")[0], []).append(each.settings)
+  with _for_a_gpu():
+    _write_groups(directory, groups, settings.experiment)
+
+
+@contextlib.contextmanager
+def _for_a_gpu() -> Iterator[None]:
+  """Has no pieces that fit a processor's cache, and products of float32 as on a processor."""
+  before = bernoulli._LOGITS_AT_A_TIME, evaluation._ROWS_AT_A_TIME
+  is_tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+  bernoulli._LOGITS_AT_A_TIME, evaluation._ROWS_AT_A_TIME = sys.maxsize, _ROWS_AT_A_TIME
+  tf.config.experimental.enable_tensor_float_32_execution(False)
+  try:
+    yield
+  finally:
+    bernoulli._LOGITS_AT_A_TIME, evaluation._ROWS_AT_A_TIME = before
+    tf.config.experimental.enable_tensor_float_32_execution(is_tf32)
+
+
+def _write_groups(
+  directory: pathlib.Path, groups: dict[str, list[config.TrainConfig]], experiment: str
+) -> None:
+  """Writes the programs and the values of runs that differ in nothing but the seed."""
   values: dict[str, np.ndarray] = {}
   for name, members in groups.items():
     images = data.load(members[0].dataset, members[0].data_dir)
@@ -59,7 +78,7 @@ def write(settings: runs.ExperimentConfig) -> None:
     plan["images"] = _write_images(directory, members[0].dataset, images)
     (folder / "plan.json").write_text(json.dumps(plan, indent=1))
     print(f"{folder}: {len(members)} runs", flush=True)
-  np.savez_compressed(directory / f"values-{settings.experiment}.npz", **values)
+  np.savez_compressed(directory / f"values-{experiment}.npz", **values)
 
 
 def _check(settings: config.TrainConfig) -> None:
