@@ -37,6 +37,14 @@ def test_every_finished_run_is_in_a_table():
   assert sorted(shown) == sorted(runs)
 
 
+def test_intervals_of_the_readme_are_in_a_table():
+  text = " ".join((EXPERIMENTS.parent / "README.md").read_text().split())
+  intervals = re.findall(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)", text)
+  assert len(intervals) >= 5
+  for mean, low, high in intervals:
+    assert f"| {mean} ({low} to {high})" in RESULTS
+
+
 def test_the_page_of_objectives_has_a_table():
   assert set(re.findall(_COMMAND, OBJECTIVES)) & set(TABLES)
 
