@@ -84,10 +84,11 @@ def read_npz(path: pathlib.Path) -> Sequences:
     splits, lengths = (array_files.cut_missing(each, missing, path) for each in (splits, lengths))
   is_gray = all(array.min() >= 0 and array.max() <= 1 for array in splits.values())
   kind = "numbers in [0, 1]" if is_gray else "real numbers"
+  num_steps, size = shape
   return Sequences(
     name=path.stem,
-    description=f"sequences of {path.name}, T = {shape[0]}, D = {shape[1]}, {kind}, {how_split}",
-    image_shape=shape,
+    description=f"sequences of {path.name}, T = {num_steps}, D = {size}, {kind}, {how_split}",
+    image_shape=(num_steps, size),
     lengths=lengths if any(name in arrays for name in _LENGTHS) else None,
     is_gray=is_gray,
     **splits,

@@ -87,7 +87,7 @@ def _of_sequences(model: models.StateSpaceModel, example: Any) -> dict[str, np.n
   forecasts = observed.copy()
   for i, (begin, end) in enumerate(zip(begins, ends, strict=True)):
     forecasts[i, begin:end] = paths[i, 0, : end - begin]
-  shape = x.shape[1:]
+  shape = num_steps, x.shape[2]
   return {
     "forecasts": tile(np.concatenate([observed, forecasts]), shape, columns=len(x)),
     "samples": tile(sampled, shape, columns=len(x)),
