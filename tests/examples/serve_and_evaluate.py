@@ -43,7 +43,7 @@ def main(folders: list[tuple[str, str]]) -> None:
     outputs = served.serve(valid[0] if len(valid) == 1 else valid).numpy()
     results[folder] = {
       "dtype": model.dtype_policy.name,
-      "logs": logs,
+      "logs": {name: float(value) for name, value in logs.items()},
       "shape": outputs.shape,
       "mean": float(outputs.mean()),
     }
