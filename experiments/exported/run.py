@@ -202,7 +202,8 @@ def _signal_to_noise(
     square, squares_sum = float(jax.numpy.vdot(total, total)), float(squares[name])
     signal = (square - squares_sum) / (count * (count - 1))
     noise = (squares_sum - square / count) / (count - 1)
-    found[f"{name}_gradient_snr"] = float(np.sqrt(max(signal, 0.0) / noise))
+    ratio = max(signal, 0.0) / noise if noise > 0 else np.nan
+    found[f"{name}_gradient_snr"] = float(np.sqrt(ratio))
   return found
 
 
