@@ -10,6 +10,15 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
+# XLA compiles small steps in a third of the time: LLVM does not optimize, and operations that XLA
+# fuses are written by its older, quicker emitter. XLA's own passes stay, and with them what it
+# fuses and rounds. Runs in processes of their own, tests/processes.py, compile as users' runs do.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+  "--xla_cpu_parallel_codegen_split_count=1",
+)
+
 # The first call of a TensorFlow function takes seconds: no deadline.
 hypothesis.settings.register_profile("dregs_tf", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("dregs_tf")

@@ -34,9 +34,16 @@ class BuiltFromData(keras.Model):
     """
     if not all(layer.built for layer in self._flatten_layers()):
       super()._maybe_symbolic_build(*args, **kwargs)
-    elif not self.optimizer.built and self.distribute_strategy.num_replicas_in_sync > 1:
+
+  def make_train_function(self, force: bool = False):
+    """Creates the optimizer's variables before the first step, which Keras leaves to that step.
+
+    A replica must not create them, and a function that creates variables is traced twice.
+    """
+    if self.built and not self.optimizer.built:
       with self.distribute_strategy.scope():
         self.optimizer.build(self.trainable_variables)
+    return super().make_train_function(force)
 
   def build(self, input_shape: Any) -> None:
     """Creates the variables of every layer, for `load_weights` or `summary` before any data.
