@@ -252,10 +252,12 @@ def _assert_first_in_unit_interval(number: tf.Tensor, batch, may_miss: bool):
 def _is_binary(model: CheckedInputs, spec) -> bool:
   """Returns whether observations must be in [0, 1]; traces the likelihood for a batch of this spec.
 
-  A model that runs eagerly determines this in its first step, before it learns from it.
+  That also builds the layers. A model that runs eagerly does both in its first step, before it
+  learns from it.
   """
   one_device = model.distribute_strategy.num_replicas_in_sync == 1
-  if model.binary_observations is None and one_device and not model.run_eagerly:
+  is_known = model.binary_observations is not None and model.built
+  if not is_known and one_device and not model.run_eagerly:
 
     def trace(data):
       context, x, _ = batches.split(data, model.float_dtype)

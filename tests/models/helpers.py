@@ -26,10 +26,15 @@ def structured(seed=0, **options):
 
 
 def compiled(model, **options):
-  """The model compiled for quick tests: few samples, a fixed seed, no XLA."""
-  defaults = {"optimizer": "adam", "num_samples": 5, "seed": 1, "jit_compile": False}
+  """The model compiled for quick tests: few samples, a fixed seed, SGD, no XLA."""
+  defaults = {"optimizer": "sgd", "num_samples": 5, "seed": 1, "jit_compile": False}
   model.compile(**(defaults | options))
   return model
+
+
+def compiled_with_adam(model, **options):
+  """As `compiled`, with an optimizer that has averages to save, and takes longer to trace."""
+  return compiled(model, **({"optimizer": "adam"} | options))
 
 
 def perturb(layer, seed=0):

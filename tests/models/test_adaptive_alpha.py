@@ -112,7 +112,7 @@ def test_alpha_leaves_a_gradient_that_points_elsewhere():
 
 def test_training_uses_the_alpha_of_the_moment():
   """The gradient of a step is that of dreg_alpha at the value that the logs report."""
-  model = helpers.compiled(
+  model = helpers.compiled_with_adam(
     helpers.vae(), bound=bounds.get("dreg_alpha", alpha=0.3), adapt_alpha=True, run_eagerly=True
   )
   logs_of(model, X)
@@ -126,7 +126,7 @@ def test_training_uses_the_alpha_of_the_moment():
   moved = [new - old for new, old in zip(helpers.values(model), before, strict=True)]
   for variable, value in zip(model.trainable_variables, before, strict=True):
     variable.assign(value)
-  fixed = helpers.compiled(
+  fixed = helpers.compiled_with_adam(
     model, bound=bounds.get("dreg_alpha", alpha=alpha), optimizer=keras.optimizers.SGD(1.0)
   )
   expected, _ = helpers.gradient_of_step(fixed, X)
@@ -139,7 +139,7 @@ def test_a_tracked_dreg_alpha_that_is_trained_on_moves_too():
   moving, fixed = (bounds.get("dreg_alpha", alpha=alpha) for alpha in (0.3, 0.9))
   options = {"bound": moving, "adapt_alpha": True, "run_eagerly": True}
   for tracked, is_same in ((moving, True), (fixed, False)):
-    model = helpers.compiled(
+    model = helpers.compiled_with_adam(
       helpers.vae(), track_variance=[tracked], gradient_statistics=True, **options
     )
     logs_of(model, X)
@@ -154,7 +154,7 @@ def test_a_tracked_dreg_alpha_that_is_trained_on_moves_too():
 
 def compiled(optimizer, **options):
   bound = bounds.get("dreg_alpha", alpha=0.3)
-  return helpers.compiled(
+  return helpers.compiled_with_adam(
     helpers.vae(), optimizer=optimizer, bound=bound, adapt_alpha=True, **options
   )
 

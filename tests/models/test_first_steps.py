@@ -67,3 +67,14 @@ def test_other_errors_are_not_explained():
   with pytest.raises(ValueError) as error:
     model.fit(dataset, verbose=0)
   assert not getattr(error.value, "__notes__", [])
+
+
+@pytest.mark.parametrize("is_binary", [None, True])
+def test_the_first_step_is_traced_once(is_binary):
+  """TensorFlow traces a step twice that creates variables, of layers or of the optimizer."""
+  model = helpers.compiled(Layered(), optimizer="adam")
+  model.binary_observations = is_binary
+  original, traced = model.train_step, []
+  model.train_step = lambda data: traced.append(data) or original(data)
+  model.fit(X, batch_size=len(X), verbose=0)
+  assert len(traced) == 1

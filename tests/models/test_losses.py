@@ -183,7 +183,7 @@ def test_l2_with_an_alpha_that_adapts():
   for l2 in (L2, 0.0):
     model = layered([dense(l2=l2)])
     options = {"bound": bounds.get("dreg_alpha", alpha=0.3), "adapt_alpha": True}
-    helpers.compiled(model, run_eagerly=True, **options)
+    helpers.compiled_with_adam(model, run_eagerly=True, **options)
     model.optimizer.apply = lambda applied, variables: gradients.append(applied)
     model.train_on_batch(X)
   kernel = layered([dense()]).encoder.layers[0].kernel.numpy()

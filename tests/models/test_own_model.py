@@ -323,7 +323,7 @@ class UnbuiltConditional(Unbuilt):
 
 @pytest.mark.parametrize("run_eagerly", [True, False])
 def test_fit_builds_the_layers(run_eagerly):
-  model = helpers.compiled(Unbuilt(), run_eagerly=run_eagerly)
+  model = helpers.compiled_with_adam(Unbuilt(), run_eagerly=run_eagerly)
   assert not model.trainable_variables
   model.fit(helpers.binary(8, 6), batch_size=4, verbose=0)
   assert len(model.trainable_variables) == 8
@@ -333,7 +333,7 @@ def test_fit_builds_the_layers(run_eagerly):
 @pytest.mark.parametrize("form", ["arrays", "dataset"])
 def test_fit_builds_the_layers_of_a_conditional_model(form):
   pair = (helpers.binary(8, 4), helpers.binary(8, 6, seed=1))
-  model = helpers.compiled(UnbuiltConditional(), run_eagerly=form == "arrays")
+  model = helpers.compiled_with_adam(UnbuiltConditional(), run_eagerly=form == "arrays")
   if form == "arrays":
     model.fit(*pair, batch_size=4, verbose=0)
   else:
@@ -347,7 +347,7 @@ def test_layers_that_fit_built_are_saved(kind, tmp_path):
   data = (helpers.binary(8, 6),)
   if kind is UnbuiltConditional:
     data = (helpers.binary(8, 4, seed=1), *data)
-  model = helpers.compiled(kind(), run_eagerly=True)
+  model = helpers.compiled_with_adam(kind(), run_eagerly=True)
   # Building by a call on a batch, as Keras advises.
   model(data if len(data) == 2 else data[0])
   model.fit(*data, verbose=0)
@@ -362,7 +362,7 @@ def test_layers_that_fit_built_are_saved(kind, tmp_path):
 @pytest.mark.parametrize("gradient_statistics", [False, True])
 def test_model_that_fit_built_is_compiled_again(gradient_statistics):
   x = helpers.binary(8, 6)
-  model = helpers.compiled(Unbuilt(), run_eagerly=True)
+  model = helpers.compiled_with_adam(Unbuilt(), run_eagerly=True)
   model.fit(x, verbose=0)
   helpers.compiled(model, bound="stl", gradient_statistics=gradient_statistics, run_eagerly=True)
   assert np.isfinite(model.fit(x, verbose=0).history["bound"][0])
@@ -374,7 +374,7 @@ def test_missing_method_is_named(method):
     return getattr(models.LatentVariableModel, method)(self, *args)
 
   kind = type("Partial", (Images,), {method: without})
-  model = helpers.compiled(kind(), run_eagerly=True)
+  model = helpers.compiled_with_adam(kind(), run_eagerly=True)
   with pytest.raises(TypeError, match=rf"Partial must define {method}\("):
     model.fit(_images(), verbose=0)
 

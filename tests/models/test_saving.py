@@ -67,7 +67,7 @@ def _steps(model, data, num):
   ids=["vae", "jvi", "dreg_alpha", "statistics", "structured", "float16", "own"],
 )
 def test_training_goes_on_as_if_not_saved(make, data, options, tmp_path):
-  model = helpers.compiled(make(), **{"run_eagerly": True} | options)
+  model = helpers.compiled_with_adam(make(), **{"run_eagerly": True} | options)
   _steps(model, data, 3)
   model.save(tmp_path / "model.keras")
   loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -85,7 +85,7 @@ def test_training_goes_on_as_if_not_saved(make, data, options, tmp_path):
 
 
 def test_traced_training_goes_on_as_if_not_saved(tmp_path):
-  model = helpers.compiled(helpers.vae(), gradient_statistics=True)
+  model = helpers.compiled_with_adam(helpers.vae(), gradient_statistics=True)
   _steps(model, (X,), 3)
   model.save(tmp_path / "model.keras")
   loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -97,9 +97,9 @@ def test_traced_training_goes_on_as_if_not_saved(tmp_path):
 
 
 def test_interrupted_fit_is_the_uninterrupted_one(tmp_path):
-  straight = helpers.compiled(helpers.vae(), run_eagerly=True)
+  straight = helpers.compiled_with_adam(helpers.vae(), run_eagerly=True)
   straight.fit(X, batch_size=4, epochs=3, shuffle=False, verbose=0)
-  model = helpers.compiled(helpers.vae(), run_eagerly=True)
+  model = helpers.compiled_with_adam(helpers.vae(), run_eagerly=True)
   checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
   model.fit(X, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[checkpoint])
   resumed = keras.models.load_model(tmp_path / "1.keras")
@@ -109,7 +109,7 @@ def test_interrupted_fit_is_the_uninterrupted_one(tmp_path):
 
 
 def test_fresh_process_needs_only_the_package(tmp_path):
-  model = helpers.compiled(helpers.vae(), run_eagerly=True)
+  model = helpers.compiled_with_adam(helpers.vae(), run_eagerly=True)
   _steps(model, (X,), 2)
   model.save(tmp_path / "model.keras")
   np.save(tmp_path / "x.npy", X)
@@ -138,7 +138,7 @@ def test_uncompiled_model(make, tmp_path):
 
 
 def test_running_means_are_saved(tmp_path):
-  model = helpers.compiled(helpers.vae(), run_eagerly=True)
+  model = helpers.compiled_with_adam(helpers.vae(), run_eagerly=True)
   model.train_step(tf.constant(X[:4]))
   model.save(tmp_path / "model.keras")
   loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -151,7 +151,7 @@ def test_running_means_are_saved(tmp_path):
 
 
 def test_load_without_compiling(tmp_path):
-  model = helpers.compiled(helpers.vae(), gradient_statistics=True, run_eagerly=True)
+  model = helpers.compiled_with_adam(helpers.vae(), gradient_statistics=True, run_eagerly=True)
   _steps(model, (X,), 2)
   model.save(tmp_path / "model.keras")
   loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
@@ -161,7 +161,7 @@ def test_load_without_compiling(tmp_path):
 
 
 def test_weights(tmp_path):
-  model = helpers.compiled(helpers.vae(), run_eagerly=True)
+  model = helpers.compiled_with_adam(helpers.vae(), run_eagerly=True)
   _steps(model, (X,), 2)
   model.save_weights(tmp_path / "model.weights.h5")
   fresh = helpers.vae(seed=9)
@@ -172,7 +172,7 @@ def test_weights(tmp_path):
 
 
 def test_weights_of_a_model_that_follows_gradient_statistics(tmp_path):
-  model = helpers.compiled(helpers.vae(), gradient_statistics=True, run_eagerly=True)
+  model = helpers.compiled_with_adam(helpers.vae(), gradient_statistics=True, run_eagerly=True)
   _steps(model, (X,), 2)
   model.save_weights(tmp_path / "model.weights.h5")
   fresh = helpers.vae(seed=9)
@@ -182,7 +182,7 @@ def test_weights_of_a_model_that_follows_gradient_statistics(tmp_path):
 
 
 def test_model_is_saved_before_it_is_trained(tmp_path):
-  model = helpers.compiled(helpers.vae(), gradient_statistics=True, run_eagerly=True)
+  model = helpers.compiled_with_adam(helpers.vae(), gradient_statistics=True, run_eagerly=True)
   model.save(tmp_path / "model.keras")
   loaded = keras.models.load_model(tmp_path / "model.keras")
   assert _steps(loaded, (X,), 2)[1] == _steps(model, (X,), 2)[1]
@@ -217,7 +217,7 @@ class BuiltByFit(models.LatentVariableModel):
 
 @pytest.mark.parametrize("run_eagerly", [True, False])
 def test_layers_that_fit_built_are_loaded(run_eagerly, tmp_path):
-  model = helpers.compiled(BuiltByFit(), run_eagerly=run_eagerly)
+  model = helpers.compiled_with_adam(BuiltByFit(), run_eagerly=run_eagerly)
   model.fit(CONTEXT, X, verbose=0)
   assert model.built
   model.save(tmp_path / "model.keras")

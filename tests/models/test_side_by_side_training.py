@@ -35,7 +35,7 @@ def test_a_tracked_estimator_is_the_one_that_training_on_it_would_follow(make, d
 
   def still(**options):
     optimizer = keras.optimizers.SGD(0.0)
-    return helpers.compiled(make(), optimizer=optimizer, run_eagerly=True, **options)
+    return helpers.compiled_with_adam(make(), optimizer=optimizer, run_eagerly=True, **options)
 
   logs = logs_of(still(bound=bound, track_variance=names), data, steps=2)
   for name in names:
@@ -48,7 +48,7 @@ def test_a_tracked_estimator_is_the_one_that_training_on_it_would_follow(make, d
 def test_tracking_does_not_change_training(make, data):
   trained = []
   for names in ([], ["iwae", "stl"]):
-    model = helpers.compiled(make(), track_variance=names, run_eagerly=True)
+    model = helpers.compiled_with_adam(make(), track_variance=names, run_eagerly=True)
     logs_of(model, data)
     trained.append(helpers.values(model))
   for actual, expected in zip(*trained, strict=True):
@@ -81,7 +81,7 @@ def test_tracking_does_not_change_the_training_of_an_embedding(run_eagerly):
   for names in ([], ["iwae"]):
     keras.utils.set_random_seed(0)
     options = {"optimizer": keras.optimizers.Adam(0.1), "run_eagerly": run_eagerly}
-    model = helpers.compiled(Embedded(), track_variance=names, **options)
+    model = helpers.compiled_with_adam(Embedded(), track_variance=names, **options)
     for batch in batches:
       model.train_on_batch(*batch)
     tables.append(model.table.get_weights()[0])
@@ -92,12 +92,12 @@ def test_tracking_under_xla_and_a_scaled_loss():
   optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=64.0)
   options = {"track_variance": ["iwae", "rws_dreg"], "gradient_statistics": True}
   eager = logs_of(
-    helpers.compiled(
+    helpers.compiled_with_adam(
       helpers.vae(), optimizer=keras.optimizers.SGD(0.0), run_eagerly=True, **options
     ),
     X,
   )
-  model = helpers.compiled(helpers.vae(), optimizer=optimizer, jit_compile=True, **options)
+  model = helpers.compiled_with_adam(helpers.vae(), optimizer=optimizer, jit_compile=True, **options)
   history = model.fit(X, batch_size=9, epochs=3, shuffle=False, verbose=0).history
   # The noise differs between XLA and none; a scale of 64 that were left in would show as 4096.
   for name in ("iwae", "rws_dreg", "proposal"):
@@ -120,13 +120,13 @@ def test_tracking_under_xla_and_a_scaled_loss():
 )
 def test_options_that_do_not_go_together_are_refused(options, words):
   with pytest.raises(ValueError) as error:
-    helpers.compiled(helpers.vae(), **options)
+    helpers.compiled_with_adam(helpers.vae(), **options)
   assert all(word in str(error.value) for word in words), error.value
 
 
 def test_float16_has_too_little_range():
   with pytest.raises(ValueError, match="mixed_bfloat16"):
-    helpers.compiled(helpers.vae(dtype="mixed_float16"), track_variance=["iwae"])
+    helpers.compiled_with_adam(helpers.vae(dtype="mixed_float16"), track_variance=["iwae"])
 
 
 @both_models
@@ -137,7 +137,7 @@ def test_what_follows_gradients_is_saved(tmp_path, make, data):
     "track_variance": ["iwae", bounds.get("jvi", order=2)],
     "freeze_model": True,
   }
-  model = helpers.compiled(make(), run_eagerly=True, **options)
+  model = helpers.compiled_with_adam(make(), run_eagerly=True, **options)
   fit = {"batch_size": 9, "shuffle": False, "verbose": 0}
   x, y = data if isinstance(data, tuple) else (data, None)
   model.fit(x, y, **fit)

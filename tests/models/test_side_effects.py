@@ -54,7 +54,7 @@ class UnbuiltCounts(_Counting, Unbuilt):
   ],
 )
 def test_methods_are_called_once_a_step(following, run_eagerly, make):
-  model = helpers.compiled(make(), run_eagerly=run_eagerly, **FOLLOWING[following])
+  model = helpers.compiled_with_adam(make(), run_eagerly=run_eagerly, **FOLLOWING[following])
   data = tf.data.Dataset.from_tensor_slices(X).batch(2)
   history = model.fit(data, epochs=2, verbose=0, validation_data=data).history
   for name, calls in history.items():
@@ -68,9 +68,9 @@ def test_following_does_not_change_statistics(following):
   model = layered([keras.layers.BatchNormalization()], [keras.layers.BatchNormalization()])
   bound = bounds.get("dreg_alpha", alpha=0.3)
   options = {"optimizer": "adam", "bound": bound, "run_eagerly": True}
-  helpers.compiled(model, **(options | FOLLOWING[following]))
+  helpers.compiled_with_adam(model, **(options | FOLLOWING[following]))
   plain = layered([keras.layers.BatchNormalization()], [keras.layers.BatchNormalization()])
-  helpers.compiled(plain, **options)
+  helpers.compiled_with_adam(plain, **options)
   for each in (model, plain):
     each.train_on_batch(X)
   for net in ("encoder", "decoder"):

@@ -288,7 +288,7 @@ def test_training_goes_on_as_if_not_interrupted(tmp_path, options):
     [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.4, seed=s)]
     for s in (None, 3)
   ]
-  straight = helpers.compiled(Layered(*layers), **options)
+  straight = helpers.compiled_with_adam(Layered(*layers), **options)
   data = {"x": X, "batch_size": 2, "shuffle": False, "verbose": 0}
   checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
   straight.fit(epochs=3, callbacks=[checkpoint], **data)

@@ -19,7 +19,7 @@ PLAIN = {"bound": bounds.get("dreg_alpha", alpha=0.3)}
 
 
 def trained(options, seed=0):
-  model = helpers.compiled(helpers.vae(seed), run_eagerly=True, **options)
+  model = helpers.compiled_with_adam(helpers.vae(seed), run_eagerly=True, **options)
   for _ in range(2):
     model.train_step(tf.constant(X))
   return model
@@ -56,7 +56,7 @@ def assert_same(actual, expected):
 def test_a_weights_file_resumes_what_follows_gradients(tmp_path):
   model = trained(FOLLOWING)
   model.save_weights(tmp_path / "model.weights.h5")
-  other = helpers.compiled(helpers.vae(9), run_eagerly=True, **FOLLOWING)
+  other = helpers.compiled_with_adam(helpers.vae(9), run_eagerly=True, **FOLLOWING)
   other.load_weights(tmp_path / "model.weights.h5")
   assert len(state(model)) > 80
   assert_same(state(other), state(model))
@@ -90,7 +90,7 @@ def test_a_saved_model_is_compiled_otherwise(of, to, tmp_path):
   assert_same(state(loaded), state(model))
   logs, expected = (m.train_step(tf.constant(X)) for m in (loaded, model))
   assert {k: float(v) for k, v in logs.items()} == {k: float(v) for k, v in expected.items()}
-  helpers.compiled(loaded, run_eagerly=True, **to)
+  helpers.compiled_with_adam(loaded, run_eagerly=True, **to)
   assert ("alpha" in loaded.train_step(tf.constant(X))) == (to is FOLLOWING)
   assert len(loaded.weights) == 12
 
@@ -98,8 +98,8 @@ def test_a_saved_model_is_compiled_otherwise(of, to, tmp_path):
 def test_a_model_that_was_called_is_compiled():
   model = helpers.vae()
   model(X)
-  helpers.compiled(model, run_eagerly=True, **FOLLOWING)
-  helpers.compiled(model, run_eagerly=True, **FOLLOWING)
+  helpers.compiled_with_adam(model, run_eagerly=True, **FOLLOWING)
+  helpers.compiled_with_adam(model, run_eagerly=True, **FOLLOWING)
   names = [metric.name for metric in model.metrics]
   assert names == ["loss", "bound", "effective_sample_size"]
   model.train_step(tf.constant(X))
