@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items):
 def few_collections():
   """Garbage is looked for less often, and never in TensorFlow's modules: it took a tenth."""
   gc.freeze()
-  gc.set_threshold(50_000)
+  gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)
