@@ -97,7 +97,7 @@ def test_tracking_under_xla_and_a_scaled_loss():
     ),
     X,
   )
-  model = helpers.compiled_with_adam(helpers.vae(), optimizer=optimizer, jit_compile=True, **options)
+  model = helpers.compiled(helpers.vae(), optimizer=optimizer, jit_compile=True, **options)
   history = model.fit(X, batch_size=9, epochs=3, shuffle=False, verbose=0).history
   # The noise differs between XLA and none; a scale of 64 that were left in would show as 4096.
   for name in ("iwae", "rws_dreg", "proposal"):

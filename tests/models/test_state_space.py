@@ -22,7 +22,8 @@ def vrnn(**options):
 
 
 def compiled(model, **options):
-  model.compile(**({"optimizer": "sgd", "num_samples": 3, "seed": 1, "jit_compile": False} | options))
+  defaults = {"optimizer": "sgd", "num_samples": 3, "seed": 1, "jit_compile": False}
+  model.compile(**(defaults | options))
   return model
 
 
