@@ -68,20 +68,18 @@ def losses_and_weights(two) -> dict:
   """Weighted batches with every kind of loss, on two replicas and on one device."""
 
   def make():
-    layers = [
-      keras.layers.Dense(4, "tanh", kernel_regularizer=keras.regularizers.L2(0.1)),
-      keras.layers.Dense(4, activity_regularizer=keras.regularizers.L2(0.05)),
-    ]
-    return Shared(layers)
+    regularizers = keras.regularizers.L2(0.1), keras.regularizers.L2(0.05)
+    options = dict(zip(("kernel_regularizer", "activity_regularizer"), regularizers, strict=True))
+    return Shared([keras.layers.Dense(4, "tanh", **options)])
 
   data = batches((X[:8], WEIGHTS[:8])).map(lambda x, w: ((), x, w))
   results = {}
   for name, options, fit in (
-    ("graph", {}, {"validation_data": data}),
-    ("tracked", {"jit_compile": True, "track_variance": ["rws"]}, {}),
+    ("tracked", {"track_variance": ["rws"]}, {"validation_data": data}),
+    ("jit", {"jit_compile": True}, {}),
   ):
     # Not so with XLA, which draws other normals.
-    eagerly = {} if options else {"run_eagerly": True}
+    eagerly = {} if name == "jit" else {"run_eagerly": True}
     for number, strategy, how in ((1, tf.distribute.get_strategy(), eagerly), (2, two, {})):
       model = compiled(make, strategy, **options, **how)
       history = model.fit(data, verbose=0, **fit).history
@@ -102,18 +100,25 @@ def statistics_and_noise(two) -> dict:
   def copies(variable):
     return [part.numpy().tolist() for part in variable.value.values]
 
-  results = {}
-  for name, options in {"graph": {}, "jit": {"jit_compile": True}, "again": {}}.items():
-    model = compiled(make, two, **options)
-    # The last batch has one example: the second replica has none.
-    history = model.fit(batches(X[:8] if name == "jit" else X), verbose=0).history
+  def trained(model, x):
+    history = model.fit(batches(x), verbose=0).history
     normalization, dropout = model.encoder.layers[:2]
-    results[name] = {
+    return {
       "bound": history["bound"],
       "mean": copies(normalization.moving_mean),
       "decoder": copies(model.decoder.layers[0].moving_variance),
       "seeds": copies(dropout.seed_generator.state),
     }
+
+  model = compiled(make, two)
+  before = model.get_weights()
+  # The last batch has one example: the second replica has none.
+  results = {"graph": trained(model, X)}
+  # Also where the layers' own seeds are others: those of the last step.
+  model.set_weights(before)
+  model.optimizer.iterations.assign(0)
+  results["again"] = trained(model, X)
+  results["jit"] = trained(compiled(make, two, jit_compile=True), X[:8])
   return results
 
 

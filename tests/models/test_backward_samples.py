@@ -73,18 +73,19 @@ def model():
 
 def test_a_saved_model_goes_on_with_the_number_in_use(tmp_path):
   x = helpers.binary(8, 6)
-  straight, first = model(), model()
-  logs = straight.fit(x, batch_size=4, epochs=3, shuffle=False, verbose=0).history
-  first.fit(x, batch_size=4, epochs=2, shuffle=False, verbose=0)
+  first = model()
+  fit = {"batch_size": 4, "shuffle": False, "verbose": 0}
+  logs = first.fit(x, epochs=2, **fit).history
   first.save(tmp_path / "model.keras")
   second = keras.saving.load_model(tmp_path / "model.keras")
   second.run_eagerly = True
   assert second.get_compile_config()["num_backward_samples"] == "auto"
   assert second.followers.backward_samples.number == first.followers.backward_samples.number
-  second.fit(x, batch_size=4, shuffle=False, verbose=0)
+  for each in (first, second):
+    each.fit(x, **fit)
   assert logs["num_backward_samples"][0] == NUM_SAMPLES
   assert logs["num_backward_samples"][1] < NUM_SAMPLES
-  for one, other in zip(straight.get_weights(), second.get_weights(), strict=True):
+  for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
     np.testing.assert_array_equal(one, other)
 
 

@@ -135,7 +135,17 @@ def numbers_of(dtype, data_dtype):
   ]
 
 
-@pytest.mark.parametrize("data_dtype", ["float64", "uint8", "bool"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_bfloat16"])
+# Each type of data and each of models, floats among the data with every one.
+@pytest.mark.parametrize(
+  ("dtype", "data_dtype"),
+  [
+    ("float32", "float64"),
+    ("float32", "uint8"),
+    ("float64", "bool"),
+    ("float64", "float64"),
+    ("mixed_bfloat16", "float64"),
+    ("mixed_bfloat16", "uint8"),
+  ],
+)
 def test_numpy_data_of_any_dtype_go_into_models_of_any_dtype(dtype, data_dtype):
   assert numbers_of(dtype, data_dtype) == numbers_of(dtype, "float32")

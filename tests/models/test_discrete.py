@@ -26,8 +26,9 @@ SPARSE = {"num_samples": 8, "num_backward_samples": 3, "kl_weight": 0.5}
 def test_it_learns(bound, options):
   optimizer = keras.optimizers.Adam(0.03)
   model = helpers.compiled(discrete(), optimizer=optimizer, bound=bound, **options)
-  history = model.fit(X, batch_size=4, epochs=25, verbose=0).history["bound"]
-  assert np.mean(history[-5:]) > history[0] + 0.2
+  data = tf.data.Dataset.from_tensor_slices(X).batch(4).repeat()
+  history = model.fit(data, steps_per_epoch=10, epochs=5, verbose=0).history["bound"]
+  assert history[-1] > history[0] + 0.2
 
 
 def test_log_likelihood_is_the_sum_over_all_latents():

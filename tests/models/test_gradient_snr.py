@@ -148,7 +148,7 @@ def test_a_measurement_changes_nothing():
   for callbacks in ([], [models.GradientSNR(batches_of(3, 4), 3)]):
     keras.utils.set_random_seed(0)
     model = helpers.compiled(Normalized(), run_eagerly=True, gradient_statistics=True)
-    fit = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+    fit = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
     history = model.fit(X[:8], **fit, callbacks=callbacks).history
     trained.append([*model.get_weights(), *(v.numpy() for v in model.followers.variables)])
     trained[-1] += [history["bound"], history["proposal_gradient_variance"]]

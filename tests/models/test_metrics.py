@@ -137,7 +137,7 @@ def test_gradient_statistics_are_debiased_averages(make, data, of_proposal, of_m
   model = helpers.compiled(
     make(), run_eagerly=True, gradient_statistics=True, optimizer=keras.optimizers.SGD(0.1)
   )
-  _check_statistics(model, [data] * 5, [of_proposal, of_model])
+  _check_statistics(model, [data] * 3, [of_proposal, of_model])
 
 
 def test_every_step_has_its_own_noise_when_the_loss_is_scaled():
@@ -163,7 +163,7 @@ def test_gradient_statistics_when_the_loss_is_scaled():
 def test_a_step_that_overflows_does_not_spoil_the_statistics():
   """An optimizer that scales the loss skips it; the averages are those of the other steps."""
   last = []
-  for scale, steps in ((2.0**26, 14), (2.0**16, 4)):  # Ten steps of the first overflow.
+  for scale, steps in ((2.0**19, 6), (2.0**16, 3)):  # Three steps of the first overflow.
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=scale)
     model = helpers.vae(dtype="mixed_float16")
     helpers.compiled(model, run_eagerly=True, gradient_statistics=True, optimizer=optimizer)

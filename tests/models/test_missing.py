@@ -153,7 +153,7 @@ def test_nothing_missing_is_bit_identical_with_xla(make):
   logits = tf.constant(random.normal(size=(3, 2, 37)).astype("float32") * 5)
   x = tf.constant(random.binomial(1, 0.5, (2, 37)).astype("float32"))
 
-  @tf.function(jit_compile=True)
+  @tf.function(jit_compile=True, autograph=False)
   def value_and_gradient(logits, x, is_masked):
     log_prob = (
       (lambda d: missing.log_prob("Model", d, x)) if is_masked else (lambda d: d.log_prob(x))

@@ -25,17 +25,18 @@ MINE = bounds.from_function(median_of_halves, name="mine")
 def test_it_trains():
   """In a graph; `tests/test_rows.py` compiles the terms of such a bound with XLA."""
   model = helpers.compiled(helpers.vae(), optimizer=keras.optimizers.Adam(0.03), bound=MINE)
-  history = model.fit(X, batch_size=4, epochs=25, verbose=0).history["bound"]
-  assert np.mean(history[-5:]) > history[0] + 0.3
+  data = tf.data.Dataset.from_tensor_slices(X).batch(4).repeat()
+  history = model.fit(data, steps_per_epoch=10, epochs=5, verbose=0).history["bound"]
+  assert history[-1] > history[0] + 0.3
 
 
 def test_it_is_tracked_and_compared():
   options = {"track_variance": [MINE, "iwae_dreg"], "run_eagerly": True}
   model = helpers.compiled(helpers.vae(), **options)
-  history = model.fit(X, batch_size=4, epochs=2, verbose=0).history
+  history = model.fit(X, batch_size=4, verbose=0).history
   assert np.isfinite(history["mine_gradient_variance"]).all()
   result = diagnostics.compare(
-    model, X, [MINE, "iwae_dreg"], num_samples=6, num_measurements=40, measure_cost=False
+    model, X, [MINE, "iwae_dreg"], num_samples=6, num_measurements=30, measure_cost=False
   )
   names = [row.bound for row in result.rows]
   assert names == ["mine_total", "mine", "iwae", "iwae_dreg"]

@@ -77,7 +77,7 @@ def test_build_is_called_before_the_first_batch(use, case):
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_a_model_with_a_build_of_its_own_is_saved(case, tmp_path):
   make, data, _ = CASES[case]
-  model = helpers.compiled(make(), optimizer=keras.optimizers.SGD(1.0))
+  model = helpers.compiled(make(), optimizer=keras.optimizers.SGD(1.0), run_eagerly=True)
   model.fit(data, verbose=0)
   model.save(tmp_path / "model.keras")
   loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -89,4 +89,4 @@ def test_build_is_called_with_a_shape():
   model = OwnBuild()
   model.build((None, 6))
   assert len(model.trainable_variables) == 9
-  helpers.compiled(model).fit(X, verbose=0)
+  helpers.compiled(model, run_eagerly=True).fit(X, verbose=0)

@@ -213,10 +213,11 @@ def test_fit_learns(case):
   kind, make_data = CASES[case]
   keras.utils.set_random_seed(0)
   parts = _parts(make_data())
-  model = helpers.compiled(kind(), optimizer=keras.optimizers.Adam(0.03), bound="iwae_dreg")
-  bound = np.array(model.fit(*parts, batch_size=4, epochs=30, verbose=0).history["bound"])
-  assert np.all(np.isfinite(bound))
-  assert bound[-5:].mean() > bound[0] + 0.3
+  model = helpers.compiled(kind(), optimizer=keras.optimizers.SGD(0.5), bound="iwae_dreg")
+  data = tf.data.Dataset.from_tensor_slices(tuple(parts)).batch(4).repeat()
+  history = model.fit(data, steps_per_epoch=10, epochs=5, verbose=0).history
+  assert np.all(np.isfinite(history["bound"]))
+  assert history["bound"][-1] > history["bound"][0] + 0.3
 
 
 @pytest.mark.parametrize("case", ["images", "flow"])
@@ -226,12 +227,13 @@ def test_fit_with_the_jackknife(case):
   parts = _parts(make_data())
   model = helpers.compiled(kind(), bound="jvi_dreg", gradient_statistics=True, run_eagerly=True)
   before = helpers.values(model)
-  history = model.fit(*parts, batch_size=4, epochs=2, verbose=0).history
+  history = model.fit(*parts, batch_size=8, epochs=2, verbose=0).history
   assert all(np.all(np.isfinite(values)) for values in history.values())
   assert all((new != old).any() for new, old in zip(helpers.values(model), before, strict=True))
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
+# Only training asks for the stopped proposal of "flow with PathOnly".
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"flow with PathOnly"}))
 def test_every_model_samples_and_reconstructs(case):
   kind, make_data = CASES[case]
   keras.utils.set_random_seed(0)
@@ -323,23 +325,26 @@ class UnbuiltConditional(Unbuilt):
 
 @pytest.mark.parametrize("run_eagerly", [True, False])
 def test_fit_builds_the_layers(run_eagerly):
-  model = helpers.compiled_with_adam(Unbuilt(), run_eagerly=run_eagerly)
+  optimizer = keras.optimizers.SGD(momentum=0.9)
+  model = helpers.compiled(Unbuilt(), optimizer=optimizer, run_eagerly=run_eagerly)
   assert not model.trainable_variables
   model.fit(helpers.binary(8, 6), batch_size=4, verbose=0)
   assert len(model.trainable_variables) == 8
-  assert len(model.optimizer.variables) == 2 + 2 * 8
+  assert len(model.optimizer.variables) == 2 + 8
 
 
 @pytest.mark.parametrize("form", ["arrays", "dataset"])
 def test_fit_builds_the_layers_of_a_conditional_model(form):
   pair = (helpers.binary(8, 4), helpers.binary(8, 6, seed=1))
-  model = helpers.compiled_with_adam(UnbuiltConditional(), run_eagerly=form == "arrays")
+  optimizer = keras.optimizers.SGD(momentum=0.9)
+  model = UnbuiltConditional()
+  helpers.compiled(model, optimizer=optimizer, run_eagerly=form == "arrays")
   if form == "arrays":
     model.fit(*pair, batch_size=4, verbose=0)
   else:
     model.fit(tf.data.Dataset.from_tensor_slices(pair).batch(4), verbose=0)
   assert len(model.trainable_variables) == 8
-  assert len(model.optimizer.variables) == 2 + 2 * 8
+  assert len(model.optimizer.variables) == 2 + 8
 
 
 @pytest.mark.parametrize("kind", [Unbuilt, UnbuiltConditional])

@@ -220,7 +220,9 @@ def test_parts_of_a_joint_proposal_stay_together():
 def test_batch_of_unknown_size(monkeypatch, model, x):
   monkeypatch.setattr(evaluation, "_ROWS_AT_A_TIME", 3000)  # 30 samples of the 100 assumed
 
-  @tf.function(input_signature=[tf.TensorSpec([None, conjugate.FEATURES], tf.float64)])
+  @tf.function(
+    input_signature=[tf.TensorSpec([None, conjugate.FEATURES], tf.float64)], autograph=False
+  )
   def served(x):
     figures = model.log_likelihood(x, 70, return_diagnostics=True)
     return figures, model.posterior_sample(x, 4, 70, seed=0)

@@ -38,7 +38,8 @@ def test_a_tracked_estimator_is_the_one_that_training_on_it_would_follow(make, d
     return helpers.compiled_with_adam(make(), optimizer=optimizer, run_eagerly=True, **options)
 
   logs = logs_of(still(bound=bound, track_variance=names), data, steps=2)
-  for name in names:
+  # Each of them once, half of them with either model.
+  for name in names[make is helpers.structured :: 2]:
     expected = logs_of(still(bound=name, gradient_statistics=True), data, steps=2)
     variance = pytest.approx(expected["proposal_gradient_variance"], rel=1e-4)
     assert logs[f"{name}_gradient_variance"] == variance
@@ -73,19 +74,19 @@ class Embedded(models.LatentVariableModel):
     return tfd.Independent(tfd.Bernoulli(self.decoder(z)), 1)
 
 
-@pytest.mark.parametrize("run_eagerly", [True, False])
-def test_tracking_does_not_change_the_training_of_an_embedding(run_eagerly):
+def test_tracking_does_not_change_the_training_of_an_embedding():
   """Adam moves the rows that a sparse gradient has, and every row for a dense one."""
   batches = [(np.array(labels * 3), X) for labels in ([1, 1, 2], [5, 2, 7], [4, 3, 3])]
   tables = []
-  for names in ([], ["iwae"]):
+  for names, run_eagerly in (([], True), (["iwae"], True), (["iwae"], False)):
     keras.utils.set_random_seed(0)
     options = {"optimizer": keras.optimizers.Adam(0.1), "run_eagerly": run_eagerly}
     model = helpers.compiled_with_adam(Embedded(), track_variance=names, **options)
     for batch in batches:
       model.train_on_batch(*batch)
     tables.append(model.table.get_weights()[0])
-  np.testing.assert_allclose(*tables, rtol=1e-4, atol=1e-6)
+  for table in tables[1:]:
+    np.testing.assert_allclose(table, tables[0], rtol=1e-4, atol=1e-6)
 
 
 def test_tracking_under_xla_and_a_scaled_loss():

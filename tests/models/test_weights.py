@@ -1,5 +1,7 @@
 """Tests of weights and of files: with and without what `compile` turns on beside training."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -18,6 +20,12 @@ FOLLOWING = {
 PLAIN = {"bound": bounds.get("dreg_alpha", alpha=0.3)}
 
 
+@functools.cache
+def trained_once(following, seed=0):
+  """A model for tests that do not mind what weights it has."""
+  return trained(FOLLOWING if following else PLAIN, seed)
+
+
 def trained(options, seed=0):
   model = helpers.compiled_with_adam(helpers.vae(seed), run_eagerly=True, **options)
   for _ in range(2):
@@ -28,8 +36,8 @@ def trained(options, seed=0):
 @pytest.mark.parametrize("into", [FOLLOWING, PLAIN, None], ids=["following", "plain", "uncompiled"])
 @pytest.mark.parametrize("of", [FOLLOWING, PLAIN], ids=["following", "plain"])
 def test_weights_do_not_depend_on_what_compile_turns_on(of, into, tmp_path):
-  model = trained(of)
-  other = helpers.vae(9) if into is None else trained(into, seed=9)
+  model = trained_once(of is FOLLOWING)
+  other = helpers.vae(9) if into is None else trained_once(into is FOLLOWING, seed=9)
   expected = model.get_weights()
   assert len(expected) == len(other.weights) == len(other.variables) == 12
   other.set_weights(expected)
@@ -54,7 +62,7 @@ def assert_same(actual, expected):
 
 
 def test_a_weights_file_resumes_what_follows_gradients(tmp_path):
-  model = trained(FOLLOWING)
+  model = trained_once(following=True)
   model.save_weights(tmp_path / "model.weights.h5")
   other = helpers.compiled_with_adam(helpers.vae(9), run_eagerly=True, **FOLLOWING)
   other.load_weights(tmp_path / "model.weights.h5")
@@ -72,7 +80,7 @@ def test_a_weights_file_resumes_what_follows_gradients(tmp_path):
 )
 def test_averages_of_other_gradients_are_not_taken_from_a_file(options, tmp_path):
   """Averages share their mass: it would be wrong for those that the file lacks."""
-  model = trained(FOLLOWING)
+  model = trained_once(following=True)
   model.save_weights(tmp_path / "model.weights.h5")
   other = trained(options)
   before = state(other)
@@ -84,7 +92,7 @@ def test_averages_of_other_gradients_are_not_taken_from_a_file(options, tmp_path
 @pytest.mark.parametrize("of", [FOLLOWING, PLAIN], ids=["following", "plain"])
 def test_a_saved_model_is_compiled_otherwise(of, to, tmp_path):
   """A `.keras` file resumes as it was saved, and compiles anew either way."""
-  model = trained(of)
+  model = trained_once(of is FOLLOWING)
   model.save(tmp_path / "model.keras")
   loaded = keras.models.load_model(tmp_path / "model.keras")
   assert_same(state(loaded), state(model))
