@@ -13,6 +13,7 @@ from dregs_tf.training.errors import ConfigError
 from experiments.toy_gaussian import figure, measure, model, run, statistics
 from experiments.toy_gaussian.config import ToyConfig
 from tests import binaries
+from tests.eager import functions_run_eagerly
 from tests.problems import PAPER
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -30,6 +31,7 @@ UNBIASED = ("elbo", "elbo_stl", "iwae", "iwae_dreg", "jvi", "jvi_dreg")
 BIASED = ("rws", "rws_dreg", "stl", "dreg_alpha", "iwae_dreg_norm", "rws_dreg_norm")
 
 
+@functions_run_eagerly()  # Of few parts; the test of a run has their graph.
 def summaries(bound_names, **settings):
   """{(bound, K): the columns over all coordinates}."""
   settings = ToyConfig(bounds=bound_names, **settings)
@@ -286,6 +288,7 @@ def test_a_run_leaves_results_trials_and_figures(tmp_path, capsys):
   assert str(tmp_path / "a" / "b" / "results.csv") in said
 
 
+@functions_run_eagerly()
 def test_the_same_seed_gives_the_same_numbers(monkeypatch):
   """Also when the measurements are cut into other parts."""
 
@@ -352,6 +355,7 @@ def test_bad_values_are_refused_in_one_line(case):
     assert word in message
 
 
+@functions_run_eagerly()
 def test_the_binary(tmp_path, capfd):
   small = [f"--{name}={value}" for name, value in SMALL.items()]
   command = [*small, "--num_samples=2,3", "--bounds=iwae,iwae_dreg", f"--output_dir={tmp_path}"]

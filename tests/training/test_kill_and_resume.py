@@ -13,9 +13,14 @@ from tests import binaries
 from tests.processes import Forked
 from tools import kill_and_resume
 
+# All that a run can follow, so that its averages have to be resumed.
 FLAGS = (
-  "--bound=jvi_dreg",
+  "--bound=dreg_alpha",
+  "--alpha=auto",
+  "--track_variance=rws",
   "--gradient_statistics",
+  "--follow_test",
+  "--missing_fraction=0.25",
   "--nojit_compile",
   "--num_samples=3",
   "--latent_dim=2",

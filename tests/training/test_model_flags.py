@@ -10,6 +10,7 @@ from dregs_tf.proposals import Requirement
 from dregs_tf.training import config, run_directory
 from dregs_tf.training.errors import ConfigError
 from tests import binaries
+from tests.eager import functions_run_eagerly
 
 SMALL = ["--max_steps=4", "--summarize_every=2", "--checkpoint_every=2", "--num_samples=6"]
 SMALL += ["--latent_dim=3", "--jit_compile=false"]
@@ -86,6 +87,8 @@ def test_directories_tell_models_and_weights_apart():
   assert "digits_generative_iwae_dreg_K64_seed0" in names
 
 
+@functions_run_eagerly()  # tests/models has graphs of each.
+@pytest.mark.filterwarnings("ignore:Even though the")
 @pytest.mark.parametrize(
   "flags",
   [
@@ -110,6 +113,8 @@ def test_a_weight_that_a_bound_does_not_take(tmp_path, capsys):
   assert "kl_weight must be 1 for rws, got 0.5" in error
 
 
+@functions_run_eagerly()
+@pytest.mark.filterwarnings("ignore:Even though the")
 def test_layers_are_followed(tmp_path):
   """By metrics.csv, which TensorBoard shows as well."""
   arguments = [*SMALL, "--model=hierarchical", "--latent_dims=4,3", "--prior_gradient=dreg"]

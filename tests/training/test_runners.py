@@ -18,6 +18,9 @@ from dregs_tf.training import callbacks, config, runners
 from dregs_tf.training.errors import ConfigError, Interrupted
 from dregs_tf.training.run_directory import Run
 from tests import binaries
+from tests.eager import functions_run_eagerly
+
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the")
 
 
 def settings(directory, **changes) -> config.TrainConfig:
@@ -64,9 +67,10 @@ def few_measurements():
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
-  """A run that was never stopped."""
+  """A run that was never stopped, of eager steps; test_kill_and_resume.py has their graphs."""
   directory = tmp_path_factory.mktemp("runs") / "whole"
-  return directory, runners.train(settings(directory))
+  with functions_run_eagerly():
+    return directory, runners.train(settings(directory))
 
 
 def test_a_run_leaves_what_it_should(whole_run):
@@ -93,6 +97,7 @@ def test_a_run_leaves_what_it_should(whole_run):
   assert {"bound/train", "bound/valid", "reconstructions", "samples"} <= tags
 
 
+@functions_run_eagerly()
 def test_a_run_that_is_interrupted_in_every_way_ends_with_the_same_numbers(
   whole_run, tmp_path, monkeypatch
 ):
@@ -139,9 +144,12 @@ def test_a_run_that_is_interrupted_in_every_way_ends_with_the_same_numbers(
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_commands_that_a_run_prints_can_be_pasted_elsewhere(tmp_path, monkeypatch, capsys):
+def test_a_structured_run_is_evaluated_by_the_command_that_it_prints_from_elsewhere(
+  tmp_path, monkeypatch, capsys
+):
   monkeypatch.chdir(tmp_path)
-  runners.train(settings("a run", **PLAIN | {"max_steps": 1}))
+  changes = {"task": "structured", "missing_fraction": 0, "max_steps": 3}
+  runners.train(settings("a run", **PLAIN | changes))
   printed = capsys.readouterr().out.splitlines()
   (command,) = [line.split(":", 1)[1] for line in printed if line.startswith("Evaluate:")]
   (look,) = [line.split(":", 1)[1] for line in printed if line.startswith("TensorBoard:")]
@@ -150,8 +158,10 @@ def test_the_commands_that_a_run_prints_can_be_pasted_elsewhere(tmp_path, monkey
   monkeypatch.chdir(tmp_path / "elsewhere")
   program, *arguments = shlex.split(command)
   assert program == "dregs-eval"
-  assert binaries.run("eval.py", *arguments, "--num_samples=2") == 0
-  assert (tmp_path / "a run" / "evaluation_test_2.json").exists()
+  assert binaries.run("eval.py", *arguments, "--num_samples=20") == 0
+  assert "standard error" in capsys.readouterr().out
+  result = json.loads((tmp_path / "a run" / "evaluation_test_20.json").read_text())
+  assert np.isfinite(result["log_likelihood"])
 
 
 def test_fewer_steps_than_there_are_is_refused(whole_run):
@@ -162,6 +172,7 @@ def test_fewer_steps_than_there_are_is_refused(whole_run):
   assert Run(directory).read_config().max_steps == result["step"]
 
 
+@functions_run_eagerly()
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(whole_run, tmp_path):
   whole, result = whole_run
   shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
@@ -223,13 +234,6 @@ def test_variables_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
   assert Run(tmp_path).checkpoints()[-1][0] == 3
 
 
-def test_structured_task_trains_and_evaluates(tmp_path, capsys):
-  runners.train(settings(tmp_path, task="structured", **PLAIN | {"missing_fraction": 0}))
-  result = runners.evaluate(config.EvalConfig(logdir=str(tmp_path), num_samples=20))
-  assert np.isfinite(result["log_likelihood"])
-  assert "standard error" in capsys.readouterr().out
-
-
 def test_the_inference_network_alone_is_trained_from_another_run(whole_run, tmp_path):
   whole, _ = whole_run
   frozen = settings(tmp_path, init_from=str(whole), freeze_model=True, **PLAIN | {"max_steps": 3})
@@ -252,6 +256,7 @@ def test_starting_from_another_model_is_refused(whole_run, tmp_path):
     runners.train(settings(tmp_path, init_from=str(tmp_path / "nothing")))
 
 
+@functions_run_eagerly()
 def test_evaluation_averages_over_all_images(whole_run):
   directory, _ = whole_run
   evaluation = config.EvalConfig(
@@ -262,7 +267,7 @@ def test_evaluation_averages_over_all_images(whole_run):
   assert result["step"] == 10
   again = runners.evaluate(dataclasses.replace(evaluation))
   assert again["log_likelihood"] == result["log_likelihood"]
-  more = runners.evaluate(dataclasses.replace(evaluation, num_samples=400, batch_size=250))
+  more = runners.evaluate(dataclasses.replace(evaluation, num_samples=60, batch_size=250))
   assert result["log_likelihood"] < more["log_likelihood"] < 0
   assert 0 < result["standard_error"] < 5
   assert json.loads((directory / "evaluation_valid_11.json").read_text()) == result

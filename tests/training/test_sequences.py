@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -68,15 +69,26 @@ def series(path, num_steps=3):
 
 
 @pytest.mark.slow
-def test_a_run_of_series_resumes_exactly_is_evaluated_and_compared(tmp_path):
+def test_a_run_of_series_resumes_exactly_is_evaluated_and_compared(tmp_path, monkeypatch, capsys):
   whole, half = tmp_path / "whole", tmp_path / "half"
-  flags = [*SMALL, "--resampling=stratified"]
+  flags = [*SMALL, "--resampling=stratified", "--max_steps=3"]
   flags.append(f"--dataset={series(tmp_path / 'series.npz')}")
-  assert binaries.run("train.py", *flags, "--max_steps=4", f"--logdir={whole}") == 0
-  assert binaries.run("train.py", *flags, "--max_steps=2", f"--logdir={half}") == 0
-  assert binaries.run("train.py", *flags, "--max_steps=4", f"--logdir={half}") == 0
+  drawn = []
+  draw = pictures.pictures
+  monkeypatch.setattr(pictures, "pictures", lambda *a: drawn.append(draw(*a)) or drawn[-1])
+  assert binaries.run("train.py", *flags, f"--logdir={whole}") == 0
+  # Of each summary, and of the run's figure. What is compared has no pictures in it.
+  assert len(drawn) == 3
+  monkeypatch.setattr(pictures, "pictures", lambda *_: drawn[-1])
+  # As a run that was killed after its first step, within an interval.
+  shutil.copytree(whole, half)
+  for later in (2, 3):
+    run_directory.Run(half).checkpoint(later).unlink()
+  capsys.readouterr()
+  assert binaries.run("train.py", *flags, f"--logdir={half}") == 0
+  assert "Resuming at step 1 of 3." in capsys.readouterr().out
   (step, one), (_, other) = (run_directory.Run(path).load_newest() for path in (whole, half))
-  assert step == 4
+  assert step == 3
   assert (one.resampling, one.observed) == ("stratified", "normal")
   for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
     np.testing.assert_array_equal(a, b)
