@@ -128,7 +128,7 @@ def test_degenerate_examples_under_xla():
   names = ("iwae_dreg", "rws")
   parameters = shared_problem([2]).parameters
 
-  @tf.function(jit_compile=True)
+  @tf.function(jit_compile=True, autograph=False)
   def compiled():
     results = []
     for name in names:

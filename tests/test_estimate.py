@@ -83,7 +83,7 @@ def test_estimate_is_the_literal_surrogate_under_xla():
   problem = shared_problem([2])
   variants = [v for v in KINDS if v[0] not in ("iwae_dreg", "jvi_dreg")]
 
-  @tf.function(jit_compile=True)
+  @tf.function(jit_compile=True, autograph=False)
   def compiled():
     return [estimate_and_oracle(problem, name, options) for name, options in variants]
 
@@ -95,7 +95,7 @@ def test_estimate_is_the_literal_surrogate_under_xla():
 def test_gradient_taken_outside_of_the_function(name):
   problem = shared_problem([2])
 
-  @tf.function
+  @tf.function(autograph=False)
   def traced():
     return bounds.estimate(
       name,
@@ -118,7 +118,7 @@ def test_gradient_taken_outside_of_the_function(name):
 def test_unknown_batch_size(name, options):
   parameters = shared_problem([2]).parameters
 
-  @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float64)])
+  @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float64)], autograph=False)
   def traced(x):
     problem = shared_problem([2], observations=x, parameters=parameters)
     return estimate_and_oracle(problem, name, options)
@@ -260,7 +260,7 @@ def test_path_only_of_the_proposal_itself():
 def test_path_only_under_xla():
   problem = hierarchy_problem()
 
-  @tf.function(jit_compile=True)
+  @tf.function(jit_compile=True, autograph=False)
   def compiled():
     stopped = dregs_tf.PathOnly(problem.proposal(problem.parameters))
     return estimate_and_oracle(problem, "iwae_dreg", {}, stopped_proposal=stopped)

@@ -39,7 +39,7 @@ def test_gate_scales_the_gradient_sample_by_sample(compile_with):
   }
   function = gated_gradient
   if compile_with != "eager":
-    function = tf.function(function, jit_compile=compile_with == "xla")
+    function = tf.function(function, jit_compile=compile_with == "xla", autograph=False)
   gated, gradient = function(ratio, samples)
   for name, sample in samples.items():
     np.testing.assert_array_equal(gated[name], sample)
@@ -250,7 +250,7 @@ def test_stopped_parameters_under_xla(stop):
   variables = [tf.Variable(value) for value in (LOC, SCALE, TRIL)]
   samples = tf.constant(transformed(*variables).sample(5, seed=[0, 1]).numpy())
 
-  @tf.function(jit_compile=True)
+  @tf.function(jit_compile=True, autograph=False)
   def compiled(samples):
     with tf.GradientTape(persistent=True) as tape:
       tape.watch(samples)

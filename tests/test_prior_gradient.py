@@ -35,7 +35,7 @@ class OneLayer:
 
   def __init__(self):
     self.parameters = {"shift": 0.4, "spread": -0.1, "slope": 0.8, "loc": 0.1}
-    self.noises, self.num_nodes = 1, {2: 60, 3: 30}
+    self.noises, self.num_nodes = 1, {2: 40, 3: 20}
 
   @staticmethod
   def prior(shift, spread, **_):
@@ -55,7 +55,7 @@ class TwoLayers:
 
   def __init__(self, top_down):
     self.parameters = {"slope": 0.6, "spread": -0.3, "loc": 0.2, "mix": 0.5}
-    self.noises, self.num_nodes = 2, {2: 15}
+    self.noises, self.num_nodes = 2, {2: 12}
     self.top_down = top_down
 
   @staticmethod
@@ -94,6 +94,7 @@ class Sharp(OneLayer):
   def __init__(self):
     super().__init__()
     self.parameters |= {"slope": 3.0, "spread": 0.5}
+    self.num_nodes = {2: 60}
 
 
 PROBLEMS = {

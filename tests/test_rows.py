@@ -68,7 +68,7 @@ def of_every_row(compiled):
     return [bounds.get(name, **options).value_and_coefficients(l) for name, options in rows.ROWS]
 
   if compiled:
-    compute = tf.function(compute, jit_compile=True)
+    compute = tf.function(compute, jit_compile=True, autograph=False)
   return compute(tf.constant(log_weights(6, 5), tf.float32))
 
 
@@ -249,7 +249,7 @@ def test_from_function_equals_finite_differences(function, mode):
   l = log_weights(4, 3, scale=1.0)
   terms = bounds.from_function(function, "mine").objective
   if mode != "eager":
-    terms = tf.function(terms, jit_compile=mode == "xla")
+    terms = tf.function(terms, jit_compile=mode == "xla", autograph=False)
   actual = terms(tf.constant(l))
   step = 1e-4
 
