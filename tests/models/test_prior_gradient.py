@@ -149,7 +149,7 @@ def test_a_prior_that_draws_noise_at_every_density_is_refused():
       second = lambda z: tfd.Independent(tfd.Normal(self.dropout(z), 1.0), 1)  # noqa: E731
       return tfd.JointDistributionSequential([first, second])
 
-  model = helpers.compiled(Noisy(), prior_gradient="dreg")
+  model = helpers.compiled(Noisy(), prior_gradient="dreg", run_eagerly=True)
   with pytest.raises(ValueError, match='prior_gradient must be "direct" for Noisy'):
     model.train_on_batch(np.ones([3, 2], "float32"))
 

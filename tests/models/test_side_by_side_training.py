@@ -91,7 +91,7 @@ def test_tracking_does_not_change_the_training_of_an_embedding():
 
 def test_tracking_under_xla_and_a_scaled_loss():
   optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=64.0)
-  options = {"track_variance": ["iwae", "rws_dreg"], "gradient_statistics": True}
+  options = {"track_variance": ["rws_dreg"], "gradient_statistics": True}
   eager = logs_of(
     helpers.compiled_with_adam(
       helpers.vae(), optimizer=keras.optimizers.SGD(0.0), run_eagerly=True, **options
@@ -101,7 +101,7 @@ def test_tracking_under_xla_and_a_scaled_loss():
   model = helpers.compiled(helpers.vae(), optimizer=optimizer, jit_compile=True, **options)
   history = model.fit(X, batch_size=9, epochs=3, shuffle=False, verbose=0).history
   # The noise differs between XLA and none; a scale of 64 that were left in would show as 4096.
-  for name in ("iwae", "rws_dreg", "proposal"):
+  for name in ("rws_dreg", "proposal"):
     ratio = history[f"{name}_gradient_variance"][-1] / eager[f"{name}_gradient_variance"]
     assert 0.05 < ratio < 20, (name, ratio)
 

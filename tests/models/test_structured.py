@@ -78,18 +78,13 @@ def test_gradient_of_a_step_is_the_papers(bound):
     np.testing.assert_allclose(actual, by_hand, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-  "form, gradient_statistics",
-  [("arrays", False), ("dataset", False), ("uint8", False), ("arrays", True)],
-)
-def test_fit_and_evaluate_take_pairs(form, gradient_statistics):
-  pair = (CONTEXT, X)
-  if form == "uint8":
-    pair = tuple(part.astype("uint8") for part in pair)
-  dataset = tf.data.Dataset.from_tensor_slices(pair).batch(4)
-  data = {"x": CONTEXT, "y": X, "batch_size": 4} if form == "arrays" else {"x": dataset}
+@pytest.mark.parametrize("form", ["arrays", "dataset of uint8"])
+def test_fit_and_evaluate_take_pairs(form):
+  pair = tuple(part.astype("uint8") for part in (CONTEXT, X))
+  dataset = tf.data.Dataset.from_tensor_slices(pair).batch(5)
+  data = {"x": CONTEXT, "y": X, "batch_size": 5} if form == "arrays" else {"x": dataset}
   model = helpers.compiled(
-    helpers.structured(), gradient_statistics=gradient_statistics, run_eagerly=True
+    helpers.structured(), gradient_statistics=form == "arrays", run_eagerly=True
   )
   before = helpers.values(model)
   history = model.fit(**data, verbose=0).history
