@@ -31,7 +31,7 @@ UNBIASED = ("elbo", "elbo_stl", "iwae", "iwae_dreg", "jvi", "jvi_dreg")
 BIASED = ("rws", "rws_dreg", "stl", "dreg_alpha", "iwae_dreg_norm", "rws_dreg_norm")
 
 
-@functions_run_eagerly()  # Of few parts; the test of a run has their graph.
+@functions_run_eagerly()  # Of few parts; the test of the binary has their graph.
 def summaries(bound_names, **settings):
   """{(bound, K): the columns over all coordinates}."""
   settings = ToyConfig(bounds=bound_names, **settings)
@@ -263,6 +263,7 @@ def read(path):
     return list(csv.DictReader(file))
 
 
+@functions_run_eagerly()
 def test_a_run_leaves_results_trials_and_figures(tmp_path, capsys):
   """All bounds: some have no gradient at K = 1, which must not stop the figure."""
   settings = ToyConfig(
@@ -355,7 +356,6 @@ def test_bad_values_are_refused_in_one_line(case):
     assert word in message
 
 
-@functions_run_eagerly()
 def test_the_binary(tmp_path, capfd):
   small = [f"--{name}={value}" for name, value in SMALL.items()]
   command = [*small, "--num_samples=2,3", "--bounds=iwae,iwae_dreg", f"--output_dir={tmp_path}"]

@@ -11,6 +11,7 @@ import pytest
 import scipy.io
 
 from dregs_tf.training import config, runners
+from tests.eager import functions_run_eagerly
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -68,7 +69,8 @@ def make(place: pathlib.Path) -> pathlib.Path:
 
   settings = {"dataset": str(place / "good.npz"), "max_steps": 4, "checkpoint_every": 2}
   settings |= {"num_samples": 2, "latent_dim": 2, "batch_size": 4, "jit_compile": False}
-  runners.train(config.TrainConfig(logdir=str(place / "run"), **settings))
+  with functions_run_eagerly():
+    runners.train(config.TrainConfig(logdir=str(place / "run"), **settings))
 
   def copy(name):
     return shutil.copytree(place / "run", place / name)

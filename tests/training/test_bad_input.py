@@ -8,6 +8,7 @@ import pytest
 
 from dregs_tf.data import tfds_readers
 from tests import binaries
+from tests.eager import functions_run_eagerly
 from tests.training.bad_files import (
   ENVIRONMENT,
   LONGER,
@@ -175,6 +176,7 @@ def test_debug_as_a_process():
   assert b"ConfigError: --num_samples" in done.stderr
 
 
+@functions_run_eagerly()
 def test_a_wrong_first_try_does_not_stand_in_the_way(place, tmp_path, capfd):
   """Flags that fail before the first step can be corrected, in the same directory."""
   arguments = [f"--dataset={place / 'good.npz'}", f"--logdir={tmp_path / 'new'}", *SMALL]

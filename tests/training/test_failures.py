@@ -13,6 +13,7 @@ from dregs_tf.training import runners
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
 from tests import binaries
+from tests.eager import functions_run_eagerly
 from tests.training.bad_files import (
   LONGER,
   SMALL,
@@ -56,6 +57,7 @@ def no_file_larger_than(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@functions_run_eagerly()
 def test_a_full_disk(place, tmp_path, capfd):
   """The older checkpoints survive, and the run goes on from them when there is room."""
   directory = tmp_path / "run"

@@ -88,7 +88,6 @@ def test_directories_tell_models_and_weights_apart():
 
 
 @functions_run_eagerly()  # tests/models has graphs of each.
-@pytest.mark.filterwarnings("ignore:Even though the")
 @pytest.mark.parametrize(
   "flags",
   [
@@ -114,7 +113,6 @@ def test_a_weight_that_a_bound_does_not_take(tmp_path, capsys):
 
 
 @functions_run_eagerly()
-@pytest.mark.filterwarnings("ignore:Even though the")
 def test_layers_are_followed(tmp_path):
   """By metrics.csv, which TensorBoard shows as well."""
   arguments = [*SMALL, "--model=hierarchical", "--latent_dims=4,3", "--prior_gradient=dreg"]

@@ -20,8 +20,6 @@ from dregs_tf.training.run_directory import Run
 from tests import binaries
 from tests.eager import functions_run_eagerly
 
-pytestmark = pytest.mark.filterwarnings("ignore:Even though the")
-
 
 def settings(directory, **changes) -> config.TrainConfig:
   values = {
