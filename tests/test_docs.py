@@ -24,6 +24,7 @@ REDUCED = {
   r'\bcompile\("adam"': 'compile("sgd"',  # of half its operations
   r"\boptimizers\.Adam\b": "optimizers.SGD",
   r"\bnum_samples=\[2, 8, 64\]": "num_samples=[2, 8]",
+  r'\bin \("iwae", "iwae_dreg", "rws_dreg"\):': 'in ("iwae_dreg",):',
   r"\brange\(100\)": "range(3)",
   r"\bsample\(60, 100\b": "sample(60, 10",
   r"\bsample\(500, 20\b": "sample(50, 5",
