@@ -35,7 +35,7 @@ class OneLayer:
 
   def __init__(self):
     self.parameters = {"shift": 0.4, "spread": -0.1, "slope": 0.8, "loc": 0.1}
-    self.noises, self.num_nodes = 1, {2: 40, 3: 20}
+    self.noises, self.num_nodes = 1, {2: 40, 3: 16}
 
   @staticmethod
   def prior(shift, spread, **_):
@@ -55,7 +55,7 @@ class TwoLayers:
 
   def __init__(self, top_down):
     self.parameters = {"slope": 0.6, "spread": -0.3, "loc": 0.2, "mix": 0.5}
-    self.noises, self.num_nodes = 2, {2: 12}
+    self.noises, self.num_nodes = 2, {2: 10}
     self.top_down = top_down
 
   @staticmethod
