@@ -18,7 +18,7 @@ from tests.rows import FUNCTIONS
 
 tfd = tfp.distributions
 
-NUM_NODES = {2: 90, 3: 24, 4: 16}
+NUM_NODES = {2: 90, 3: 20, 4: 16}
 
 
 class Grid(tfd.Normal):
