@@ -7,7 +7,7 @@ import pytest
 
 from dregs_tf import bounds, catalogue
 from dregs_tf.proposals import Requirement
-from dregs_tf.training import config, run_directory
+from dregs_tf.training import config, run_directory, runners
 from dregs_tf.training.errors import ConfigError
 from tests import binaries
 from tests.eager import functions_run_eagerly
@@ -97,7 +97,8 @@ def test_directories_tell_models_and_weights_apart():
   ],
   ids=lambda flags: flags[0],
 )
-def test_they_train_resume_and_evaluate(flags, tmp_path):
+def test_they_train_resume_and_evaluate(flags, tmp_path, monkeypatch):
+  monkeypatch.setattr(runners, "NUM_MEASURED", 3)
   arguments = [*SMALL, *flags, f"--logdir={tmp_path}"]
   assert binaries.run("train.py", *arguments, "--max_steps=2") == 0
   assert binaries.run("train.py", *arguments) == 0
