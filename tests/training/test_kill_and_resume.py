@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dregs_tf.training.run_directory import Run
-from tests import binaries
 from tests.processes import Forked
+from tests.training.train_processes import train
 from tools import kill_and_resume
 
 # All that a run can follow, so that its averages have to be resumed.
@@ -36,7 +36,7 @@ def compared(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs")
 
   def start(directory, flags):
-    return Forked(binaries.run, "train.py", *flags, f"--logdir={directory}")
+    return Forked(train, *flags, f"--logdir={directory}")
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(kill_and_resume, "_start", start)

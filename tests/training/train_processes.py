@@ -25,7 +25,7 @@ _FLAGS = {
 }
 
 
-def _train(*arguments) -> int:
+def train(*arguments) -> int:
   """Runs bin/train.py with fewer batches to measure gradients with."""
   runners.NUM_MEASURED = 10
   return binaries.run("train.py", *arguments)
@@ -37,7 +37,7 @@ class TrainProcess(Forked):
   def __init__(self, directory, tf_config=None, **flags):
     arguments = [f"--{name}={value}" for name, value in {**_FLAGS, **flags}.items()]
     environment = {"TF_CONFIG": json.dumps(tf_config)} if tf_config else {}
-    super().__init__(_train, f"--logdir={directory}", *arguments, **environment)
+    super().__init__(train, f"--logdir={directory}", *arguments, **environment)
 
 
 def workers(directory, num_workers=2, flags_of_last=None, **flags) -> list[TrainProcess]:
