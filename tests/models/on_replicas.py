@@ -35,6 +35,14 @@ class Shared(Layered):
     return tfd.Independent(conditional.Normal(loc, tf.nn.softplus(raw)), 1)
 
 
+class Penalty(keras.layers.Layer):
+  """Adds the mean square of its inputs, which a batch's parts share out in every Keras."""
+
+  def call(self, inputs):
+    self.add_loss(0.05 * tf.reduce_mean(tf.square(inputs)))
+    return inputs
+
+
 class Noisy(Unbuilt):
   """Appends the size of its part of the batch, and the sum of its noise, to a list."""
 
@@ -68,9 +76,8 @@ def losses_and_weights(two) -> dict:
   """Weighted batches with every kind of loss, on two replicas and on one device."""
 
   def make():
-    regularizers = keras.regularizers.L2(0.1), keras.regularizers.L2(0.05)
-    options = dict(zip(("kernel_regularizer", "activity_regularizer"), regularizers, strict=True))
-    return Shared([keras.layers.Dense(4, "tanh", **options)])
+    kernel_regularizer = keras.regularizers.L2(0.1)
+    return Shared([keras.layers.Dense(4, "tanh", kernel_regularizer=kernel_regularizer), Penalty()])
 
   data = batches((X[:8], WEIGHTS[:8])).map(lambda x, w: ((), x, w))
   results = {}
