@@ -59,5 +59,6 @@ def _call(function, arguments, environment, names):
   for descriptor, name in enumerate(names, start=1):
     with open(name, "wb") as file:
       os.dup2(file.fileno(), descriptor)
+  os.environ.pop("XLA_FLAGS", None)  # those of tests/conftest.py: XLA compiles as for users
   os.environ.update(environment)
   sys.exit(function(*arguments))

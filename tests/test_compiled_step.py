@@ -1,6 +1,7 @@
 """Tests of the compiled training step: its matrix products, its operations, its XLA program."""
 
 import operator
+import os
 import pathlib
 import subprocess
 import sys
@@ -102,10 +103,17 @@ def test_nothing_runs_in_python_or_on_the_host_alone(options):
 
 def test_the_step_is_one_xla_program():
   # In a process of its own: finding the program takes long where many functions have been traced.
+  # It compiles as for users, without the flags of tests/conftest.py.
   script = "from tests import test_compiled_step as t; t.check_that_the_step_is_one_xla_program()"
   root = pathlib.Path(__file__).parents[1]
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   result = subprocess.run(
-    [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    [sys.executable, "-c", script],
+    cwd=root,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert result.returncode == 0, result.stderr[-3000:]
 
