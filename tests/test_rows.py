@@ -67,8 +67,8 @@ def of_every_row(compiled):
   def compute(l):
     return [bounds.get(name, **options).value_and_coefficients(l) for name, options in rows.ROWS]
 
-  if compiled:
-    compute = tf.function(compute, jit_compile=True, autograph=False)
+  if compiled:  # and converted by AutoGraph, as in a user's function
+    compute = tf.function(compute, jit_compile=True)
   return compute(tf.constant(log_weights(6, 5), tf.float32))
 
 
