@@ -30,9 +30,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-  """Puts the files that have slow tests first: a long file at the end leaves a process idle."""
+  """Puts the files that have slow tests first, and the short ones of tests/data last.
+
+  A long file at the end leaves a process idle.
+  """
   slow = {item.path for item in items if item.get_closest_marker("slow")}
-  items.sort(key=lambda item: item.path not in slow)
+  places = {path: -i for i, path in enumerate(dict.fromkeys(item.path for item in items))}
+  items.sort(key=lambda item: (item.path not in slow, places[item.path]))
 
 
 @pytest.fixture(autouse=True, scope="session")

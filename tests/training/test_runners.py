@@ -95,6 +95,7 @@ def test_a_run_leaves_what_it_should(whole_run):
   assert {"bound/train", "bound/valid", "reconstructions", "samples"} <= tags
 
 
+@pytest.mark.slow
 @functions_run_eagerly()
 def test_a_run_that_is_interrupted_in_every_way_ends_with_the_same_numbers(
   whole_run, tmp_path, monkeypatch
