@@ -173,7 +173,7 @@ def slack(log_weights, order=0):
 
 
 few_examples = hypothesis.settings(
-  max_examples=10,
+  max_examples=15,
   derandomize=True,
   deadline=None,
   database=None,

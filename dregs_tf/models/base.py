@@ -334,7 +334,7 @@ class LatentVariableModel(
     return self.reconstruct(x, context)
 
   def make_train_function(self, force: bool = False):
-    """Creates variables before the first step, since a replica must not create them."""
+    """Creates the followers' variables as well, and takes the number of samples they chose."""
     self._build_followers()
     if (choice := self.followers.backward_samples if self.followers else None) is not None:
       self.num_backward_samples = choice.number

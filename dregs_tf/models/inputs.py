@@ -137,7 +137,8 @@ def _check(model: CheckedInputs, batch) -> None:
       raise ValueError(f"Observations must be examples, got none, in the shape {np.shape(leaf)}.")
   spec = tf.nest.map_structure(_spec_of, batch)
   model._check_parts(*batches.parts(spec)[:2])
-  if _is_binary(model, spec):
+  _build_and_decide(model, spec)
+  if model.binary_observations:
     _check_unit_interval(model, batches.parts(batch)[1])
 
 
@@ -249,15 +250,15 @@ def _assert_first_in_unit_interval(number: tf.Tensor, batch, may_miss: bool):
     return tf.nest.map_structure(lambda part: None if part is None else tf.identity(part), batch)
 
 
-def _is_binary(model: CheckedInputs, spec) -> bool:
-  """Returns whether observations must be in [0, 1]; traces the likelihood for a batch of this spec.
+def _build_and_decide(model: CheckedInputs, spec) -> None:
+  """Builds the layers, and decides whether observations must be in [0, 1], where either is open.
 
-  That also builds the layers. A model that runs eagerly does both in its first step, before it
-  learns from it.
+  It traces the likelihood for a batch of this spec. A model that runs eagerly, or on several
+  replicas, does both in its first step.
   """
   one_device = model.distribute_strategy.num_replicas_in_sync == 1
-  is_known = model.binary_observations is not None and model.built
-  if not is_known and one_device and not model.run_eagerly:
+  is_done = model.built and model.binary_observations is not None
+  if one_device and not is_done and not model.run_eagerly:
 
     def trace(data):
       context, x, _ = batches.split(data, model.float_dtype)
@@ -266,7 +267,6 @@ def _is_binary(model: CheckedInputs, spec) -> bool:
         model._evaluate_once(x, context)
 
     tf.function(trace, autograph=False).get_concrete_function(spec)
-  return bool(model.binary_observations)
 
 
 def _spec_of(array) -> tf.TypeSpec | None:

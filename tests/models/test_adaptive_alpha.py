@@ -129,7 +129,7 @@ def test_training_uses_the_alpha_of_the_moment():
   moved = [new - old for new, old in zip(helpers.values(model), before, strict=True)]
   for variable, value in zip(model.trainable_variables, before, strict=True):
     variable.assign(value)
-  fixed = helpers.compiled_with_adam(
+  fixed = helpers.compiled(
     model, bound=bounds.get("dreg_alpha", alpha=alpha), optimizer=keras.optimizers.SGD(1.0)
   )
   expected, _ = helpers.gradient_of_step(fixed, X)
@@ -157,7 +157,7 @@ def test_a_tracked_dreg_alpha_that_is_trained_on_moves_too():
 
 def compiled(optimizer, **options):
   bound = bounds.get("dreg_alpha", alpha=0.3)
-  return helpers.compiled_with_adam(
+  return helpers.compiled(
     helpers.vae(), optimizer=optimizer, bound=bound, adapt_alpha=True, **options
   )
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tests.models import helpers
 from tests.models.layered import Layered, X
+from tests.models.test_own_model import Unbuilt
 
 METHODS = ("fit", "evaluate", "train_on_batch", "test_on_batch")
 
@@ -69,10 +70,11 @@ def test_other_errors_are_not_explained():
   assert not getattr(error.value, "__notes__", [])
 
 
+@pytest.mark.parametrize("make", [helpers.vae, Unbuilt])
 @pytest.mark.parametrize("is_binary", [None, True])
-def test_the_first_step_is_traced_once(is_binary):
+def test_the_first_step_is_traced_once(make, is_binary):
   """TensorFlow traces a step twice that creates variables, of layers or of the optimizer."""
-  model = helpers.compiled(Layered(), optimizer="adam")
+  model = helpers.compiled_with_adam(make())
   model.binary_observations = is_binary
   original, traced = model.train_step, []
   model.train_step = lambda data: traced.append(data) or original(data)

@@ -132,7 +132,9 @@ def test_own_model_is_checked_as_its_likelihood_asks_for(kind, run_eagerly):
       assert np.isfinite(_fit(model, FORMS[form](BAD["-1"])).history["bound"][0])
   else:
     spec = tf.TensorSpec([None, 6], tf.float32)
-    assert not inputs._is_binary(model, spec)
+    inputs._build_and_decide(model, spec)
+    assert model.built
+    assert not model.binary_observations
 
 
 @pytest.mark.parametrize("kind", [helpers.vae, Own])

@@ -379,7 +379,7 @@ def test_missing_method_is_named(method):
     return getattr(models.LatentVariableModel, method)(self, *args)
 
   kind = type("Partial", (Images,), {method: without})
-  model = helpers.compiled_with_adam(kind(), run_eagerly=True)
+  model = helpers.compiled(kind(), run_eagerly=True)
   with pytest.raises(TypeError, match=rf"Partial must define {method}\("):
     model.fit(_images(), verbose=0)
 

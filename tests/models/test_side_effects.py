@@ -70,9 +70,9 @@ def test_following_does_not_change_statistics(following):
   model = layered([keras.layers.BatchNormalization()], [keras.layers.BatchNormalization()])
   bound = bounds.get("dreg_alpha", alpha=0.3)
   options = {"optimizer": "adam", "bound": bound, "run_eagerly": True}
-  helpers.compiled_with_adam(model, **(options | FOLLOWING[following]))
+  helpers.compiled(model, **(options | FOLLOWING[following]))
   plain = layered([keras.layers.BatchNormalization()], [keras.layers.BatchNormalization()])
-  helpers.compiled_with_adam(plain, **options)
+  helpers.compiled(plain, **options)
   for each in (model, plain):
     each.train_on_batch(X)
   for net in ("encoder", "decoder"):
