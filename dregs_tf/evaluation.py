@@ -23,7 +23,8 @@ _SAMPLES_AT_A_TIME = 256
 # The number of these samples in a piece of the graph.
 _SAMPLES_IN_A_PIECE = 16
 
-# `log_likelihood` evaluates this many rows (samples times examples) at a time, in pieces.
+# `log_likelihood` evaluates this many rows (samples times examples) at a time, in pieces. The first
+# rows, often the only ones, are one piece: tracing more takes longer than they save.
 _ROWS_AT_A_TIME = 5000
 _PIECES = 4
 
@@ -353,11 +354,11 @@ def stream(
   num_strata = _num_strata(proposal)
   seed = seeds.stateless(seed)
 
-  def kept(count, chunk):
+  def kept(count, chunk, pieces):
     chunk_seed = seeds.fold_in(seed, chunk)
     drawn = draw(proposal, count, chunk_seed)
     z, count = drawn.samples, count * num_strata
-    log_p = _log_prob_in_pieces(target_log_prob_fn, z, count, piece=-(-count // _PIECES))
+    log_p = _log_prob_in_pieces(target_log_prob_fn, z, count, -(-count // pieces))
     log_p, log_q = same_shape(log_p, proposal.log_prob(z), count)
     log_weights = stopped_log_weights(drawn.with_shares(log_p), log_q, count)
     return summarize(log_weights, z, chunk_seed)
@@ -367,11 +368,11 @@ def stream(
     at_a_time = max(1, min(num_samples, _ROWS_AT_A_TIME // rows_of_a_sample))
     rest = num_samples % at_a_time or at_a_time
     chunks = 1 + (num_samples - rest) // at_a_time
-    result = kept(rest, 0)
+    result = kept(rest, 0, pieces=1)
     if chunks > 1:
       _, result = tf.while_loop(
         lambda chunk, _: chunk < chunks,
-        lambda chunk, result: (chunk + 1, merge(result, kept(at_a_time, chunk))),
+        lambda chunk, result: (chunk + 1, merge(result, kept(at_a_time, chunk, _PIECES))),
         [1, result],
       )
     return result

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import random
 import sys
 
 import hypothesis
+import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -18,6 +20,10 @@ os.environ.setdefault(
   "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
   "--xla_cpu_parallel_codegen_split_count=1",
 )
+
+# Several processes run tests at a time, more than there are cores, on small Tensors.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 # The first call of a TensorFlow function takes seconds: no deadline.
 hypothesis.settings.register_profile("dregs_tf", deadline=None, derandomize=True)
@@ -46,8 +52,18 @@ def few_collections():
   gc.set_threshold(50_000, 20, 100)
 
 
-@pytest.fixture(autouse=True)
-def same_random_state():
-  """What a test draws without a seed does not depend on the tests before it."""
+@pytest.fixture(autouse=True, scope="module")
+def same_random_state_in_every_file():
+  """TensorFlow's draws without a seed do not depend on the files before.
+
+  Its seed is not set for every test: that drops all kernels, which then take a seventh of the time.
+  """
   if "keras" in sys.modules:
     sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_random_state():
+  """What a test draws without a seed, other than from TensorFlow, is its own."""
+  random.seed(0)
+  np.random.seed(0)

@@ -16,6 +16,10 @@ _SERVER.set_forkserver_preload(
 )
 
 
+# Those of tests/conftest.py.
+SETTINGS = ("XLA_FLAGS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+
+
 class Forked:
   """A call of a function in a process that has not used TensorFlow yet; like subprocess.Popen."""
 
@@ -59,6 +63,7 @@ def _call(function, arguments, environment, names):
   for descriptor, name in enumerate(names, start=1):
     with open(name, "wb") as file:
       os.dup2(file.fileno(), descriptor)
-  os.environ.pop("XLA_FLAGS", None)  # those of tests/conftest.py: XLA compiles as for users
+  for name in SETTINGS:  # TensorFlow and XLA work as for users.
+    os.environ.pop(name, None)
   os.environ.update(environment)
   sys.exit(function(*arguments))

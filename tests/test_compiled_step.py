@@ -1,10 +1,6 @@
 """Tests of the compiled training step: its matrix products, its operations, its XLA program."""
 
 import operator
-import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -13,6 +9,7 @@ import tensorflow as tf
 
 from dregs_tf import bounds, models
 from tests.problems import every_bound
+from tests.processes import Forked
 
 BATCH, DIM, LATENT, NUM_SAMPLES = 4, 12, 3, 6
 PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"}
@@ -103,19 +100,8 @@ def test_nothing_runs_in_python_or_on_the_host_alone(options):
 
 def test_the_step_is_one_xla_program():
   # In a process of its own: finding the program takes long where many functions have been traced.
-  # It compiles as for users, without the flags of tests/conftest.py.
-  script = "from tests import test_compiled_step as t; t.check_that_the_step_is_one_xla_program()"
-  root = pathlib.Path(__file__).parents[1]
-  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  result = subprocess.run(
-    [sys.executable, "-c", script],
-    cwd=root,
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert result.returncode == 0, result.stderr[-3000:]
+  status, _, err = Forked(check_that_the_step_is_one_xla_program).finish()
+  assert status == 0, err[-3000:]
 
 
 def check_that_the_step_is_one_xla_program():

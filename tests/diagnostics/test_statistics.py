@@ -2,7 +2,6 @@
 
 import math
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +11,7 @@ from dregs_tf import bounds, seeds
 from dregs_tf.diagnostics import measure
 from tests.diagnostics.helpers import compare, log_normal, shared
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 
 def gradients_one_by_one(model, x, context, bound, num_samples, num_measurements, seed):
@@ -130,7 +130,7 @@ def test_the_statistics_are_numpys(case, monkeypatch):
   """
   monkeypatch.setattr(measure, "_MEASUREMENTS_PER_CALL", 6)
   make, compared = CASES[case]
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   model, context, x = make()
   helpers.perturb(model)
   context, x = (None if part is None else tf.constant(part, tf.float64) for part in (context, x))

@@ -11,6 +11,7 @@ import pytest
 from tests.examples import serve_and_evaluate
 from tests.examples.serve_and_evaluate import EXAMPLES
 from tests.processes import Forked
+from tests.seeding import seed_layers
 
 # A learned prior, BatchNormalization and Dropout, an Embedding, and a model without our class. In
 # float32, the test of an interrupted run trains two of them, and the recipes their like.
@@ -21,7 +22,7 @@ _BATCH_SIZE = 40  # The last batch has 32 images; those to validate on are one b
 
 
 def _built(example, dtype: str, run_eagerly: bool) -> keras.Model:
-  keras.utils.set_random_seed(1)
+  seed_layers(1)
   model = example.make(dtype, run_eagerly=run_eagerly)
   train, _ = example.data()
   batch = tuple(part[:2] for part in train)

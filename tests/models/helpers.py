@@ -1,10 +1,10 @@
 """Small models and data, and the gradient by hand, that the tests of the models share."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from dregs_tf import models
+from tests.seeding import seed_layers
 
 DATA_MEAN = np.linspace(0.1, 0.9, 6)
 CONTEXT_MEAN = np.linspace(0.2, 0.6, 4)
@@ -15,12 +15,12 @@ def binary(batch_size, size, seed=0, dtype="float32"):
 
 
 def vae(seed=0, **options):
-  keras.utils.set_random_seed(seed)
+  seed_layers(seed)
   return models.VAE(DATA_MEAN, **({"latent_dim": 3, "hidden_units": (5, 4)} | options))
 
 
 def structured(seed=0, **options):
-  keras.utils.set_random_seed(seed)
+  seed_layers(seed)
   options = {"latent_dim": 3, "hidden_units": (5, 4)} | options
   return models.StructuredVAE(CONTEXT_MEAN, DATA_MEAN, **options)
 

@@ -1,8 +1,6 @@
-"""Trains models on two replicas, in a process of its own, and prints results as JSON.
+"""Trains models on two replicas, and prints results as JSON.
 
-    python -m tests.models.on_replicas
-
-Logical devices have to be set up before TensorFlow does anything.
+It runs in a process of its own: logical devices have to be set up before TensorFlow does anything.
 """
 
 import json
@@ -156,15 +154,11 @@ def noise(two) -> dict:
   return {"drawn": _DRAWN, "variance": history["proposal_gradient_variance"]}
 
 
-def main() -> dict[str, object]:
-  """Returns the results of every function by its name."""
+def main() -> None:
+  """Prints the results of every function by its name."""
   (cpu,) = tf.config.list_physical_devices("CPU")
   tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
   # One for all models: TensorFlow mixes up the sums of two in a process.
   two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
   parts = (losses_and_weights, statistics_and_noise, calls, variables_held, noise)
-  return {part.__name__: part(two) for part in parts}
-
-
-if __name__ == "__main__":
-  print(json.dumps(main()))
+  print(json.dumps({part.__name__: part(two) for part in parts}))

@@ -12,6 +12,7 @@ from dregs_tf.coefficients import Coefficients
 from dregs_tf.models.backward_samples import BackwardSamples
 from tests import binaries
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 NUM_SAMPLES, BATCH = 6, 4
 
@@ -62,7 +63,7 @@ def test_only_every_tenth_finite_batch_counts():
 
 
 def model():
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   result = helpers.compiled(
     helpers.vae(), num_samples=NUM_SAMPLES, num_backward_samples="auto", run_eagerly=True
   )

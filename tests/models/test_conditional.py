@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 from dregs_tf import models
 from dregs_tf.models.conditional import MLP, IndependentBernoulli, Normal
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -58,7 +59,7 @@ def test_bernoulli_without_a_mean_adds_nothing():
 
 
 def test_untrained_weights_are_glorot_uniform_and_biases_zero():
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   layer = MLP(30, (60, 50))
   layer.build((None, 40))
   weights = layer.get_weights()

@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 from dregs_tf import models
 from dregs_tf.models.conditional import IndependentBernoulli, Normal
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -103,7 +104,7 @@ class Convolutional(models.LatentVariableModel):
 
 @pytest.mark.parametrize("mean", [False, True])
 def test_sample_hands_the_likelihood_samples_of_a_batch(mean):
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   model = helpers.compiled(Convolutional(), run_eagerly=True)
   x = helpers.binary(6, 16).reshape(6, 4, 4, 1)
   model.fit(x, batch_size=3, verbose=0)
@@ -163,7 +164,7 @@ X_PARTS = {"image": helpers.binary(6, 4), "label": np.arange(6) % 5}
 
 
 def test_observations_of_several_parts():
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   model = helpers.compiled(Parts(), run_eagerly=True)
   dataset = tf.data.Dataset.from_tensor_slices(X_PARTS).batch(6)
   assert np.isfinite(model.fit(X_PARTS, batch_size=6, verbose=0).history["bound"][0])

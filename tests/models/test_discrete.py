@@ -7,12 +7,13 @@ import tensorflow as tf
 
 from dregs_tf import diagnostics, models
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 X = helpers.binary(8, 6)
 
 
 def discrete(seed=0, **options):
-  keras.utils.set_random_seed(seed)
+  seed_layers(seed)
   options = {"latent_dim": 3, "hidden_units": (5, 4)} | options
   return models.DiscreteVAE(helpers.DATA_MEAN, **options)
 

@@ -11,6 +11,7 @@ import tensorflow_probability as tfp
 from dregs_tf import models
 from dregs_tf.models import gradient_snr
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -145,7 +146,7 @@ class Normalized(models.LatentVariableModel):
 def test_a_measurement_changes_nothing():
   trained = []
   for callbacks in ([], [models.GradientSNR(batches_of(3, 4), 3)]):
-    keras.utils.set_random_seed(0)
+    seed_layers(0)
     model = helpers.compiled(Normalized(), run_eagerly=True, gradient_statistics=True)
     fit = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
     history = model.fit(X[:8], **fit, callbacks=callbacks).history

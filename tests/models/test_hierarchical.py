@@ -10,6 +10,7 @@ from dregs_tf import models, seeds
 from dregs_tf.models import steps
 from dregs_tf.models.conditional import draws_for_whole_batch
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -17,7 +18,7 @@ X = helpers.binary(7, 6)
 
 
 def make(latent_dims=(4, 3, 2), **options):
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   options = {"latent_dims": latent_dims, "hidden_units": (5,)} | options
   model = models.HierarchicalVAE(helpers.DATA_MEAN, **options)
   for layer in model.layers:

@@ -8,6 +8,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import models
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -150,7 +151,7 @@ def test_prior_of_another_dtype_than_the_proposal_is_refused():
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
 def test_float32_last_layers_train_under_every_policy(policy):
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   optimizer = keras.optimizers.Adam(0.1)
   model = helpers.compiled(Own(dtype=policy), optimizer=optimizer, run_eagerly=True)
   before = model.test_on_batch(X, return_dict=True)["bound"]

@@ -10,6 +10,7 @@ from dregs_tf import models
 from dregs_tf.models import missing
 from dregs_tf.models.conditional import IndependentBernoulli
 from tests.models import conjugate, helpers
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -219,7 +220,7 @@ keras.saving.register_keras_serializable("tests_missing")(WithMask)
 
 
 def test_saved_and_loaded(tmp_path):
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   model = helpers.compiled(
     WithMask(helpers.DATA_MEAN, latent_dim=3, hidden_units=(4,)), missing="nan", num_samples=2
   )

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import bounds, models, seeds
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -19,7 +20,7 @@ PRESENT = {"image": np.array([True, True, False, False]), "sound": np.array([1, 
 
 
 def make(dtype="float32"):
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   options = {"hidden_units": (5,), "dtype": dtype}
   return models.MixtureOfExpertsVAE(
     {name: models.ConditionalNormal(2, **options) for name in X},

@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 import dregs_tf
 from dregs_tf import bounds, models
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -193,7 +194,7 @@ def _parts(pair):
 )
 def test_gradient_of_a_step_is_the_papers(case, bound):
   kind, make_data = CASES[case]
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   model = kind(dtype="float64")
   helpers.perturb(model)
   helpers.compiled(model, optimizer=keras.optimizers.SGD(1.0), bound=bound, num_samples=4)
@@ -211,7 +212,7 @@ def test_gradient_of_a_step_is_the_papers(case, bound):
 @pytest.mark.parametrize("case", ["hierarchy", "images"])
 def test_fit_learns(case):
   kind, make_data = CASES[case]
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   parts = _parts(make_data())
   model = helpers.compiled(kind(), optimizer=keras.optimizers.SGD(0.5), bound="iwae_dreg")
   data = tf.data.Dataset.from_tensor_slices(tuple(parts)).batch(4).repeat()
@@ -223,7 +224,7 @@ def test_fit_learns(case):
 @pytest.mark.parametrize("case", ["images", "flow"])
 def test_fit_with_the_jackknife(case):
   kind, make_data = CASES[case]
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   parts = _parts(make_data())
   model = helpers.compiled(kind(), bound="jvi_dreg", gradient_statistics=True, run_eagerly=True)
   before = helpers.values(model)
@@ -236,7 +237,7 @@ def test_fit_with_the_jackknife(case):
 @pytest.mark.parametrize("case", sorted(CASES.keys() - {"flow with PathOnly"}))
 def test_every_model_samples_and_reconstructs(case):
   kind, make_data = CASES[case]
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   model = kind()
   context, x = make_data()
   batch = () if context is None else (8,)
@@ -277,11 +278,11 @@ class Plain(keras.Model):
 
 def test_bare_estimate_in_a_plain_keras_model():
   x = _images()
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   plain = Plain(Images())
   plain.compile(optimizer=keras.optimizers.SGD(0.1), jit_compile=False)
   plain.fit(x, batch_size=8, shuffle=False, verbose=0)
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   model = Images()
   with tf.GradientTape() as tape:
     estimate = model.estimate(tf.constant(x), bound="iwae_dreg", num_samples=5, seed=[3, 4])

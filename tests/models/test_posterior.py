@@ -1,6 +1,5 @@
 """Tests of what is estimated of the posterior: expectations, draws, figures of trust, activity."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,6 +9,7 @@ from dregs_tf import evaluation, models
 from dregs_tf import importance_weights as iw
 from dregs_tf.models import parts, posterior
 from tests.models import conjugate, helpers
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -179,7 +179,7 @@ def test_wrong_arguments(model, x):
 
 
 def test_active_units():
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   model = helpers.vae(hidden_units=(), latent_dim=4)
   scales = np.array([0.0, 1.0, 0.1, 0.5])
   (layer,) = model.encoder._layers_in_order

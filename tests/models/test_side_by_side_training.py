@@ -8,6 +8,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import bounds, models
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -78,7 +79,7 @@ def test_tracking_does_not_change_the_training_of_an_embedding():
   batches = [(np.array(labels * 3), X) for labels in ([1, 1, 2], [5, 2, 7], [4, 3, 3])]
   tables = []
   for names, run_eagerly in (([], True), (["iwae"], True), (["iwae"], False)):
-    keras.utils.set_random_seed(0)
+    seed_layers(0)
     options = {"optimizer": keras.optimizers.Adam(0.1), "run_eagerly": run_eagerly}
     model = helpers.compiled(Embedded(), track_variance=names, **options)
     for batch in batches:

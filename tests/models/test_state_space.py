@@ -8,6 +8,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import models, sequential
 from tests.models import helpers
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -16,7 +17,7 @@ MEAN = np.linspace(0.2, 0.6, D)
 
 
 def vrnn(**options):
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   options = {"latent_dim": 2, "hidden_units": (4,), "rnn_units": 5} | options
   return models.VRNN(MEAN, **options)
 

@@ -2,33 +2,22 @@
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.models import on_replicas
+from tests.processes import Forked
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def results():
-  """What `tests.models.on_replicas` finds; XLA compiles as in the tests' own process."""
-  variables = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-  done = subprocess.run(
-    [sys.executable, "-m", "tests.models.on_replicas"],
-    env=os.environ | variables,
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  """What `on_replicas` finds; XLA compiles as in the tests' own process."""
+  status, out, err = Forked(on_replicas.main, XLA_FLAGS=os.environ["XLA_FLAGS"]).finish(300)
+  assert status == 0, err[-3000:]
+  return json.loads(out.splitlines()[-1])
 
 
 def test_losses_and_weights_are_those_of_one_device(results):

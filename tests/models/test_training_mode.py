@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 from dregs_tf import bounds, diagnostics
 from tests.models import helpers
 from tests.models.layered import ENGINES, Layered, X, layered, step_of
+from tests.seeding import seed_layers
 
 tfd = tfp.distributions
 
@@ -136,7 +137,7 @@ class Frozen(Layered):
 
 
 def test_the_mode_that_a_method_asks_for_is_its_own():
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   model = helpers.compiled(Frozen([Spy()], [Spy()]), run_eagerly=True)
   model.train_on_batch(X)
   assert model.encoder.layers[0].modes[-2] is False
@@ -273,7 +274,7 @@ class Unseeded(Layered):
 def test_noise_without_a_seed_is_a_function_of_the_step_too(run_eagerly):
   logs = []
   for _ in range(2):
-    keras.utils.set_random_seed(0)
+    seed_layers(0)
     model = Unseeded()
     keras.utils.set_random_seed(len(logs))
     helpers.compiled(
@@ -288,7 +289,7 @@ def test_noise_without_a_seed_is_a_function_of_the_step_too(run_eagerly):
   "options", [{"run_eagerly": True, "track_variance": ["iwae"]}, {"optimizer": "sgd"}]
 )
 def test_training_goes_on_as_if_not_interrupted(tmp_path, options):
-  keras.utils.set_random_seed(0)
+  seed_layers(0)
   layers = [
     [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.4, seed=s)]
     for s in (None, 3)

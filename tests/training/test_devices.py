@@ -5,6 +5,7 @@ their own.
 """
 
 import json
+import os
 import shutil
 
 import keras
@@ -103,7 +104,7 @@ def numbers(strategy):
 @pytest.mark.slow
 def test_fit_under_a_strategy_of_ones_own_gives_the_numbers_of_one_device(tmp_path):
   paths = [tmp_path / f"{number}.npz" for number in (1, 2)]
-  finish_well(Forked(fit_under_both, *paths), timeout=600)
+  finish_well(Forked(fit_under_both, *paths, XLA_FLAGS=os.environ["XLA_FLAGS"]), timeout=600)
   one, two = (dict(np.load(path)) for path in paths)
   assert one.keys() == two.keys()
   for name, values in one.items():
