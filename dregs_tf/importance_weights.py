@@ -36,11 +36,17 @@ def log_mean(log_weights: tf.Tensor) -> tf.Tensor:
 
 def log_normalize(log_weights: tf.Tensor) -> tf.Tensor:
   """Returns log wbar_i = log (w_i / sum_j w_j), [num_samples, ...]; -inf if every weight is 0."""
+  return _log_normalize(log_weights)[0]
+
+
+def _log_normalize(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns log wbar_i, and log sum_j w_j, of shape [...]."""
   # Log-weights are shifted to about 0 first, where the rounding of their sum is smallest.
   largest = tf.reduce_max(log_weights, axis=0)
-  log_weights -= tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
-  total = log_sum(log_weights)
-  return log_weights - tf.where(total == -float("inf"), tf.zeros_like(total), total)
+  shift = tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
+  log_weights -= shift
+  total = tf.math.log(tf.reduce_sum(tf.exp(log_weights), axis=0))
+  return log_weights - tf.where(total == -float("inf"), tf.zeros_like(total), total), shift + total
 
 
 def normalize(log_weights: tf.Tensor) -> tf.Tensor:
@@ -103,16 +109,27 @@ def leave_one_out_log_sum(log_weights: tf.Tensor) -> tf.Tensor:
   any other is at most half of the sum. So the result for the largest one is the sum of the others,
   and the result for each of the others uses log1p(-wbar_i).
   """
-  num_samples = tf.shape(log_weights)[0]
-  largest = tf.one_hot(
-    tf.argmax(log_weights, axis=0), num_samples, axis=0, on_value=True, off_value=False
-  )
-  without_largest = log_sum(
-    tf.where(largest, tf.constant(-float("inf"), log_weights.dtype), log_weights)
-  )
+  log_normalized, total = _log_normalize(log_weights)
+  largest, without_largest = _without_largest(log_weights)
   # A weight tied with the largest is at most 1/2, except for rounding.
-  weights = tf.minimum(normalize(log_weights), 0.5)
-  return tf.where(largest, without_largest, log_sum(log_weights) + tf.math.log1p(-weights))
+  weights = tf.minimum(tf.exp(log_normalized), 0.5)
+  return tf.where(largest, without_largest, total + tf.math.log1p(-weights))
+
+
+def normalize_with_rest(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns wbar_i and 1 - wbar_i, each [num_samples, ...], where nothing cancels."""
+  log_normalized = log_normalize(log_weights)
+  weights = tf.exp(log_normalized)
+  largest, without_largest = _without_largest(log_normalized)
+  return weights, tf.where(largest, tf.exp(without_largest), 1 - tf.minimum(weights, 0.5))
+
+
+def _without_largest(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns whether each log-weight is the largest, and `log_sum` without the largest."""
+  place, num_samples = tf.argmax(log_weights, axis=0), tf.shape(log_weights)[0]
+  largest = tf.one_hot(place, num_samples, axis=0, on_value=True, off_value=False)
+  nothing = tf.constant(-float("inf"), log_weights.dtype)
+  return largest, log_sum(tf.where(largest, nothing, log_weights))
 
 
 # --- a few log-weights at a time ------------------------------------------------------------------

@@ -44,9 +44,7 @@ def iwae(log_weights: tf.Tensor) -> Terms:
 
 def _softmax(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """Returns wbar, and wbar (1 - wbar) without cancellation."""
-  log_normalized = iw.log_normalize(log_weights)
-  weights = tf.exp(log_normalized)
-  others = tf.exp(iw.leave_one_out_log_sum(log_normalized))  # 1 - wbar
+  weights, others = iw.normalize_with_rest(log_weights)
   return weights, tf.math.multiply_no_nan(others, weights)
 
 
