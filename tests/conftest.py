@@ -1,9 +1,11 @@
 """Settings of all tests: a quiet TensorFlow, GPUs that are shared, the same cases in every run."""
 
+import functools
 import gc
 import os
 import random
 import sys
+import typing
 
 import hypothesis
 import numpy as np
@@ -24,6 +26,10 @@ os.environ.setdefault(
 # Several processes run tests at a time, more than there are cores, on small Tensors.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
+# TensorFlow compares types with protocols, whose attributes Python looks up each time before 3.12.
+if sys.version_info < (3, 12):
+  typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
 
 # The first call of a TensorFlow function takes seconds: no deadline.
 hypothesis.settings.register_profile("dregs_tf", deadline=None, derandomize=True)
@@ -50,6 +56,19 @@ def few_collections():
   """Garbage is looked for less often, and never in TensorFlow's modules: it took a tenth."""
   gc.freeze()
   gc.set_threshold(50_000, 20, 100)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def pipelines_are_not_tuned():
+  """The end of a pipeline's iterator can wait for seconds for the end of its tuning."""
+  import tensorflow as tf  # not in the process that hands out the tests
+
+  iterate = tf.data.Dataset.__iter__
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tf.data.Dataset, "__iter__", lambda data: iterate(data.with_options(options)))
+    yield
 
 
 @pytest.fixture(autouse=True, scope="module")

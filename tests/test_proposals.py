@@ -112,7 +112,7 @@ def test_moving_supports_in_a_function(with_tape):
   low, loc = learned(-1.0), learned(0.0)
 
   def traced(make):
-    @tf.function
+    @tf.function(autograph=False)
     def objective():
       if with_tape:
         with tf.GradientTape():

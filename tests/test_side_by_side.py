@@ -198,7 +198,7 @@ def test_further_bounds_add_no_product_of_the_model():
   kernel, size = tf.Variable(tf.ones([7, 11])), tf.Variable(tf.ones([3, 7]))
 
   def products(all_bounds):
-    @tf.function
+    @tf.function(autograph=False)
     def step():
       gradients = side_by_side.differentiate(
         all_bounds,

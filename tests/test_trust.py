@@ -169,7 +169,7 @@ def test_memory_does_not_grow_with_k():
   num_samples = 50_000
   graphs = []
 
-  @tf.function
+  @tf.function(autograph=False)
   def figures():
     def target(z):
       graphs.append(tf.compat.v1.get_default_graph())
