@@ -173,7 +173,7 @@ def test_one_sample():
 def test_first_order_jackknife_takes_linear_memory(name):
   """No Tensor of the traced graph has more than 4 K B elements; K^2 B would be 1000 times K B."""
   bound = bounds.get(name)
-  function = tf.function(bound.value_and_coefficients)
+  function = tf.function(bound.value_and_coefficients, autograph=False)
   graph = function.get_concrete_function(tf.TensorSpec([1000, 3])).graph
   sizes = [out.shape.num_elements() for op in all_operations(graph) for out in op.outputs]
   assert None not in sizes

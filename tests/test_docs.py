@@ -54,7 +54,7 @@ def small(tmp_path, monkeypatch):
 
   monkeypatch.setattr(datasets, "load_digits", load_digits)
   for name in ("compare", "compare_sequences"):
-    fewer = functools.partial(getattr(diagnostics, name), num_measurements=30)
+    fewer = functools.partial(getattr(diagnostics, name), num_measurements=30, measure_cost=False)
     monkeypatch.setattr(diagnostics, name, fewer)
   monkeypatch.setattr("keras.src.trainers.trainer.model_supports_jit", lambda model: False)
 

@@ -23,6 +23,9 @@ _EVAL_CHUNK_SIZE = 256
 
 _NUM_PREFETCHED = 4
 
+# The branches in these functions are Python's. Converting them took half of a short run's start.
+_without_autograph = tf.autograph.experimental.do_not_convert
+
 
 def top_and_bottom(flat_images: np.ndarray | tf.Tensor, image_shape: tuple[int, int]):
   """Splits images into halves: structured prediction predicts the bottom from the top.
@@ -125,6 +128,7 @@ def train_batches(
     stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)
     order_stream, pixel_stream = seeds.fold_in(stream, 0), seeds.fold_in(stream, 1)
 
+  @_without_autograph
   def steps_of_epoch(epoch):
     order = tf.random.experimental.stateless_shuffle(
       tf.range(len(images)), seeds.fold_in(order_stream, epoch), alg=_ALGORITHM
@@ -134,6 +138,7 @@ def train_batches(
     offset = tf.where(epoch == start_epoch, tf.constant(first_offset, tf.int64), 0)
     return tf.data.Dataset.from_tensor_slices((steps[offset:], indices[offset:]))
 
+  @_without_autograph
   def batch_of_step(step, indices):
     batch = tf.gather(images, indices)
     if dynamic_binarization:
@@ -193,11 +198,12 @@ def eval_batches(
       images = _binarize_in_chunks(images, seed)
     arrays = images if lengths is None else (images, lengths)
     batches = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
-  batches = batches.map(
-    lambda batch, *lengths: _for_task(tf.cast(batch, tf.float32), image_shape, task, *lengths),
-    num_parallel_calls=tf.data.AUTOTUNE,
-    deterministic=True,
-  )
+
+  @_without_autograph
+  def of_task(batch, *lengths):
+    return _for_task(tf.cast(batch, tf.float32), image_shape, task, *lengths)
+
+  batches = batches.map(of_task, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
   return _in_order(batches.prefetch(_NUM_PREFETCHED))
 
 

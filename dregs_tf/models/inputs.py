@@ -231,6 +231,7 @@ def _not_binary(model: CheckedInputs, low: float, high: float) -> ValueError:
   )
 
 
+@tf.autograph.experimental.do_not_convert
 def _assert_first_in_unit_interval(number: tf.Tensor, batch, may_miss: bool):
   """Returns a batch of a tf.data pipeline; asserts that the first batch is in [0, 1] or missing."""
   leaves = tf.nest.flatten(batches.parts(batch)[1])

@@ -76,6 +76,7 @@ class Devices:
     per_worker = self.num_replicas // self.num_workers
     first = self.worker * per_worker
 
+    @tf.autograph.experimental.do_not_convert
     def parts_of_worker(*batch):
       batch = batch if len(batch) > 1 else batch[0]
       parts = [

@@ -22,7 +22,7 @@ def results():
 
 def test_losses_and_weights_are_those_of_one_device(results):
   found = results["losses_and_weights"]
-  for name in ("graph", "tracked"):
+  for name in ("plain", "tracked"):
     for one, two in zip(*(found[f"{name}/{number}"] for number in (1, 2)), strict=True):
       np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6, err_msg=name)
 

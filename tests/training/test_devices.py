@@ -83,7 +83,7 @@ def numbers(strategy):
   for name, options in {
     "plain": {"num_backward_samples": 2, "gradient_statistics": True},
     "eager": {"run_eagerly": True},
-    "jit": {"jit_compile": True, "gradient_statistics": True},
+    "jit": {"jit_compile": True, "track_variance": ["rws"], "gradient_statistics": True},
   }.items():
     with strategy.scope():
       keras.utils.set_random_seed(3)
