@@ -67,7 +67,8 @@ class ReportingModel(keras.Model):
     if jit_compile_replica:
       kwargs["jit_compile"] = False
     super().compile(*args, **kwargs)
-    compiled = functools.partial(tf.function, jit_compile=True, reduce_retracing=True)
+    options = {"jit_compile": True, "autograph": False, "reduce_retracing": True}
+    compiled = functools.partial(tf.function, **options)
     wrap = compiled if jit_compile_replica else (lambda function: function)
     self._replica_gradients = wrap(functools.partial(steps.gradients_of, self))
     self._replica_evaluate = wrap(functools.partial(steps.evaluate, self))

@@ -73,12 +73,9 @@ def fit_under_both(path_of_one, path_of_two):
 
 def numbers(strategy):
   x = np.random.RandomState(0).binomial(1, 0.4, (25, 6)).astype("float32")
-  # Of the last batch, one example, a replica gets nothing.
-  batches = tf.data.Dataset.from_tensor_slices(x).batch(12)
   # The iterators of several replicas wait up to a minute for the end of the tuning.
-  options = tf.data.Options()
-  options.autotune.enabled = False
-  batches = batches.with_options(options)
+  untuned = tf.data.Options()
+  untuned.autotune.enabled = False
   numbers = {}
   for name, options in {
     "plain": {"num_backward_samples": 2, "gradient_statistics": True},
@@ -90,12 +87,14 @@ def numbers(strategy):
       model = models.VAE(np.full(6, 0.4), latent_dim=3, hidden_units=(5,))
       options = {"jit_compile": False} | options
       model.compile(keras.optimizers.Adam(1e-2), num_samples=5, seed=1, **options)
-    # XLA compiles for each size of a batch.
-    validation = batches.take(1) if name == "jit" else batches
-    callbacks = [models.GradientSNR(batches, 2)] if name == "plain" else []
+    # Of the last batch, one example, a replica gets nothing. XLA compiles for each size.
+    size = 2 if name == "jit" else 12
+    data = tf.data.Dataset.from_tensor_slices(x[: 2 * size + 1]).batch(size).with_options(untuned)
+    validation = data.take(1) if name == "jit" else data
+    callbacks = [models.GradientSNR(data, 2)] if name == "plain" else []
     epochs = 2 if name == "plain" else 1
     fit = {"validation_data": validation, "callbacks": callbacks, "verbose": 0, "epochs": epochs}
-    history = model.fit(batches, **fit).history
+    history = model.fit(data, **fit).history
     numbers |= {f"{name}/{key}": np.array(values) for key, values in history.items()}
     numbers |= {f"{name}/{i}": value for i, value in enumerate(model.get_weights())}
   return numbers
