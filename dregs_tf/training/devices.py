@@ -106,7 +106,7 @@ class Devices:
   def _sum(self):
     per_worker = self.num_replicas // self.num_workers
 
-    @tf.function
+    @tf.function(autograph=False)
     def total(value):
       def on_replica(value):
         context = tf.distribute.get_replica_context()

@@ -11,6 +11,7 @@ from dregs_tf import models
 from dregs_tf.training import config, model_flags, pictures, run_directory, sequences
 from dregs_tf.training.errors import ConfigError
 from tests import binaries
+from tests.eager import functions_run_eagerly
 
 SMALL = ["--model=vrnn", "--bound=fivo_dreg", "--num_samples=2", "--latent_dim=2"]
 SMALL += ["--batch_size=4", "--jit_compile=false", "--summarize_every=2", "--checkpoint_every=1"]
@@ -76,7 +77,8 @@ def test_a_run_of_series_resumes_exactly_is_evaluated_and_compared(tmp_path, mon
   drawn = []
   draw = pictures.pictures
   monkeypatch.setattr(pictures, "pictures", lambda *a: drawn.append(draw(*a)) or drawn[-1])
-  assert binaries.run("train.py", *flags, f"--logdir={whole}") == 0
+  with functions_run_eagerly():  # tests/models has the graphs of steps
+    assert binaries.run("train.py", *flags, f"--logdir={whole}") == 0
   # Of each summary, and of the run's figure. What is compared has no pictures in it.
   assert len(drawn) == 3
   monkeypatch.setattr(pictures, "pictures", lambda *_: drawn[-1])
@@ -85,7 +87,8 @@ def test_a_run_of_series_resumes_exactly_is_evaluated_and_compared(tmp_path, mon
   for later in (2, 3):
     run_directory.Run(half).checkpoint(later).unlink()
   capsys.readouterr()
-  assert binaries.run("train.py", *flags, f"--logdir={half}") == 0
+  with functions_run_eagerly():
+    assert binaries.run("train.py", *flags, f"--logdir={half}") == 0
   assert "Resuming at step 1 of 3." in capsys.readouterr().out
   (step, one), (_, other) = (run_directory.Run(path).load_newest() for path in (whole, half))
   assert step == 3
