@@ -259,14 +259,14 @@ def test_starting_from_another_model_is_refused(whole_run, tmp_path):
 def test_evaluation_averages_over_all_images(whole_run):
   directory, _ = whole_run
   evaluation = config.EvalConfig(
-    logdir=str(directory), num_samples=11, split="valid", batch_size=60
+    logdir=str(directory), num_samples=11, split="valid", batch_size=15
   )
   result = runners.evaluate(evaluation)
-  assert result["num_images"] == 250
+  assert result["num_images"] == 50
   assert result["step"] == 10
   again = runners.evaluate(dataclasses.replace(evaluation))
   assert again["log_likelihood"] == result["log_likelihood"]
-  more = runners.evaluate(dataclasses.replace(evaluation, num_samples=60, batch_size=250))
+  more = runners.evaluate(dataclasses.replace(evaluation, num_samples=60, batch_size=50))
   assert result["log_likelihood"] < more["log_likelihood"] < 0
   assert 0 < result["standard_error"] < 5
   assert json.loads((directory / "evaluation_valid_11.json").read_text()) == result
@@ -277,7 +277,7 @@ def test_an_evaluation_says_how_far_to_trust_it(whole_run, capsys):
   result = runners.evaluate(config.EvalConfig(logdir=str(directory), num_samples=30))
   with open(directory / "evaluation_test_30.csv", newline="") as file:
     by_image = list(csv.DictReader(file))
-  assert [int(row["image"]) for row in by_image] == list(range(250))
+  assert [int(row["image"]) for row in by_image] == list(range(50))
   columns = {name: np.array([float(row[name]) for row in by_image]) for name in by_image[0]}
   assert np.mean(columns["log_likelihood"]) == pytest.approx(result["log_likelihood"], rel=1e-6)
   assert np.mean(columns["pareto_k"] > 0.7) == pytest.approx(result["untrusted"])
