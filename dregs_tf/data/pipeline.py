@@ -23,7 +23,7 @@ _EVAL_CHUNK_SIZE = 256
 
 _NUM_PREFETCHED = 4
 
-# The branches in these functions are Python's. Converting them took half of a short run's start.
+# The branches in these functions are Python's: converting them only delays the start of a run.
 _without_autograph = tf.autograph.experimental.do_not_convert
 
 

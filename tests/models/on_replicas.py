@@ -22,7 +22,7 @@ tfd = tfp.distributions
 X = np.random.RandomState(0).binomial(1, 0.4, (9, 6)).astype("float32")
 WEIGHTS = np.linspace(0, 2, 9).astype("float32")
 
-_DRAWN = []
+_DRAWN, _STATUS = [], []
 
 
 class Shared(Layered):
@@ -31,6 +31,14 @@ class Shared(Layered):
   def proposal(self, x, context):
     loc, raw = tf.split(self.encoder(x), 2, axis=-1)
     return tfd.Independent(conditional.Normal(loc, tf.nn.softplus(raw)), 1)
+
+
+class Spied(Layered):
+  """Appends whether AutoGraph converts its step to a list."""
+
+  def proposal(self, x, context):
+    _STATUS.append(tf.__internal__.autograph.control_status_ctx().status.name)
+    return super().proposal(x, context)
 
 
 class Penalty(keras.layers.Layer):
@@ -96,7 +104,7 @@ def statistics_and_noise(two) -> dict:
   """BatchNormalization and Dropout: statistics of all replicas, noise of each."""
 
   def make():
-    return Layered(
+    return Spied(
       [keras.layers.BatchNormalization(momentum=0.75), keras.layers.Dropout(0.5)],
       [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)],
     )
@@ -123,7 +131,7 @@ def statistics_and_noise(two) -> dict:
   model.optimizer.iterations.assign(0)
   results["again"] = trained(model, X)
   results["jit"] = trained(compiled(make, two, jit_compile=True), X[:8])
-  return results
+  return results | {"autograph": sorted(set(_STATUS))}
 
 
 def calls(two) -> dict:

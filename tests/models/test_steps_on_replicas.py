@@ -47,6 +47,11 @@ def test_replicas_agree_on_statistics_and_draw_noise_of_their_own(results):
   assert found["graph"] == found["again"]
 
 
+def test_autograph_does_not_convert_a_step_on_replicas(results):
+  """It would convert the whole library, which takes longer than to trace it."""
+  assert "ENABLED" not in results["statistics_and_noise"]["autograph"]
+
+
 def test_methods_are_called_once_a_step_on_each_replica(results):
   for name in ("prior", "proposal", "likelihood"):
     assert results["calls"][f"{name}_calls"] == [4.0], "two steps on two replicas"
