@@ -24,7 +24,7 @@ _SAMPLES_AT_A_TIME = 256
 _SAMPLES_IN_A_PIECE = 16
 
 # `log_likelihood` evaluates this many rows (samples times examples) at a time, in pieces. The first
-# rows, often the only ones, are one piece: tracing more takes longer than they save.
+# rows, often the only ones, are one piece, which is traced sooner.
 _ROWS_AT_A_TIME = 5000
 _PIECES = 4
 

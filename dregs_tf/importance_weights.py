@@ -125,7 +125,7 @@ def normalize_with_rest(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _without_largest(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns whether each log-weight is the largest, and `log_sum` without the largest."""
+  """Returns whether each log-weight is the first of the largest, and `log_sum` of the others."""
   place, num_samples = tf.argmax(log_weights, axis=0), tf.shape(log_weights)[0]
   largest = tf.one_hot(place, num_samples, axis=0, on_value=True, off_value=False)
   nothing = tf.constant(-float("inf"), log_weights.dtype)

@@ -11,21 +11,13 @@ import hypothesis
 import numpy as np
 import pytest
 
+from tests import settings
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
-# XLA compiles small steps in a third of the time: LLVM does not optimize, and operations that XLA
-# fuses are written by its older, quicker emitter. XLA's own passes stay, and with them what it
-# fuses and rounds. Runs in processes of their own, tests/processes.py, compile as users' runs do.
-os.environ.setdefault(
-  "XLA_FLAGS",
-  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-  "--xla_cpu_parallel_codegen_split_count=1",
-)
-
-# Several processes run tests at a time, more than there are cores, on small Tensors.
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+for name, value in settings.ENVIRONMENT.items():
+  os.environ.setdefault(name, value)
 
 # TensorFlow compares types with protocols, whose attributes Python looks up each time before 3.12.
 if sys.version_info < (3, 12):
@@ -75,7 +67,7 @@ def pipelines_are_not_tuned():
 def same_random_state_in_every_file():
   """TensorFlow's draws without a seed do not depend on the files before.
 
-  Its seed is not set for every test: that drops all kernels, which then take a seventh of the time.
+  Its seed is not set for every test: that drops all its kernels, which take long to make again.
   """
   if "keras" in sys.modules:
     sys.modules["keras"].utils.set_random_seed(0)
@@ -83,6 +75,6 @@ def same_random_state_in_every_file():
 
 @pytest.fixture(autouse=True)
 def same_random_state():
-  """What a test draws without a seed, other than from TensorFlow, is its own."""
+  """Other draws without a seed do not depend on the tests before."""
   random.seed(0)
   np.random.seed(0)

@@ -8,16 +8,14 @@ import tempfile
 
 import pytest
 
+from tests import settings
+
 # Processes are forked from one that has loaded TensorFlow, which takes half of a short run, and
 # that has not used it: so each sets up devices of its own.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
   ["dregs_tf.training.runners", "matplotlib.figure", "sklearn.datasets", __name__]
 )
-
-
-# Those of tests/conftest.py.
-SETTINGS = ("XLA_FLAGS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
 
 class Forked:
@@ -63,7 +61,7 @@ def _call(function, arguments, environment, names):
   for descriptor, name in enumerate(names, start=1):
     with open(name, "wb") as file:
       os.dup2(file.fileno(), descriptor)
-  for name in SETTINGS:  # TensorFlow and XLA work as for users.
+  for name in settings.ENVIRONMENT:  # TensorFlow and XLA work as for users.
     os.environ.pop(name, None)
   os.environ.update(environment)
   sys.exit(function(*arguments))

@@ -6,6 +6,6 @@ import random
 def seed_layers(seed: int) -> None:
   """Fixes the weights of layers made next, whose seeds Keras draws from Python's `random`.
 
-  `keras.utils.set_random_seed` also sets TensorFlow's seed, which then makes every kernel anew.
+  `keras.utils.set_random_seed` also sets TensorFlow's seed, and with it drops all its kernels.
   """
   random.seed(seed)

@@ -23,9 +23,6 @@ _EVAL_CHUNK_SIZE = 256
 
 _NUM_PREFETCHED = 4
 
-# The branches in these functions are Python's: converting them only delays the start of a run.
-_without_autograph = tf.autograph.experimental.do_not_convert
-
 
 def top_and_bottom(flat_images: np.ndarray | tf.Tensor, image_shape: tuple[int, int]):
   """Splits images into halves: structured prediction predicts the bottom from the top.
@@ -128,7 +125,7 @@ def train_batches(
     stream = seeds.fold_in(_stateless(seed), _DATA_STREAM)
     order_stream, pixel_stream = seeds.fold_in(stream, 0), seeds.fold_in(stream, 1)
 
-  @_without_autograph
+  @tf.autograph.experimental.do_not_convert
   def steps_of_epoch(epoch):
     order = tf.random.experimental.stateless_shuffle(
       tf.range(len(images)), seeds.fold_in(order_stream, epoch), alg=_ALGORITHM
@@ -138,7 +135,7 @@ def train_batches(
     offset = tf.where(epoch == start_epoch, tf.constant(first_offset, tf.int64), 0)
     return tf.data.Dataset.from_tensor_slices((steps[offset:], indices[offset:]))
 
-  @_without_autograph
+  @tf.autograph.experimental.do_not_convert
   def batch_of_step(step, indices):
     batch = tf.gather(images, indices)
     if dynamic_binarization:
@@ -199,7 +196,7 @@ def eval_batches(
     arrays = images if lengths is None else (images, lengths)
     batches = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
 
-  @_without_autograph
+  @tf.autograph.experimental.do_not_convert
   def of_task(batch, *lengths):
     return _for_task(tf.cast(batch, tf.float32), image_shape, task, *lengths)
 

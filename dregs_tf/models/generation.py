@@ -41,7 +41,8 @@ class GenerativeModel(keras.Model):
   def encode(self, x: Any, context: Any = None):
     """Computes the mean of the proposal q(z | x, context), with layers in inference mode.
 
-    For a joint proposal, it is each part's mean given the means of its parents.
+    For a joint proposal, it is each part's mean given the means of its parents. For a proposal
+    without a mean, such as a flow, TFP raises an error.
 
     Args:
       x: observations [batch_size, ...].
@@ -49,9 +50,6 @@ class GenerativeModel(keras.Model):
 
     Returns:
       [batch_size, ...], or a structure of such Tensors for a joint proposal.
-
-    Raises:
-      NotImplementedError: if the proposal's distribution has no mean method, such as a flow.
     """
     x, context = self._as_tensors(x), self._as_tensors(context)
     with calls.mode(self, training=False):

@@ -151,7 +151,6 @@ class PosteriorModel(keras.Model):
       An int, or a structure of ints for a joint proposal.
 
     Raises:
-      NotImplementedError: if the proposal's distribution has no mean method, such as a flow.
       ValueError: if there are no examples.
     """
 

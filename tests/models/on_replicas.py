@@ -22,7 +22,7 @@ tfd = tfp.distributions
 X = np.random.RandomState(0).binomial(1, 0.4, (9, 6)).astype("float32")
 WEIGHTS = np.linspace(0, 2, 9).astype("float32")
 
-_DRAWN, _STATUS = [], []
+_DRAWN, _AUTOGRAPH = [], []
 
 
 class Shared(Layered):
@@ -37,7 +37,7 @@ class Spied(Layered):
   """Appends whether AutoGraph converts its step to a list."""
 
   def proposal(self, x, context):
-    _STATUS.append(tf.__internal__.autograph.control_status_ctx().status.name)
+    _AUTOGRAPH.append(tf.__internal__.autograph.control_status_ctx().status.name)
     return super().proposal(x, context)
 
 
@@ -91,9 +91,8 @@ def losses_and_weights(two) -> dict:
     ("plain", {}, {"validation_data": data}),
     ("tracked", {"track_variance": ["rws"]}, {}),
   ):
-    eagerly = {"run_eagerly": True}
-    for number, strategy, how in ((1, tf.distribute.get_strategy(), eagerly), (2, two, {})):
-      model = compiled(make, strategy, **options, **how)
+    for number, strategy in ((1, tf.distribute.get_strategy()), (2, two)):
+      model = compiled(make, strategy, run_eagerly=number == 1, **options)
       history = model.fit(data, verbose=0, **fit).history
       variables = [v.numpy().ravel() for v in model.trainable_variables]
       results[f"{name}/{number}"] = [*history.values(), np.concatenate(variables).tolist()]
@@ -131,7 +130,7 @@ def statistics_and_noise(two) -> dict:
   model.optimizer.iterations.assign(0)
   results["again"] = trained(model, X)
   results["jit"] = trained(compiled(make, two, jit_compile=True), X[:8])
-  return results | {"autograph": sorted(set(_STATUS))}
+  return results | {"autograph": sorted(set(_AUTOGRAPH))}
 
 
 def calls(two) -> dict:

@@ -1,11 +1,11 @@
 """Tests of losses, statistics, noise, weights and calls on two replicas, in another process."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 
+from tests import settings
 from tests.models import on_replicas
 from tests.processes import Forked
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def results():
   """What `on_replicas` finds; XLA compiles as in the tests' own process."""
-  status, out, err = Forked(on_replicas.main, XLA_FLAGS=os.environ["XLA_FLAGS"]).finish(300)
+  status, out, err = Forked(on_replicas.main, XLA_FLAGS=settings.XLA_FLAGS).finish(300)
   assert status == 0, err[-3000:]
   return json.loads(out.splitlines()[-1])
 

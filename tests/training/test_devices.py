@@ -5,7 +5,6 @@ their own.
 """
 
 import json
-import os
 import shutil
 
 import keras
@@ -17,6 +16,7 @@ from dregs_tf import models
 from dregs_tf.training import config, devices
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
+from tests import settings
 from tests.processes import Forked
 from tests.training.train_processes import (
   TrainProcess,
@@ -103,7 +103,7 @@ def numbers(strategy):
 @pytest.mark.slow
 def test_fit_under_a_strategy_of_ones_own_gives_the_numbers_of_one_device(tmp_path):
   paths = [tmp_path / f"{number}.npz" for number in (1, 2)]
-  finish_well(Forked(fit_under_both, *paths, XLA_FLAGS=os.environ["XLA_FLAGS"]), timeout=600)
+  finish_well(Forked(fit_under_both, *paths, XLA_FLAGS=settings.XLA_FLAGS), timeout=600)
   one, two = (dict(np.load(path)) for path in paths)
   assert one.keys() == two.keys()
   for name, values in one.items():
