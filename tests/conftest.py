@@ -23,6 +23,8 @@ for name, value in settings.ENVIRONMENT.items():
 if sys.version_info < (3, 12):
   typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
 
+gc.set_threshold(*settings.THRESHOLDS)
+
 # The first call of a TensorFlow function takes seconds: no deadline.
 hypothesis.settings.register_profile("dregs_tf", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("dregs_tf")
@@ -44,10 +46,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def few_collections():
-  """Garbage is looked for less often, and never in TensorFlow's modules: it took a tenth."""
-  gc.freeze()
-  gc.set_threshold(50_000, 20, 100)
+def quick():
+  """Leaves out what takes long, once all is loaded."""
+  settings.leave_out_what_takes_long()
 
 
 @pytest.fixture(autouse=True, scope="session")

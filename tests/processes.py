@@ -64,4 +64,5 @@ def _call(function, arguments, environment, names):
   for name in settings.ENVIRONMENT:  # TensorFlow and XLA work as for users.
     os.environ.pop(name, None)
   os.environ.update(environment)
+  settings.leave_out_what_takes_long()
   sys.exit(function(*arguments))

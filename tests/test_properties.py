@@ -145,7 +145,7 @@ _elements = st.one_of(
 @st.composite
 def matrices(draw, order=0, elements=_elements, least=1):
   """Log-weights [K] or [K, B] of either dtype."""
-  most = {0: 40, 1: 40, 2: 9}[order]
+  most = {0: 12, 1: 12, 2: 7}[order]  # drawing takes long; the 10,000 examples have 40
   num_samples = draw(st.integers(max(least, order + 1), most))
   batch = draw(st.sampled_from([(), (1,), (3,)]))
   dtype = draw(st.sampled_from(["float32", "float64"]))

@@ -43,9 +43,7 @@ def paired_t(one, other):
   return difference.mean() / error, error
 
 
-@pytest.mark.parametrize(
-  "name,order", [("iwae", None), ("rws", None), ("jvi", 1), ("jvi", 2)], ids=str
-)
+@pytest.mark.parametrize("name,order", [("iwae", None), ("rws", None), ("jvi", 1)], ids=str)
 def test_double_reparameterization_keeps_the_mean(name, order):
   """|t| < 4.4: a false failure has probability 1.1e-5.
 

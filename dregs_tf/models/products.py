@@ -31,7 +31,7 @@ def multiply(
   """Returns the product, [n, k], of matrices cast to a dtype; it is in float32 or better.
 
   Its gradients are also float32 or better, from products of the same dtype. XLA multiplies bfloat16
-  with float32 sums; TensorFlow's own operation rounds the sums.
+  with float32 sums; TensorFlow's own operation rounds the sums, toward zero on some processors.
   """
   if dtype.size >= 4 or _in_float32.get():
     wide = dtype if dtype.size >= 4 else tf.float32

@@ -11,6 +11,7 @@ from dregs_tf import selection
 from dregs_tf.coefficients import Coefficients
 from dregs_tf.models.backward_samples import BackwardSamples
 from tests import binaries
+from tests.eager import functions_run_eagerly
 from tests.models import helpers
 from tests.seeding import seed_layers
 
@@ -103,6 +104,7 @@ def test_the_number_in_use_is_that_of_the_step(monkeypatch):
   assert 2 in seen
 
 
+@functions_run_eagerly()
 def test_the_flag(tmp_path):
   flags = ["--num_samples=6", "--latent_dim=3", "--jit_compile=false", "--summarize_every=2"]
   flags += ["--num_backward_samples=auto", f"--logdir={tmp_path}", "--checkpoint_every=1"]

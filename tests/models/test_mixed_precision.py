@@ -37,8 +37,8 @@ def test_products_and_their_gradients_are_those_of_rounded_factors(transpose_a, 
     expected = tf.matmul(*exact, transpose_a=transpose_a, transpose_b=transpose_b)
   expected_slopes = tape.gradient(expected, exact, output_gradients=rounded(upstream))
   assert product.dtype == tf.float32
-  # TensorFlow's own operation rounds sums to 8 bits.
-  np.testing.assert_allclose(product, expected, rtol=2**-8)
+  # TensorFlow's own operation rounds sums to 8 bits, and some processors round toward zero.
+  np.testing.assert_allclose(product, expected, rtol=2**-7)
   for actual, each in zip(slopes, expected_slopes, strict=True):
     assert actual.dtype == tf.float32
     np.testing.assert_allclose(actual, each, rtol=2**-7, atol=1e-3)
