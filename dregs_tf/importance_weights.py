@@ -23,6 +23,14 @@ def as_scalar(value: Any, dtype: tf.DType):
   return value if isinstance(value, numbers.Real) else tf.cast(value, dtype)
 
 
+def count(log_weights: tf.Tensor) -> tf.Tensor:
+  """Returns K in the dtype of the log-weights; a constant if it is static, which is quicker."""
+  static = log_weights.shape[0]
+  if static is None:
+    return tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
+  return tf.constant(static, log_weights.dtype)
+
+
 def log_sum(log_weights: tf.Tensor) -> tf.Tensor:
   """Returns log sum_i w_i, of shape [...]; -inf where every weight is 0."""
   return tf.reduce_logsumexp(log_weights, axis=0)
@@ -30,8 +38,7 @@ def log_sum(log_weights: tf.Tensor) -> tf.Tensor:
 
 def log_mean(log_weights: tf.Tensor) -> tf.Tensor:
   """Returns log (1/K) sum_i w_i, of shape [...]: the IWAE bound in nats (Burda et al. 2015)."""
-  num_samples = tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
-  return log_sum(log_weights) - tf.math.log(num_samples)
+  return log_sum(log_weights) - tf.math.log(count(log_weights))
 
 
 def log_normalize(log_weights: tf.Tensor) -> tf.Tensor:
@@ -126,8 +133,9 @@ def normalize_with_rest(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _without_largest(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """Returns whether each log-weight is the first of the largest, and `log_sum` of the others."""
-  place, num_samples = tf.argmax(log_weights, axis=0), tf.shape(log_weights)[0]
-  largest = tf.one_hot(place, num_samples, axis=0, on_value=True, off_value=False)
+  depth = log_weights.shape[0] or tf.shape(log_weights)[0]
+  place = tf.argmax(log_weights, axis=0)
+  largest = tf.one_hot(place, depth, axis=0, on_value=True, off_value=False)
   nothing = tf.constant(-float("inf"), log_weights.dtype)
   return largest, log_sum(tf.where(largest, nothing, log_weights))
 

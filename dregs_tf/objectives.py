@@ -32,7 +32,7 @@ class Terms(NamedTuple):
 
 def elbo(log_weights: tf.Tensor) -> Terms:
   """Computes the mean of K ELBOs."""
-  uniform = tf.ones_like(log_weights) / tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
+  uniform = tf.ones_like(log_weights) / iw.count(log_weights)
   return Terms(tf.reduce_mean(log_weights, axis=0), uniform, uniform, tf.zeros_like(uniform))
 
 
@@ -202,9 +202,7 @@ def added_by_each(objective: Callable[[tf.Tensor], Terms], log_weights: tf.Tenso
   """
   value = objective(log_weights).value
   num_samples = tf.shape(log_weights)[0]
-  means = iw.leave_one_out_log_sum(log_weights) - tf.math.log(
-    tf.cast(num_samples - 1, log_weights.dtype)
-  )
+  means = iw.leave_one_out_log_sum(log_weights) - tf.math.log(iw.count(log_weights) - 1)
 
   def without(sample):
     is_out = tf.reshape(tf.range(num_samples) == sample, [-1] + [1] * (log_weights.shape.rank - 1))
@@ -255,7 +253,7 @@ def _leave_one_out_average(log_weights: tf.Tensor) -> Terms:
   With S_-j the sum of weights without w_j, sample i weighs w_i / S_-j in the subset without j:
   u_i = (1/K) w_i sum_{j != i} 1/S_-j, and v_i has squares. Computed in logs, where nothing cancels.
   """
-  num_samples = tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
+  num_samples = iw.count(log_weights)
   log_sums = iw.leave_one_out_log_sum(log_weights)
   value = tf.reduce_mean(log_sums, axis=0) - tf.math.log(num_samples - 1)
 

@@ -110,7 +110,8 @@ def _gradient_of_expectation(bound, num_samples, **options):
 
 UNBIASED = [
   *[("iwae", {}), ("iwae_dreg", {}), ("jvi_dreg", {}), ("jvi_dreg", {"order": 2})],
-  *[("elbo_stl", {}), ("elbo_loo", {}), ("vimco", {}), ("vimco_star", {}), ("ovis", {"gamma": 0.0})],
+  *[("elbo_stl", {}), ("elbo_loo", {}), ("vimco", {}), ("vimco_star", {})],
+  ("ovis", {"gamma": 0.0}),
   *[("vr_iwae", {"alpha": 0.3}), ("vr_iwae_dreg", {"alpha": 0.3})],
   *[("ciwae", {"beta": 0.2}), ("ciwae_dreg", {"beta": 0.2})],
   *[("miwae", {"groups": 3}), ("tvo", {}), ("tvo_dreg", {"betas": (0, 0.3, 1)})],

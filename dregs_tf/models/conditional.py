@@ -30,7 +30,8 @@ class Normal(tfd.Normal):
 
   def _sample_n(self, n, seed=None):
     loc, scale = tf.convert_to_tensor(self.loc), tf.convert_to_tensor(self.scale)
-    shape = tf.concat([[n], self._batch_shape_tensor(loc=loc, scale=scale)], axis=0)
+    batch_shape = tf.broadcast_dynamic_shape(tf.shape(loc), tf.shape(scale))
+    shape = tf.concat([[n], batch_shape], axis=0)
     seed = tfp.random.sanitize_seed(seed)
 
     def sampler(shape):
