@@ -19,7 +19,7 @@ from absl import app, flags
 
 from benchmarks.contenders import DATA_DIM, EPSILON, LATENT_DIM, LEARNING_RATE
 from dregs_tf import models
-from dregs_tf.models import bernoulli
+from dregs_tf.models import bernoulli, products
 from experiments.exported import program
 
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where to write the programs.", required=True)
@@ -39,6 +39,7 @@ def main(argv) -> None:
   """Writes the programs and the values that they begin with."""
   del argv
   bernoulli._LOGITS_AT_A_TIME = sys.maxsize
+  products.multiplies_bfloat16 = lambda: True  # as a GPU does
   directory = pathlib.Path(_DIRECTORY.value)
   directory.mkdir(parents=True, exist_ok=True)
   for precision in PRECISIONS:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from dregs_tf import bounds, catalogue, data, diagnostics, models, output, seeds
+from dregs_tf.models import products
 from dregs_tf.training import (
   callbacks,
   checks,
@@ -75,6 +76,8 @@ def train(settings: config.TrainConfig) -> dict[str, float]:
 def _describe_step(settings) -> str:
   compiler = "XLA" if settings.jit_compile else "TensorFlow's graphs"
   dtype = settings.dtype_policy.removeprefix("mixed_")
+  if dtype == "bfloat16" and not products.multiplies_bfloat16():
+    dtype += " in float32, since the processor has none of its own"
   return f"Steps run in {compiler}, with matrix products of {dtype}."
 
 

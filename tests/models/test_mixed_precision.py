@@ -22,8 +22,22 @@ def random(*shape, seed=0):
 TRANSPOSED = [(False, False), (True, False), (False, True), (True, True)]
 
 
+# Of the products outside XLA: TensorFlow's own rounds sums to 8 bits, some processors toward zero.
+TOLERANCES = [(True, 2**-7), (False, 1e-6)]
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
+def multiplies_bfloat16(request, monkeypatch):
+  """With either kind of processor."""
+  monkeypatch.setattr(products, "multiplies_bfloat16", lambda: request.param)
+
+
+@pytest.mark.parametrize("has_products,tolerance", TOLERANCES, ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("transpose_a,transpose_b", TRANSPOSED)
-def test_products_and_their_gradients_are_those_of_rounded_factors(transpose_a, transpose_b):
+def test_products_and_their_gradients_are_those_of_rounded_factors(
+  transpose_a, transpose_b, has_products, tolerance, monkeypatch
+):
+  monkeypatch.setattr(products, "multiplies_bfloat16", lambda: has_products)
   a = random(*((4, 3) if transpose_a else (3, 4)))
   b = random(*((5, 4) if transpose_b else (4, 5)), seed=1)
   upstream = random(3, 5, seed=2)
@@ -37,11 +51,33 @@ def test_products_and_their_gradients_are_those_of_rounded_factors(transpose_a, 
     expected = tf.matmul(*exact, transpose_a=transpose_a, transpose_b=transpose_b)
   expected_slopes = tape.gradient(expected, exact, output_gradients=rounded(upstream))
   assert product.dtype == tf.float32
-  # TensorFlow's own operation rounds sums to 8 bits, and some processors round toward zero.
-  np.testing.assert_allclose(product, expected, rtol=2**-7)
+  np.testing.assert_allclose(product, expected, rtol=tolerance)
   for actual, each in zip(slopes, expected_slopes, strict=True):
     assert actual.dtype == tf.float32
-    np.testing.assert_allclose(actual, each, rtol=2**-7, atol=1e-3)
+    np.testing.assert_allclose(actual, each, rtol=tolerance, atol=tolerance / 8)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rounding_in_float32_is_the_cast(jit_compile):
+  ties = np.float32(1) + np.arange(16, dtype=np.float32) * np.float32(2**-8)
+  x = np.concatenate(
+    [np.ravel(random(50)), ties, -ties, [0.0, -0.0, 1e-40, 3.4e38, np.inf, np.nan]]
+  )
+  x = tf.constant(x, tf.float32)
+  actual = tf.function(products._rounded, jit_compile=jit_compile, autograph=False)(x)
+  np.testing.assert_array_equal(actual, rounded(x))
+
+
+@pytest.mark.parametrize(
+  "flags,expected",
+  [("fpu avx2 avx512f", False), ("fpu avx512_bf16 x", True), ("asimd bf16", True)],
+)
+def test_what_the_processor_says(flags, expected, tmp_path):
+  path = tmp_path / "cpuinfo"
+  path.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+  has_gpu = bool(tf.config.list_physical_devices("GPU"))
+  assert products.multiplies_bfloat16(str(path)) == (expected or has_gpu)
+  assert products.multiplies_bfloat16(str(tmp_path / "none"))
 
 
 def make(policy):
@@ -62,6 +98,7 @@ def by_hand(net, z):
   return tf.reshape(rounded(rows) @ rounded(w3) + (b3 + offset), [*z.shape[:-1], SIZE])
 
 
+@pytest.mark.usefixtures("multiplies_bfloat16")
 def test_with_xla_nothing_but_factors_is_rounded():
   net, z, x = make("mixed_bfloat16"), random(NUM_SAMPLES, BATCH, 3), tf.ones([BATCH, SIZE])
   logits, log_prob = tf.function(

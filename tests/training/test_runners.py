@@ -14,6 +14,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import dregs_tf
+from dregs_tf.models import products
 from dregs_tf.training import callbacks, config, runners
 from dregs_tf.training.errors import ConfigError, Interrupted
 from dregs_tf.training.run_directory import Run
@@ -322,3 +323,11 @@ def test_checkpoints_load_without_our_code_knowing_the_run(whole_run):
   directory, _ = whole_run
   model = keras.saving.load_model(Run(directory).checkpoints()[-1][1])
   assert int(model.optimizer.iterations) == 10
+
+
+@pytest.mark.parametrize("has_products", [True, False])
+def test_the_step_is_described(has_products, monkeypatch):
+  monkeypatch.setattr(products, "multiplies_bfloat16", lambda: has_products)
+  described = runners._describe_step(config.TrainConfig(dtype_policy="mixed_bfloat16"))
+  assert "products of bfloat16" in described
+  assert ("float32" in described) != has_products
