@@ -67,7 +67,7 @@ def multiply(
 
 @functools.cache
 def multiplies_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
-  """Returns whether a GPU or the processor has products of bfloat16; True if Linux does not tell."""
+  """Returns whether a GPU or the processor multiplies bfloat16; True where Linux does not tell."""
   path = pathlib.Path(cpuinfo)
   if tf.config.list_physical_devices("GPU") or not path.exists():
     return True
