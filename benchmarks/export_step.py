@@ -10,7 +10,6 @@ programs are those of a machine with a GPU, where samples are not cut into piece
 import gzip
 import json
 import pathlib
-import sys
 
 import keras
 import numpy as np
@@ -19,7 +18,6 @@ from absl import app, flags
 
 from benchmarks.contenders import DATA_DIM, EPSILON, LATENT_DIM, LEARNING_RATE
 from dregs_tf import models
-from dregs_tf.models import bernoulli, products
 from experiments.exported import program
 
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where to write the programs.", required=True)
@@ -38,13 +36,12 @@ PRECISIONS = {
 def main(argv) -> None:
   """Writes the programs and the values that they begin with."""
   del argv
-  bernoulli._LOGITS_AT_A_TIME = sys.maxsize
-  products.multiplies_bfloat16 = lambda: True  # as a GPU does
   directory = pathlib.Path(_DIRECTORY.value)
   directory.mkdir(parents=True, exist_ok=True)
   for precision in PRECISIONS:
     for num_samples in map(int, _NUM_SAMPLES.value):
-      exported, values = export(_BATCH_SIZE.value, num_samples, precision)
+      with program.for_a_gpu():
+        exported, values = export(_BATCH_SIZE.value, num_samples, precision)
       name = f"{_BATCH_SIZE.value}x{num_samples}-{precision}"
       (directory / f"{name}.mlir.gz").write_bytes(gzip.compress(exported.text.encode()))
       (directory / f"{name}.json").write_text(json.dumps(exported._replace(text="")._asdict()))

@@ -23,12 +23,12 @@ def as_scalar(value: Any, dtype: tf.DType):
   return value if isinstance(value, numbers.Real) else tf.cast(value, dtype)
 
 
-def count(log_weights: tf.Tensor) -> tf.Tensor:
-  """Returns K in the dtype of the log-weights; a constant if it is static, which is quicker."""
-  static = log_weights.shape[0]
+def count(log_weights: tf.Tensor, dtype: tf.DType | None = None) -> tf.Tensor:
+  """Returns K in the log-weights' or another dtype; where it is static, without an operation."""
+  dtype, static = dtype or log_weights.dtype, log_weights.shape[0]
   if static is None:
-    return tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
-  return tf.constant(static, log_weights.dtype)
+    return tf.cast(tf.shape(log_weights)[0], dtype)
+  return tf.constant(static, dtype)
 
 
 def log_sum(log_weights: tf.Tensor) -> tf.Tensor:
@@ -133,8 +133,7 @@ def normalize_with_rest(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _without_largest(log_weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """Returns whether each log-weight is the first of the largest, and `log_sum` of the others."""
-  depth = log_weights.shape[0] or tf.shape(log_weights)[0]
-  place = tf.argmax(log_weights, axis=0)
+  place, depth = tf.argmax(log_weights, axis=0), count(log_weights, tf.int32)
   largest = tf.one_hot(place, depth, axis=0, on_value=True, off_value=False)
   nothing = tf.constant(-float("inf"), log_weights.dtype)
   return largest, log_sum(tf.where(largest, nothing, log_weights))
@@ -233,7 +232,7 @@ def summarize(log_weights: tf.Tensor, tail: int) -> Summary:
   ordered = tf.where(tf.math.is_nan(log_weights), tf.constant(math.inf, wide.dtype), wide)
   ordered = tf.cast(ordered, log_weights.dtype)
   return Summary(
-    tf.cast(tf.shape(log_weights)[0], tf.float64),
+    count(wide),
     log_sum(wide),
     log_sum(2 * wide),
     _largest(ordered, tail + 1),

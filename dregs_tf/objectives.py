@@ -201,7 +201,7 @@ def added_by_each(objective: Callable[[tf.Tensor], Terms], log_weights: tf.Tenso
   estimates the gradient of E[F] in a distribution that has no path (Mnih and Rezende 2016).
   """
   value = objective(log_weights).value
-  num_samples = tf.shape(log_weights)[0]
+  num_samples = iw.count(log_weights, tf.int32)
   means = iw.leave_one_out_log_sum(log_weights) - tf.math.log(iw.count(log_weights) - 1)
 
   def without(sample):

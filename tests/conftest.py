@@ -1,7 +1,6 @@
 """Settings of all tests: a quiet TensorFlow, GPUs that are shared, the same cases in every run."""
 
 import functools
-import gc
 import os
 import random
 import sys
@@ -22,8 +21,6 @@ for name, value in settings.ENVIRONMENT.items():
 # TensorFlow compares types with protocols, whose attributes Python looks up each time before 3.12.
 if sys.version_info < (3, 12):
   typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
-
-gc.set_threshold(*settings.THRESHOLDS)
 
 # The first call of a TensorFlow function takes seconds: no deadline.
 hypothesis.settings.register_profile("dregs_tf", deadline=None, derandomize=True)

@@ -36,8 +36,9 @@ def multiply(
   """Returns the product, [n, k], of matrices cast to a dtype; it is in float32 or better.
 
   Its gradients are also float32 or better, from products of the same dtype. XLA multiplies bfloat16
-  with float32 sums; TensorFlow's own operation rounds the sums. A processor without products of
-  bfloat16 multiplies the rounded factors in float32, which is faster than what replaces them there.
+  with float32 sums; TensorFlow's own operation rounds the sums. On a processor
+  without products of bfloat16, which would be emulated slowly, the rounded factors are multiplied
+  in float32.
   """
   if dtype.size >= 4 or _in_float32.get():
     wide = dtype if dtype.size >= 4 else tf.float32

@@ -107,7 +107,7 @@ def _below(fraction: float) -> Callable:
 
   def is_due(step, log_weights):
     del step
-    least = fraction * tf.cast(tf.shape(log_weights)[0], log_weights.dtype)
+    least = fraction * importance_weights.count(log_weights)
     return importance_weights.effective_sample_size(log_weights) < least
 
   return is_due

@@ -77,7 +77,7 @@ def _describe_step(settings) -> str:
   compiler = "XLA" if settings.jit_compile else "TensorFlow's graphs"
   dtype = settings.dtype_policy.removeprefix("mixed_")
   if dtype == "bfloat16" and not products.multiplies_bfloat16():
-    dtype += " in float32, since the processor has none of its own"
+    dtype += " that the processor computes in float32"
   return f"Steps run in {compiler}, with matrix products of {dtype}."
 
 

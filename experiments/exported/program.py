@@ -1,11 +1,26 @@
 """Turns functions of a model into StableHLO programs over a table of its variables."""
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+from unittest import mock
 
 import keras
 import tensorflow as tf
+
+from dregs_tf.models import bernoulli, products
+
+
+@contextlib.contextmanager
+def for_a_gpu() -> Iterator[None]:
+  """Builds models' functions as for a GPU: in one piece, with products of bfloat16 if asked for."""
+  with (
+    mock.patch.object(bernoulli, "_LOGITS_AT_A_TIME", sys.maxsize),
+    mock.patch.object(products, "multiplies_bfloat16", lambda: True),
+  ):
+    yield
 
 
 class Program(NamedTuple):

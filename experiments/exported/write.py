@@ -12,15 +12,14 @@ import hashlib
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Iterator
+from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from dregs_tf import data, evaluation, seeds
-from dregs_tf.models import bernoulli
 from dregs_tf.training import config, flags, runners
 from dregs_tf.training.errors import ConfigError
 from experiments import runs
@@ -50,14 +49,15 @@ def write(settings: runs.ExperimentConfig) -> None:
 @contextlib.contextmanager
 def _for_a_gpu() -> Iterator[None]:
   """Has no pieces that fit a processor's cache, and products of float32 as on a processor."""
-  before = bernoulli._LOGITS_AT_A_TIME, evaluation._ROWS_AT_A_TIME
   is_tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
-  bernoulli._LOGITS_AT_A_TIME, evaluation._ROWS_AT_A_TIME = sys.maxsize, _ROWS_AT_A_TIME
   tf.config.experimental.enable_tensor_float_32_execution(False)
   try:
-    yield
+    with (
+      program.for_a_gpu(),
+      mock.patch.object(evaluation, "_ROWS_AT_A_TIME", _ROWS_AT_A_TIME),
+    ):
+      yield
   finally:
-    bernoulli._LOGITS_AT_A_TIME, evaluation._ROWS_AT_A_TIME = before
     tf.config.experimental.enable_tensor_float_32_execution(is_tf32)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dregs_tf.models import products
 from dregs_tf.training import ConfigError, Run
 from experiments import runs
 from experiments.exported import program, read, write
@@ -103,3 +104,14 @@ def test_results_become_the_directories_of_runs(tmp_path):
   assert evaluation["log_likelihood"] == -24.0
   assert evaluation["sampling_error"] == pytest.approx(0.1)
   assert evaluation["untrusted"] == pytest.approx(1 / 3)
+
+
+def test_products_of_bfloat16_are_exported_from_any_processor(monkeypatch):
+  monkeypatch.setattr(products, "multiplies_bfloat16", lambda: False)
+  a, b = tf.ones([2, 3]), tf.ones([3, 4])
+  with program.for_a_gpu():
+    exported = program.export(
+      lambda a, b: {"product": products.multiply(a, b, tf.bfloat16)}, [a, b], []
+    )
+  assert "bf16" in exported.text
+  assert not products.multiplies_bfloat16()
