@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dregs_tf import catalogue
+from dregs_tf.training.errors import ConfigError
+from dregs_tf.training.flags import flag
 from experiments.definitions import num_evaluated
 from experiments.differences import (
+  Interval,
   common_seeds,
   interval,
   late_bound_differences,
@@ -27,12 +30,24 @@ from experiments.results import (
   runs_flag,
 )
 
+TABLES = ("runs", "where")
+
 
 @dataclasses.dataclass(frozen=True)
 class SummarizeConfig:
   """Holds the flags of `bin/summarize.py`."""
 
   runs: Sequence[str] = runs_flag()
+  table: str = flag(
+    "runs",
+    str,
+    "runs: the results of each configuration; where: what each bound gains from its DReG, over K.",
+    TABLES,
+  )
+
+  def __post_init__(self):
+    if self.table not in TABLES:
+      raise ConfigError(f"--table must be one of {', '.join(TABLES)}, got {self.table!r}.")
 
 
 # A single value of a bound is as noisy as the last iterate, so late values are averaged.
@@ -100,7 +115,7 @@ def _table(groups: Sequence[Group]) -> str:
   for title, column in _STATISTICS.items():
     if any(group.trials(column) for group in groups):
       columns[title] = [_late(group, column) for group in groups]
-  text = _markdown(columns)
+  text = markdown(columns)
   notes = ["± is the standard deviation over the seeds."]
   if any(title in columns for title in (*_LATE_BOUNDS, *_STATISTICS)):
     notes.append(f"Late, and of gradients: the mean over the last {LAST_PART:.0%} of the steps.")
@@ -124,14 +139,14 @@ def _differences_table(groups: Sequence[Group]) -> str | None:
   rows = []
   for group, base in pairs(groups):
     seeds = common_seeds(group, base)
-    cells = [_interval(difference(group, base), len(seeds)) for difference in differences.values()]
+    cells = [_cell(difference(group, base), len(seeds)) for difference in differences.values()]
     if len(seeds) > 1 and any(cells):
       rows.append([names[id(group)], names[id(base)], ", ".join(map(str, seeds)), *cells])
   if not rows:
     return None
   titles = ("trained with", "minus", "seeds", *differences)
   columns = dict(zip(titles, map(list, zip(*rows, strict=True)), strict=True))
-  text = _markdown({title: cells for title, cells in columns.items() if any(cells)})
+  text = markdown({title: cells for title, cells in columns.items() if any(cells)})
   return f"{text}\n\nUnresolved: the interval holds 0, so the order cannot be told."
 
 
@@ -140,14 +155,20 @@ def _log_likelihood(groups: Sequence[Group]) -> str:
   return f"log p(x), {num_evaluated(groups[0].settings)} samples"
 
 
-def _interval(differences: Sequence[float], num_seeds: int) -> str:
+def _cell(differences: Sequence[float], num_seeds: int) -> str:
   if not differences:
     return ""
-  mean, low, high = interval(differences)
-  text = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
-  if len(differences) < num_seeds:
-    text += f" ({len(differences)} of {num_seeds} seeds)"
-  return f"{text}, unresolved" if low <= 0 <= high else text
+  missing = f" ({len(differences)} of {num_seeds} seeds)" if len(differences) < num_seeds else ""
+  return interval_cell(interval(differences), "+.3f", 0.0, missing)
+
+
+def interval_cell(found: Interval, number: str, even: float, note: str = "") -> str:
+  """Formats a mean and its limits, and says if `even`, which favors neither, lies between them."""
+  mean, low, high = found
+  if math.isinf(high):  # Of one seed.
+    return f"{mean:{number}}{note}"
+  text = f"{mean:{number}} ({low:{number}} to {high:{number}}){note}"
+  return f"{text}, unresolved" if low <= even <= high else text
 
 
 def _tracked_table(groups: Sequence[Group]) -> str | None:
@@ -165,7 +186,7 @@ def _tracked_table(groups: Sequence[Group]) -> str | None:
   columns = {"trained with": labels(tracking)}
   for name in ordered:
     columns[LABELS.get(name, name)] = [_late(group, names[name]) for group in tracking]
-  return _markdown(columns)
+  return markdown(columns)
 
 
 def _steps(group: Group) -> str:
@@ -191,6 +212,7 @@ def _over_trials(values: Sequence[float | None], number: str, spread: bool = Tru
   return text if len(present) == len(values) else f"{text} ({len(present)} of {len(values)} seeds)"
 
 
-def _markdown(columns: dict[str, list[str]]) -> str:
+def markdown(columns: dict[str, list[str]]) -> str:
+  """Formats columns of cells by their titles as a Markdown table."""
   rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -7,7 +7,7 @@ import pytest
 
 from dregs_tf.training import config
 from dregs_tf.training.errors import ConfigError
-from experiments import drawing, figures
+from experiments import drawing, figures, where
 from experiments.tables import tables
 from tests import binaries
 from tests.experiments.helpers import groups_in, values_of, with_variance, write
@@ -264,6 +264,8 @@ def test_plot_and_summarize(tmp_path, capfd):
   assert output.read_bytes().startswith(b"\x89PNG")
   assert binaries.run("summarize.py", runs) == 0
   assert capfd.readouterr() == (tables(groups_in(tmp_path / "runs")), "")
+  assert binaries.run("summarize.py", runs, "--table=where") == 0
+  assert capfd.readouterr() == (where.table(groups_in(tmp_path / "runs")), "")
 
   assert binaries.run("plot.py", f"--runs={tmp_path}/none", f"--output={output}") == 1
   (line,) = capfd.readouterr().err.splitlines()

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import results, tables
+from experiments import results, tables, where
 from experiments.toy_gaussian import measure, model, statistics
 from experiments.toy_gaussian.config import ToyConfig
 
@@ -18,7 +18,14 @@ pytestmark = pytest.mark.skipif(
 )
 OBJECTIVES = (EXPERIMENTS.parent / "docs" / "which_objective.md").read_text()
 _COMMAND = r"python bin/summarize\.py --runs='([^']+)'"
-TABLES = re.findall(_COMMAND, RESULTS)
+SHOWN = re.findall(_COMMAND, RESULTS)
+TABLES = re.findall(f"{_COMMAND}\n", RESULTS)
+
+
+def test_the_table_over_k_is_what_summarize_prints(monkeypatch):
+  monkeypatch.chdir(EXPERIMENTS.parent)
+  (runs,) = re.findall(rf"{_COMMAND} --table=where", RESULTS)
+  assert where.table(results.grouped(results.read([runs]))).strip() in RESULTS
 
 
 @pytest.mark.parametrize("runs", TABLES)
@@ -32,7 +39,7 @@ def test_tables_are_what_summarize_prints(runs, monkeypatch):
 
 
 def test_every_finished_run_is_in_a_table():
-  shown = [path for runs in TABLES for path in EXPERIMENTS.parent.glob(runs)]
+  shown = [path for runs in SHOWN for path in EXPERIMENTS.parent.glob(runs)]
   runs = [path.parent for path in (EXPERIMENTS / "results").rglob("config.json")]
   assert sorted(shown) == sorted(runs)
 

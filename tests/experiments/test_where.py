@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dregs_tf.training.errors import ConfigError
-from experiments import drawing, figures, where
+from experiments import differences, drawing, figures, tables, where
 from tests.experiments.helpers import groups_in, write
 
 
@@ -55,6 +55,29 @@ def test_points_and_intervals_by_hand(place):
   np.testing.assert_allclose(lead.lines[1].mean, [[8], [2.0]])
 
 
+def test_the_table_by_hand(place):
+  """The same numbers as in the figure; a single seed has no interval."""
+  made_up(place, "jvi", 8, 0, -20.0)
+  reach = math.exp(12.7062 * math.log(1.5))
+  ratio = f"6.00 ({6 / reach:.2f} to {6 * reach:.2f}), unresolved"
+  lines = where.table(groups_in(place)).splitlines()
+  cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+  assert cells[2:] == [
+    ["digits, generative", "IWAE", "1", "1.50", "-0.250"],
+    ["digits, generative", "IWAE", "8", ratio, "+1.250 (-1.927 to +4.427), unresolved"],
+    ["digits, generative", "RWS", "8", "", "+2.000"],
+    ["digits, structured", "IWAE", "1", "1.50", "-0.250"],
+    ["digits, structured", "IWAE", "8", ratio, "+1.250 (-1.927 to +4.427), unresolved"],
+  ]
+
+
+def test_resolved_cells():
+  cell = tables.interval_cell(differences.Interval(2.0, 1.5, 2.5), ".2f", 1.0)
+  assert cell == "2.00 (1.50 to 2.50)"
+  cell = tables.interval_cell(differences.Interval(2.0, 0.5, 3.5), ".1f", 1.0, " (2 of 3 seeds)")
+  assert cell == "2.0 (0.5 to 3.5) (2 of 3 seeds), unresolved"
+
+
 def test_it_is_drawn(place, recwarn):
   settings = figures.PlotConfig(figure=["where"], output=str(place / "figure.png"))
   figures.plot(settings, groups_in(place))
@@ -75,6 +98,11 @@ def test_bars_are_where_the_intervals_are(place):
 
 
 def test_runs_that_it_cannot_show(place):
+  dregs = [group for group in groups_in(place) if group.settings.bound.endswith("_dreg")]
+  with pytest.raises(ConfigError, match="--table=where needs"):
+    where.table(dregs)
+  with pytest.raises(ConfigError, match="--table must be one of runs, where, got 'here'"):
+    tables.SummarizeConfig(runs=["runs/*"], table="here")
   rws = [group for group in groups_in(place) if group.settings.bound.startswith("rws")]
   with pytest.raises(ConfigError, match="--figure=where .*--track_variance"):
     where.panels(rws)
