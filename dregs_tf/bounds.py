@@ -46,7 +46,6 @@ from dregs_tf.coefficients import (
   Partial,
 )
 from dregs_tf.evaluation import at_least_float32, check_num_backward_samples, log_likelihood
-from dregs_tf.importance_weights import as_scalar
 from dregs_tf.objectives import Terms
 
 __all__ = [
@@ -170,9 +169,9 @@ class Bound:
   ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
     """Returns the value, and the factors of the surrogate's terms: a, b, c and at most two more.
 
-    If only some latents have a path, the next is c of the others: c_i = F - B_i - weight F_i, where
-    B_i is F without sample i (for L_K, s - wbar as in vimco_star). The last is F_ii, if
-    `with_curvature`. A value that depends on a mixture's probabilities has a gradient in them.
+    If only some latents have a path, the next is c of the others (`Gradient.discrete_score`). The
+    last is F_ii, if `with_curvature`. A value that depends on a mixture's probabilities has a
+    gradient in them.
     """
     bound = self
     if drawn.is_stratified and "probs" in inspect.signature(self.objective).parameters:
@@ -184,10 +183,10 @@ class Bound:
       value += tf.where(tf.math.is_finite(live), live - tf.stop_gradient(live), 0)
     factors = tuple(coefficients)
     if drawn.is_mixed:
-      exact = tf.cast(log_weights, tf.float64)
-      c = objectives.added_by_each(self.objective, exact)
-      c -= as_scalar(proposal_weight, tf.float64) * self.objective(exact).u
-      factors += (tf.stop_gradient(tf.cast(c, value.dtype)),)
+      c = self.gradient.discrete_score(
+        self.objective, log_weights, proposal_weight, coefficients.score
+      )
+      factors += (tf.stop_gradient(c),)
     return value, factors + (curvature,) * (with_curvature or drawn.is_stratified)
 
   @tf.autograph.experimental.do_not_convert

@@ -6,8 +6,10 @@ Every estimator is the gradient of sum_i a_i log p~ + b_i log w^_i + c_i log q~ 
 
 import abc
 import dataclasses
+import functools
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -28,12 +30,7 @@ class Coefficients(NamedTuple):
 
 
 class Gradient(abc.ABC):
-  """Describes a kind of gradient.
-
-  is_normalized: whether b is divided by its sum over the samples.
-  """
-
-  is_normalized: bool = False
+  """Describes a kind of gradient."""
 
   @property
   def requirement(self) -> Requirement:
@@ -63,6 +60,24 @@ class Gradient(abc.ABC):
     self, terms: Terms, log_weights: tf.Tensor, weight: float | tf.Tensor = 1
   ) -> Coefficients:
     """Returns a, b, c, each [num_samples, batch_size]."""
+
+  def discrete_score(
+    self,
+    objective: Callable[[tf.Tensor], Terms],
+    log_weights: tf.Tensor,
+    weight: float | tf.Tensor,
+    score: tf.Tensor,
+  ) -> tf.Tensor:
+    """Returns c of those latents that have no path, where others have one; by default c of all.
+
+    Args:
+      objective: the value F with its derivatives.
+      log_weights: [num_samples, batch_size].
+      weight: the weight of log q in the log-weights.
+      score: c of the latents that have a path, [num_samples, batch_size].
+    """
+    del objective, log_weights, weight
+    return score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +145,24 @@ class Mix(Gradient):
       b = tf.math.divide_no_nan(b, tf.reduce_sum(b, axis=0))  # 0 where every term is 0
     return Coefficients(terms.u, b, self.score * as_scalar(weight, terms.u.dtype) * terms.u)
 
+  def discrete_score(
+    self,
+    objective: Callable[[tf.Tensor], Terms],
+    log_weights: tf.Tensor,
+    weight: float | tf.Tensor,
+    score: tf.Tensor,
+  ) -> tf.Tensor:
+    """Returns v (F - B_i - weight u) + (d + s) u.
+
+    Without a path dreg is F - B_i - u, where B_i is F without sample i (for L_K, s_i - wbar_i as in
+    vimco_star), and the wake update is u, reparameterized twice or not.
+    """
+    exact = tf.cast(log_weights, tf.float64)  # F - B_i and u nearly cancel.
+    u = objective(exact).u
+    v, difference, factor, weight = (as_scalar(x, u.dtype) for x in (*self.factors, weight))
+    added = objectives.added_by_each(objective, exact)
+    return tf.cast(v * (added - weight * u) + (difference + factor) * u, score.dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut(Gradient):
@@ -158,7 +191,7 @@ class LeaveOneOut(Gradient):
   ) -> Coefficients:
     """Returns a, b, c."""
     u, constant, weight = (as_scalar(x, terms.u.dtype) for x in (self.u, self.constant, weight))
-    kappa = math.log1p(-1 / log_weights.shape[0])
+    kappa = tf.math.log1p(-1 / iw.count(log_weights))
     signal = _added_to_bound(terms.value, log_weights) + constant * kappa
     c = tf.where(terms.value == -math.inf, tf.zeros_like(signal), signal)
     return Coefficients(terms.u, tf.zeros_like(c), c + u * weight * terms.u)
@@ -194,8 +227,8 @@ class ElboLeaveOneOut(Gradient):
   ) -> Coefficients:
     """Returns a, b, c; the log-weights already contain the weight."""
     del weight
-    num_samples = log_weights.shape[0]
-    signal = (log_weights - terms.value) / (num_samples - 1)  # (l_i - mean of the others) / K
+    # (l_i - mean of the others) / K
+    signal = (log_weights - terms.value) / (iw.count(log_weights) - 1)
     c = tf.where(terms.value == -math.inf, tf.zeros_like(signal), signal)
     return Coefficients(terms.u, tf.zeros_like(c), c)
 
@@ -236,6 +269,18 @@ class Partial(Gradient):
     _, b, c = self.mix.coefficients(miwae, log_weights, weight)
     return Coefficients(terms.u, b, c)
 
+  def discrete_score(
+    self,
+    objective: Callable[[tf.Tensor], Terms],
+    log_weights: tf.Tensor,
+    weight: float | tf.Tensor,
+    score: tf.Tensor,
+  ) -> tf.Tensor:
+    """Returns that of MIWAE's gradient."""
+    del objective
+    miwae = functools.partial(objectives.miwae, groups=self.groups)
+    return self.mix.discrete_score(miwae, log_weights, weight, score)
+
 
 @dataclasses.dataclass(frozen=True)
 class ControlVariates(Gradient):
@@ -271,9 +316,19 @@ class ControlVariates(Gradient):
     """Returns a, b, c."""
     del weight
     a, b, g, d = (as_scalar(x, terms.u.dtype) for x in (self.a, self.b, self.g, self.d))
-    num_samples = log_weights.shape[0]
-    others = iw.leave_one_out_log_sum(log_weights) - math.log(num_samples - 1)
+    num_samples = iw.count(log_weights)
+    others = iw.leave_one_out_log_sum(log_weights) - tf.math.log(num_samples - 1)
     others = tf.where(others == -math.inf, tf.zeros_like(others), others)
     c = a * (terms.value - (1 - g) * others) + (1 - b) * ((1 - d) / num_samples - terms.u)
     c = tf.where(terms.value == -math.inf, tf.zeros_like(c), c)
     return Coefficients(terms.u, (1 - a) * terms.u - b * terms.difference, c)
+
+  def discrete_score(
+    self,
+    objective: Callable[[tf.Tensor], Terms],
+    log_weights: tf.Tensor,
+    weight: float | tf.Tensor,
+    score: tf.Tensor,
+  ) -> tf.Tensor:
+    """Returns that of iwae_dreg."""
+    return Mix(1, 0, 0).discrete_score(objective, log_weights, weight, score)

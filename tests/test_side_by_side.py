@@ -215,3 +215,55 @@ def test_further_bounds_add_no_product_of_the_model():
 
   every = [bounds.get(name) for name in bounds.names()]
   assert products([bounds.get("iwae")]) == products(every) == 3
+
+
+# --- joint proposals with discrete parts ----------------------------------------------------------
+
+MIXED_ROWS = [(name, {}) for name in bounds.names() if not name.startswith("miselbo")]
+
+
+def mixed_gradients(rows):
+  """For each row, its gradient by `estimate`, and by `differentiate` of all of them at once."""
+  variables = [tf.Variable([0.3, -0.2, 0.9]), tf.Variable([0.1, 0.5, -0.4])]
+
+  def proposal():
+    logits, loc = variables
+    return tfd.JointDistributionNamed(
+      {
+        "d": tfd.Bernoulli(tf.identity(logits), dtype=tf.float32),
+        "z": lambda d: tfd.Normal(loc + d, 0.8),
+      }
+    )
+
+  def target(s):
+    return tfd.Bernoulli(0.6, dtype=tf.float32).log_prob(s["d"]) + tfd.Normal(
+      0.5 * s["d"], 1.0
+    ).log_prob(s["z"])
+
+  def alone(bound):
+    with tf.GradientTape() as tape:
+      total = tf.reduce_sum(bounds.estimate(bound, target, proposal(), 8, seed=SEED).objective)
+    return tape.gradient(total, variables)
+
+  all_bounds = [bounds.get(name, **options) for name, options in rows]
+  together = side_by_side.differentiate(
+    all_bounds, target, proposal, variables, 8, tf.constant(SEED)
+  )
+  return [alone(bound) for bound in all_bounds], together.proposal
+
+
+def test_mixed_latents_have_the_gradients_of_estimate():
+  """Beside bounds with a path, those without one keep their own score of every part."""
+  for alone, together in zip(*mixed_gradients(MIXED_ROWS), strict=True):
+    assert_close(together, alone, 2e-5)
+
+
+def test_mixes_of_mixed_latents_are_combined_from_few():
+  names = ("iwae", "iwae_dreg", "stl", "rws", "rws_dreg", "dreg_alpha")
+  measured, matrix = side_by_side.basis([bounds.get(name) for name in names])
+  assert len(measured) == 3
+  alone, _ = mixed_gradients([(name, {}) for name in names])
+  _, parts = mixed_gradients([("iwae_dreg", {}), ("rws_dreg", {}), ("rws", {})])
+  for row, expected in zip(matrix, alone, strict=True):
+    combined = [sum(f * part[i] for f, part in zip(row, parts, strict=True)) for i in (0, 1)]
+    assert_close(combined, expected, 2e-5)

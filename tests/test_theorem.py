@@ -372,6 +372,26 @@ def test_mixed_latents_of_a_biased_row_are_caught():
   assert abs(actual - expected).max() > 1e-2
 
 
+@pytest.mark.parametrize(
+  "name,options,same_as",
+  [
+    ("rws_dreg", {}, ["rws"]),
+    ("stl", {}, ["iwae", "rws"]),
+    ("dreg_alpha", {"alpha": 0.3}, [("iwae", 0.7), ("rws", 0.3)]),
+    ("piwae", {"groups": 2}, ["elbo"]),
+    ("piwae_dreg", {"groups": 2}, ["elbo"]),
+    ("iwae_cv", {"a": 0.4, "b": 0.7, "g": 0.2, "d": 0.1}, ["iwae"]),
+  ],
+)
+def test_mixed_latents_follow_one_direction(name, options, same_as):
+  """In the proposal's parameters: the biased rows mix L_K's direction and the wake update's."""
+  actual, _ = mixed(bounds.get(name, **options), 2)
+  terms = [each if isinstance(each, tuple) else (each, 1) for each in same_as]
+  expected = sum(factor * next(mixed(bounds.get(each), 2)) for each, factor in terms)
+  np.testing.assert_allclose(actual[:3], expected[:3], atol=1e-6)
+  assert abs(expected[0]) > 1e-2
+
+
 def test_a_discrete_part_below_a_path_is_refused():
   proposal = tfd.JointDistributionNamed(
     {"z": tfd.Normal(tf.zeros(3), 1.0), "d": lambda z: tfd.Bernoulli(z)}
