@@ -69,15 +69,22 @@ class Recorded:
     """Calls the function.
 
     Args:
-      function: a function that returns anything; `through` takes Tensors that it has returned.
+      function: a function of `mark` and the arguments that returns anything; `through` takes Tensors
+        that it has returned. `mark(structure)` returns the same Tensors, in which `through` can
+        take gradients.
       *arguments: structures of Tensors, or None.
     """
     self._tape = tf.GradientTape(persistent=True)
     with self._tape:
-      # New tensors: a bijector's cache would answer for the old ones, past the tape.
-      self._inputs = [tf.identity(leaf) for leaf in leaves_of(arguments)]
-      self._tape.watch(_floating(self._inputs))
-      self.result = function(*pack(arguments, self._inputs))
+      inputs = self._mark(arguments)
+      self._inputs = leaves_of(inputs)
+      self.result = function(self._mark, *inputs)
+
+  def _mark(self, structure: Any) -> Any:
+    # New tensors: a bijector's cache would answer for the old ones, past the tape.
+    leaves = [tf.identity(leaf) for leaf in leaves_of(structure)]
+    self._tape.watch(_floating(leaves))
+    return pack(structure, leaves)
 
   def through(self, outputs: Any, arguments: Any, inside: Any = None, of_inside: Any = None) -> Any:
     """Returns outputs with gradients to arguments.
@@ -85,7 +92,7 @@ class Recorded:
     Args:
       outputs: Tensors that the function has computed, in a structure.
       arguments: Tensors of the same values as those that the function was called with.
-      inside: Tensors computed by the function, on which the outputs depend.
+      inside: Tensors that the function has marked, on which the outputs depend.
       of_inside: Tensors with the values of `inside`, which receive the gradients in `inside`.
     """
     sources = [*self._inputs, *leaves_of(inside)]

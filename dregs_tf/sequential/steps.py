@@ -175,9 +175,9 @@ class Stepper(NamedTuple):
   def _take_doubly(self, lineage: Lineage) -> Step:
     whole, past, own_state = lineage
 
-    def draw(z_previous, state):
+    def draw(mark, z_previous, state):
       q, z = self._draw(Particles(z_previous, state))
-      weighed = map_tensors(tf.identity, z)  # where the gradient of log q alone arrives
+      weighed = mark(z)  # where the gradient of log q alone arrives
       return q, z, weighed, self._log_prob("proposal", q, weighed)
 
     drawn = gates.Recorded(draw, stop(past.z), own_state)
@@ -197,7 +197,7 @@ class Stepper(NamedTuple):
     gated_after = own_after = None
     if self.needs.blocks:
       moved = gates.Recorded(
-        lambda z, *past: self._next_state(Particles(*past), z), stop(z), stop(past.z), own_state
+        lambda _, z, *past: self._next_state(Particles(*past), z), stop(z), stop(past.z), own_state
       )
       own_after = moved.result
       gated_after = Particles(z, moved.through(own_after, (z, *past)))

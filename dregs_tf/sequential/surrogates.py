@@ -44,7 +44,7 @@ def total(
     result = tf.cast(result, a.dtype)
   result += tf.reduce_sum(no_nan(outputs.increments, a), axis=[0, 1])
   if needs.gates and signal is not None:
-    result -= tf.reduce_sum(no_nan(outputs.score, signal), axis=[0, 1])
+    result -= tf.reduce_sum(no_nan(tf.cast(outputs.score, signal.dtype), signal), axis=[0, 1])
   return result
 
 

@@ -112,6 +112,7 @@ def upstream(batch_size):
 def gradient_of(bound, model, x, num_particles, **options):
   """The estimate, and the gradient of its weighted sum, a vector."""
   with tf.GradientTape() as tape:
+    tape.watch(model.parameters)
     estimate = sequential.estimate(bound, model, x, num_particles, seed=1, **options)
   gradient = tape.gradient(
     estimate.objective,

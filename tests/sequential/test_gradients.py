@@ -34,6 +34,18 @@ def test_blocks_are_joint_latents_given_their_past(bound, resample_when, begins)
   np.testing.assert_allclose(gradient, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("resample_when", ["never", "always", [2]])
+@pytest.mark.parametrize("kind", [helpers.Stateless, helpers.Nonlinear])
+def test_parameters_may_be_tensors(kind, resample_when):
+  """The first step's latents then depend on nothing that the step receives."""
+  x = helpers.observations(B, T, K)
+  by_variables, by_tensors = (
+    helpers.gradient_of("fivo_dreg", kind(parameters), x, K, resample_when=resample_when)[1]
+    for parameters in (helpers.variables(), list(map(tf.constant, helpers.variables())))
+  )
+  np.testing.assert_allclose(by_tensors, by_variables, rtol=1e-12)
+
+
 def _joint(model, x):
   """The proposal of the joint latent z_1, ..., z_T, and log p of it."""
 
