@@ -11,6 +11,7 @@ from dregs_tf.diagnostics import measure, statistics
 from dregs_tf.diagnostics.report import Comparison, Row
 from dregs_tf.models import batches, calls
 from dregs_tf.models.state_space import StateSpaceModel
+from dregs_tf.sequential import resample
 from dregs_tf.sequential.steps import Particles, state_of_each, stop
 
 
@@ -30,8 +31,8 @@ def compare_sequences(
 
   The gradient is the whole gradient of those parameters on which the proposal depends given its
   inputs. A `_dreg` bound is compared with the plain reparameterization of the same bound, on the
-  same samples. The test of bias tests whether both have the same expectation, as they should,
-  although both leave out a term (see `sequential.estimate`).
+  same samples. The test of bias tests whether both have the same expectation, as they should where
+  the steps of resampling are fixed, although both leave out a term (see `sequential.estimate`).
 
   Args:
     model: a model of sequences, which is not changed. Its layers are in inference mode.
@@ -80,11 +81,26 @@ def compare_sequences(
       values = statistics.summarize(measured, groups)
       references = [names[start] for start, end in groups for _ in range(start, end)]
       rows += [
-        Row(name, k, reference, True, milliseconds=times.get(name, float("nan")), **of_name)
+        Row(
+          name,
+          k,
+          reference,
+          _is_unbiased(name, options),
+          milliseconds=times.get(name, float("nan")),
+          **of_name,
+        )
         for name, reference, of_name in zip(names, references, values, strict=True)
       ]
   sizes = measured.center.shape[1], batches.static_size(x)
   return Comparison(tuple(rows), num_measurements, *sizes)
+
+
+def _is_unbiased(bound: str, options: dict) -> bool:
+  """Returns whether a gradient has the expectation of the plain one by construction."""
+  row = catalogue.sequence_row(bound)
+  if row.gradient == "total" or not row.resamples:
+    return True
+  return resample.schedule(options.get("resample_when", "always")).is_fixed
 
 
 def _estimate_of(model, x, lengths, bound: str, num_samples: int, options: dict) -> Callable:

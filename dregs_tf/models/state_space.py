@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import evaluation, importance_weights, seeds, sequential
-from dregs_tf.models import batches, building, calls, inputs, metrics, parts, steps
+from dregs_tf.models import batches, building, calls, inputs, metrics, parts, products, steps
 from dregs_tf.sequential import filtering, resample
 from dregs_tf.sequential.steps import Particles, map_tensors, state_of_each
 
@@ -196,8 +196,16 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     return {"resampling": self.resampling, "resample_when": self.resample_when}
 
   def sample_size(self, estimate: sequential.Estimate) -> tf.Tensor:
-    """Returns the effective sample size of each sequence, averaged over its steps, [batch_size]."""
-    return tf.reduce_mean(estimate.effective_sample_size, axis=0)
+    """Returns the effective sample size of each sequence, averaged over its steps, [batch_size].
+
+    A sequence without steps has K.
+    """
+    sizes = estimate.effective_sample_size
+    if estimate.lengths is None:
+      return tf.reduce_mean(sizes, axis=0)
+    num_steps = tf.maximum(estimate.lengths, 1)
+    is_own = tf.transpose(tf.sequence_mask(num_steps, tf.shape(sizes)[0], sizes.dtype))
+    return tf.reduce_sum(is_own * sizes, axis=0) / tf.cast(num_steps, sizes.dtype)
 
   def train_step(self, data: Any) -> dict[str, tf.Tensor]:
     """Takes one step of Keras' `fit`: an update with a gradient of the batch's mean bound."""
@@ -245,7 +253,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
     return parts.in_parts(
       self,
-      lambda *of_part: self._filter_graph(*of_part, num_samples).objective,
+      lambda *of_part: self._filtered(*of_part, num_samples).objective,
       x,
       lengths,
       _seed(seed, steps.LOG_LIKELIHOOD),
@@ -259,7 +267,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
 
     def function(*of_part):
-      estimate = self._filter_graph(*of_part, num_samples)
+      estimate = self._filtered(*of_part, num_samples)
       by_sequence = tf.nest.map_structure(_batch_first, estimate.samples)
       weights = tf.nn.softmax(_batch_first(estimate.log_weights), axis=-1)
 
@@ -289,12 +297,15 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
       num_steps: the number of steps to forecast, a positive int.
       n: the number of paths of each sequence, a positive int.
       num_samples: K, the number of particles that filter x.
-      lengths: the number of steps of each sequence.
+      lengths: the number of steps of each sequence, 1 or more.
       seed: as `sequential.estimate` takes it.
       mean: whether to return the likelihood's mean in each step rather than a draw from it.
 
     Returns:
       [batch_size, n, num_steps, ...], or a structure of such Tensors.
+
+    Raises:
+      ValueError: if a sequence has no steps.
     """
     arguments = {"num_steps": num_steps, "n": n, "num_samples": num_samples}
     num_steps, n, num_samples = (evaluation.check_int(*a, at_least=1) for a in arguments.items())
@@ -336,19 +347,29 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
         f"integer lengths [batch_size], got {context.dtype.name} of shape {context.shape}."
       )
 
+  def _filtered(self, x, lengths, seed, num_samples):
+    if lengths is not None:
+      sequential.check_lengths(lengths, x)  # Their values are not known in the graph.
+    return self._filter_graph(x, lengths, seed, num_samples)
+
   @functools.cached_property
   def _filter_graph(self):
     """Returns a compiled function (x, lengths, seed, num_samples) that returns an `Estimate`."""
 
     def run(x, lengths, seed, num_samples):
-      return self.estimate(x, lengths, num_samples=num_samples, seed=seed, **_FILTER)
+      with products.in_float32():  # also in Keras' forward pass
+        return self.estimate(x, lengths, num_samples=num_samples, seed=seed, **_FILTER)
 
     return parts.compiled(self, run)
 
   def _forecast(self, x, lengths, seed, num_steps, n, num_samples, mean) -> Any:
-    """Returns paths [batch_size, n, num_steps, ...]."""
+    known = None if lengths is None else tf.get_static_value(lengths)
+    if known is not None and not known.all():
+      raise ValueError(
+        "lengths must be 1 or more to forecast, got 0: `sample` draws sequences from the beginning."
+      )
     filter_seed, draw_seed, path_seed = (seeds.fold_in(seed, i) for i in range(3))
-    estimate = self._filter_graph(x, lengths, filter_seed, num_samples)
+    estimate = self._filtered(x, lengths, filter_seed, num_samples)
     weights = importance_weights.normalize(estimate.log_weights[-1])
     batch_size = tf.shape(weights)[1]
     uniform = tf.random.stateless_uniform([1, batch_size], draw_seed, dtype=weights.dtype)
@@ -380,8 +401,15 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
       x = tf.nest.map_structure(lambda leaf: leaf[0], likelihood.sample(seed=x_seed))
       shown = tf.nest.map_structure(lambda leaf: leaf[0], likelihood.mean()) if mean else x
       path.append(shown)
-      past = Particles(z, self.next_state(state, z, self._as_tensors(x)))
+      if step < num_steps - 1:
+        past = Particles(z, self.next_state(state, z, self._as_data(x)))
     return tf.nest.map_structure(lambda *leaves: tf.stack(leaves, axis=1), *path)
+
+  def _as_data(self, x: Any) -> Any:
+    """Returns drawn observations in the dtypes of those that the model was built for."""
+    if self._specs is None:
+      return self._as_tensors(x)
+    return tf.nest.map_structure(lambda leaf, spec: tf.cast(leaf, spec.dtype), x, self._specs["x"])
 
 
 class _Called:

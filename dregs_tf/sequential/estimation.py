@@ -22,6 +22,7 @@ class Estimate(NamedTuple):
     step before; the particle's own index if it was not resampled.
   effective_sample_size: [T, batch_size], of `log_weights`.
   state: the model's state after the last step, [num_particles, batch_size, ...]; None without one.
+  lengths: the number of steps of each sequence, int32 [batch_size]; None if all have T.
   """
 
   objective: tf.Tensor
@@ -30,6 +31,7 @@ class Estimate(NamedTuple):
   ancestors: tf.Tensor
   effective_sample_size: tf.Tensor
   state: Any
+  lengths: tf.Tensor | None
 
 
 def estimate(
@@ -52,8 +54,10 @@ def estimate(
   `fivo_dreg` reparameterizes each block twice, as one joint latent given its past: the path from
   the proposal's parameters through the block's own latents has the squared weight, the path through
   the latents before the block the plain weight, and there are no scores. Its expectation is that of
-  fivo's gradient. The model is evaluated once a step; if there are several blocks of several steps,
-  `proposal` and `next_state` are evaluated twice.
+  fivo's gradient if the steps of resampling are fixed. If the effective sample size decides, a
+  block ends sooner or later as its own latents move; both leave out what this jump contributes, and
+  their expectations differ. The model is evaluated once a step; if there are several blocks of
+  several steps, `proposal` and `next_state` are evaluated twice.
 
   As is usual, both leave out the contribution of the choice of ancestors to the gradient of the
   bound's expectation, which has a high variance. `resampling_gradient` adds it.
@@ -106,7 +110,7 @@ def estimate(
   schedule = schedule_for(bound, resampling, resample_when, resampling_gradient)
   observations = tf.nest.map_structure(tf.convert_to_tensor, observations)
   batch_size, num_steps = _sizes(observations)
-  lengths = _lengths(lengths, observations)
+  lengths = None if lengths is None else check_lengths(lengths, observations)
   needs = steps.Needs(
     bound_name=bound,
     gates=row.gradient == "dreg",
@@ -129,6 +133,7 @@ def estimate(
     outputs.ancestors,
     importance_weights.effective_sample_size(tf.transpose(outputs.log_weights, [1, 0, 2])),
     state,
+    lengths,
   )
 
 
@@ -182,29 +187,51 @@ def schedule_for(
 
 def _sizes(observations: Any) -> tuple[tf.Tensor, int | tf.Tensor]:
   """Returns the batch size and the number of steps, the latter as an int if it is static."""
+  leaves = tf.nest.flatten(observations)
+  sizes = tf.TensorShape([None, None])
+  for leaf in leaves:
+    if leaf.shape.rank is None or leaf.shape.rank < 2 or leaf.shape[1] == 0:
+      raise ValueError(
+        f"observations must have the shape [batch_size, num_steps, ...], got {leaf.shape}."
+      )
+    if not sizes.is_compatible_with(leaf.shape[:2]):
+      raise ValueError(
+        "observations must all have the same [batch_size, num_steps, ...], got "
+        f"{', '.join(str(each.shape) for each in leaves)}."
+      )
+    sizes = sizes.merge_with(leaf.shape[:2])
+  shape = tf.shape(leaves[0])
+  return shape[0], shape[1] if sizes[1] is None else sizes[1]
+
+
+def check_lengths(lengths: Any, observations: Any) -> tf.Tensor:
+  """Returns lengths as int32 [batch_size].
+
+  Args:
+    lengths: the number of steps of each sequence, ints [batch_size].
+    observations: Tensors [batch_size, T, ...].
+
+  Raises:
+    ValueError: if they are not of this form, or not from 0 to T; in a graph, where their values are
+      not known, its execution raises an InvalidArgumentError, except under XLA.
+  """
   leaf = tf.nest.flatten(observations)[0]
-  if leaf.shape.rank is None or leaf.shape.rank < 2 or leaf.shape[1] == 0:
-    raise ValueError(
-      f"observations must have the shape [batch_size, num_steps, ...], got {leaf.shape}."
-    )
-  shape = tf.shape(leaf)
-  return shape[0], shape[1] if leaf.shape[1] is None else leaf.shape[1]
-
-
-def _lengths(lengths: Any, observations: Any) -> tf.Tensor | None:
-  """Returns lengths as int32 [batch_size]; raises a ValueError if they are wrong."""
-  if lengths is None:
-    return None
-  shape = tf.nest.flatten(observations)[0].shape
   lengths = tf.convert_to_tensor(lengths)
-  if not (lengths.dtype.is_integer and lengths.shape.is_compatible_with(shape[:1])):
+  if not (lengths.dtype.is_integer and lengths.shape.is_compatible_with(leaf.shape[:1])):
     raise ValueError(
-      f"lengths must be ints of shape [batch_size] = {shape[:1]}, got {lengths.dtype.name}, shape "
-      f"{lengths.shape}."
+      f"lengths must be ints of shape [batch_size] = {leaf.shape[:1]}, got {lengths.dtype.name}, "
+      f"shape {lengths.shape}."
     )
-  values = tf.get_static_value(lengths)
-  if values is not None and shape[1] is not None:
-    wrong = values[(values < 0) | (values > shape[1])]
-    if wrong.size:
-      raise ValueError(f"lengths must be from 0 to num_steps = {shape[1]}, got {wrong[0]}.")
-  return tf.cast(lengths, tf.int32)
+  num_steps = tf.cast(tf.shape(leaf)[1], lengths.dtype)
+  is_right = (lengths >= 0) & (lengths <= num_steps)
+  values, known = tf.get_static_value(lengths), tf.get_static_value(is_right)
+  if known is not None and not known.all():
+    raise ValueError(
+      f"lengths must be from 0 to num_steps = {leaf.shape[1]}, got {values[~known][0]}."
+    )
+  # XLA has no strings, so that the name is the message.
+  name = "lengths_must_be_from_0_to_num_steps"
+  with tf.control_dependencies(
+    [tf.debugging.Assert(tf.reduce_all(is_right), [lengths], name=name)]
+  ):
+    return tf.cast(lengths, tf.int32)

@@ -120,13 +120,18 @@ class ParticleFilter(NamedTuple):
     return seeds.fold_in(self.seed, t, purpose)
 
   def _at(self, t):
-    """Returns the observations of step t, or a sequence's last one after its end."""
+    """Returns the observations of step t; after its end a sequence's last one, or 0 without any."""
     if self.lengths is None:
       return tf.nest.map_structure(lambda leaf: tf.gather(leaf, t, axis=1), self.observations)
     places = tf.maximum(tf.minimum(t, self.lengths - 1), 0)
-    return tf.nest.map_structure(
-      lambda leaf: tf.gather(leaf, places, axis=1, batch_dims=1), self.observations
-    )
+
+    def of_leaf(leaf):
+      # Padding may be NaN, which would reach gradients.
+      found = tf.gather(leaf, places, axis=1, batch_dims=1)
+      is_there = tf.reshape(self.lengths > 0, [-1] + [1] * (found.shape.rank - 1))
+      return tf.where(is_there, found, tf.zeros_like(found))
+
+    return tf.nest.map_structure(of_leaf, self.observations)
 
   def _itself(self, log_weights: tf.Tensor) -> tf.Tensor:
     """Returns the index of each particle, [num_particles, batch_size]."""

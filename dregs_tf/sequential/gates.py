@@ -69,9 +69,9 @@ class Recorded:
     """Calls the function.
 
     Args:
-      function: a function of `mark` and the arguments that returns anything; `through` takes Tensors
-        that it has returned. `mark(structure)` returns the same Tensors, in which `through` can
-        take gradients.
+      function: a function of `mark` and the arguments that returns anything; `through` takes
+        Tensors that it has returned. `mark(structure)` returns the same Tensors, in which `through`
+        can take gradients.
       *arguments: structures of Tensors, or None.
     """
     self._tape = tf.GradientTape(persistent=True)

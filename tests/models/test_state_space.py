@@ -171,6 +171,46 @@ def test_samples_and_forward_pass():
   assert vrnn(likelihood="normal").sample(2, 3, seed=1).shape == (2, 3, D)
 
 
+class Coins(AR):
+  """Binary observations, which the likelihood draws as ints; the state is their sum."""
+
+  def initial_state(self, batch_size):
+    return tf.zeros([batch_size])
+
+  def next_state(self, state, z, x):
+    return state + x
+
+  def likelihood(self, z, state):
+    return tfd.Bernoulli(logits=z)
+
+
+def test_draws_have_the_dtype_of_the_data():
+  model = compiled(Coins(), run_eagerly=True)
+  x = helpers.binary(N, T)
+  model.fit(x, verbose=0)
+  assert model.sample(2, 3, seed=0).dtype == tf.int32
+  assert model.forecast(x, 2, n=3, num_samples=4, seed=0).shape == (N, 3, 2)
+  assert model(x).shape == (N,)
+
+
+def test_the_effective_sample_size_is_that_of_a_sequences_own_steps():
+  model, x, lengths = compiled(AR(), run_eagerly=True), real_sequences(), [4, 0, 1, 2, 3, 4]
+  sizes = model.sample_size(model.estimate(x, lengths, bound="fivo", num_samples=5, seed=1))
+  padded = np.pad(x, [(0, 0), (0, 3)])
+  longer = model.estimate(padded, lengths, bound="fivo", num_samples=5, seed=1)
+  np.testing.assert_allclose(model.sample_size(longer), sizes, rtol=1e-6)
+  np.testing.assert_allclose(sizes[3], np.mean(longer.effective_sample_size[:2, 3]), rtol=1e-6)
+  np.testing.assert_allclose(sizes[1], 5, rtol=1e-6)
+
+
+def test_lengths_are_checked_before_a_graph_runs():
+  model, x = AR(), real_sequences()
+  with pytest.raises(ValueError, match="lengths must be from 0 to num_steps = 4, got 99"):
+    model.log_likelihood(x, 3, lengths=[99, 1, 1, 1, 1, 1])
+  with pytest.raises(ValueError, match="lengths must be 1 or more to forecast, got 0"):
+    model.forecast(x, 1, lengths=[0, 1, 1, 1, 1, 1])
+
+
 def test_other_dtypes():
   model = compiled(vrnn(dtype="mixed_bfloat16"), bound="iwae_dreg", run_eagerly=True)
   for x in (sequences("uint8")[:4, :3], sequences("uint8")[4:, :2]):

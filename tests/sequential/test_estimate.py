@@ -87,6 +87,29 @@ def test_a_batch_of_different_lengths_and_none():
       np.testing.assert_allclose(estimate.objective[b], alone[0], rtol=1e-13)
 
 
+@pytest.mark.parametrize("bound", ["fivo", "fivo_dreg"])
+def test_a_sequence_without_steps_has_no_gradient(bound):
+  """Even if its padding is NaN; the noise of this model is part of its observations."""
+  x = helpers.observations(2, T, K)
+  padded = tf.concat([x[:1], x[1:] * np.nan], axis=0)
+  whole, gradient = helpers.gradient_of(bound, _model(), padded, K, lengths=[T, 0])
+  _, expected = helpers.gradient_of(bound, _model(), x[:1], K)
+  np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+  assert whole.objective[1] == 0
+
+
+def test_lengths_in_a_graph_are_checked_when_it_runs():
+  model, x = _model(), helpers.observations(2, T, K)
+
+  @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.int32)])
+  def bound(lengths):
+    return sequential.estimate("fivo", model, x, K, lengths=lengths).objective
+
+  bound(tf.constant([T, 0]))
+  with pytest.raises(tf.errors.InvalidArgumentError, match="lengths_must_be_from_0_to_num_steps"):
+    bound(tf.constant([T, T + 1]))
+
+
 class Dying(helpers.Nonlinear):
   """Gives every particle of the second example weight 0 in step 1."""
 
