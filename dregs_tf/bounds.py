@@ -435,7 +435,9 @@ def check_weight(
   else:
     is_valid = getattr(proposal_weight, "shape", None) == ()
   if not is_valid:
-    raise ValueError(f"{argument} must be 0 or more, got {proposal_weight!r}.")
+    raise ValueError(
+      f"{argument} must be a number of 0 or more, or a scalar Tensor, got {proposal_weight!r}."
+    )
   is_one = isinstance(proposal_weight, numbers.Real) and proposal_weight == 1
   if not (is_one or bound.takes_weight(num_samples)):
     raise ValueError(

@@ -57,12 +57,12 @@ def _is_number(value, low: float, high: float) -> bool:
 
 def is_int(value: Any, least: float = -math.inf) -> bool:
   """Returns whether `value` is an int, of NumPy or Python, of at least `least`."""
-  return not isinstance(value, bool) and hasattr(value, "__index__") and value >= least
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
 
 
 def _is_ladder(betas) -> bool:
-  """Returns whether `betas` is a sequence of numbers that rises from 0 to 1."""
-  if not isinstance(betas, (list, tuple)) or len(betas) < 2:
+  """Returns whether `betas` is a tuple of numbers that rises from 0 to 1."""
+  if not isinstance(betas, tuple) or len(betas) < 2:
     return False
   if not all(isinstance(b, numbers.Real) and not isinstance(b, bool) for b in betas):
     return False
@@ -273,10 +273,17 @@ def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
   if unknown:
     takes = f"only {', '.join(options)}" if options else "no options"
     raise ValueError(f"bound {name} takes {takes}, got {', '.join(unknown)}.")
-  for option, value in given.items():
+  values = {option: _hashable(value) for option, value in given.items()}
+  for option, value in values.items():
     if not options[option].is_valid(value):
-      raise ValueError(f"{option} must be {options[option].allowed}, got {value!r}.")
-  return {option: default for option, (default, *_) in options.items()} | dict(given)
+      raise ValueError(f"{option} must be {options[option].allowed}, got {given[option]!r}.")
+  return {option: default for option, (default, *_) in options.items()} | values
+
+
+def _hashable(value: Any) -> Any:
+  """Returns a list or an array as a tuple, so that bounds can be compared; others as they are."""
+  is_array = hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1
+  return tuple(value) if is_array or isinstance(value, list) else value
 
 
 def trained_options(name: str, options: Mapping[str, Any]) -> dict[str, float]:

@@ -61,11 +61,11 @@ class Draw(NamedTuple):
     """Returns whether each component of a `StratifiedMixture` is sampled separately."""
     return isinstance(self.proposal, StratifiedMixture)
 
-  def with_shares(self, log_p: tf.Tensor) -> tf.Tensor:
+  def with_shares(self, log_p: tf.Tensor, num_samples: int) -> tf.Tensor:
     """Returns log p(x, z) plus, for samples drawn in strata, log (M pi_m); [n, batch_size]."""
     if not self.is_stratified:
       return log_p
-    return log_p + tf.cast(self.proposal.log_shares(log_p.shape[0]), log_p.dtype)
+    return log_p + tf.cast(self.proposal.log_shares(num_samples), log_p.dtype)
 
   def with_discrete_stopped(self, samples: Any):
     """Returns the samples with no gradient through the parts that are not reparameterized."""
@@ -128,8 +128,8 @@ def draw(
     distributions, samples = proposal.components, proposal.sample_strata(num_samples, seed)
   elif isinstance(proposal, tfd.JointDistribution):
     # It draws the same samples as `sample`, and also returns the parts' distributions.
-    distributions, samples = proposal.sample_distributions(num_samples, seed=seed)
-    distributions = tf.nest.flatten(distributions)
+    parts, samples = proposal.sample_distributions(num_samples, seed=seed)
+    distributions = proposals.leaves(proposal, parts, samples)
   else:
     distributions, samples = [proposal], proposal.sample(num_samples, seed=seed)
   if path_for:
@@ -254,28 +254,24 @@ def log_weights_without_recording(
     log_q = at_least_float32(proposal.log_prob(samples))
 
     def log_prob(samples, count):
-      log_p = _log_prob_in_pieces(target_log_prob_fn, samples, count, _SAMPLES_IN_A_PIECE)
-      return tf.cast(log_p, log_q.dtype)
+      return _log_prob_in_pieces(target_log_prob_fn, samples, count, _SAMPLES_IN_A_PIECE)
 
-    at_once, rest = divmod(num_samples, _SAMPLES_AT_A_TIME)
-    if at_once == 0 or (at_once, rest) == (1, 0):
-      log_p = log_prob(samples, num_samples)
-    else:
-      first = tf.nest.map_structure(lambda z: z[:rest], samples)
-      chunks = tf.nest.map_structure(
+    rest = num_samples % _SAMPLES_AT_A_TIME or _SAMPLES_AT_A_TIME
+    log_p = log_prob(tf.nest.map_structure(lambda z: z[:rest], samples), rest)
+    if num_samples > rest:
+      others = tf.nest.map_structure(
         lambda z: tf.reshape(
-          z[rest:], tf.concat([[at_once, _SAMPLES_AT_A_TIME], tf.shape(z)[1:]], axis=0)
+          z[rest:], tf.concat([[-1, _SAMPLES_AT_A_TIME], tf.shape(z)[1:]], axis=0)
         ),
         samples,
       )
-      log_p = tf.map_fn(
+      in_chunks = tf.map_fn(
         lambda z: log_prob(z, _SAMPLES_AT_A_TIME),
-        chunks,
-        fn_output_signature=tf.TensorSpec([_SAMPLES_AT_A_TIME, *log_q.shape[1:]], log_q.dtype),
+        others,
+        fn_output_signature=tf.TensorSpec([_SAMPLES_AT_A_TIME, *log_p.shape[1:]], log_p.dtype),
       )
-      log_p = tf.reshape(log_p, tf.concat([[num_samples - rest], tf.shape(log_q)[1:]], axis=0))
-      if rest:
-        log_p = tf.concat([log_prob(first, rest), log_p], axis=0)
+      shape = tf.concat([[num_samples - rest], tf.shape(log_p)[1:]], axis=0)
+      log_p = tf.concat([log_p, tf.reshape(in_chunks, shape)], axis=0)
     return stopped_log_weights(*same_shape(log_p, log_q, num_samples), num_samples, weight)
 
 
@@ -360,7 +356,7 @@ def stream(
     z, count = drawn.samples, count * num_strata
     log_p = _log_prob_in_pieces(target_log_prob_fn, z, count, -(-count // pieces))
     log_p, log_q = same_shape(log_p, proposal.log_prob(z), count)
-    log_weights = stopped_log_weights(drawn.with_shares(log_p), log_q, count)
+    log_weights = stopped_log_weights(drawn.with_shares(log_p, count), log_q, count)
     return summarize(log_weights, z, chunk_seed)
 
   with _not_recorded():

@@ -90,7 +90,7 @@ class StratifiedMixture(tfd.Distribution):
   def log_probs(self) -> tf.Tensor:
     """Returns log pi, [M], or [M, 1 or batch_size] for a batch; -inf for a probability of 0."""
     probs = tf.cast(self._probs, self.dtype)
-    probs /= tf.reduce_sum(probs, axis=-1, keepdims=True)
+    probs = probs / tf.reduce_sum(probs, axis=-1, keepdims=True)  # It may be a Variable.
     if probs.shape.rank == 2:
       probs = tf.transpose(probs)
     elif self.batch_shape.rank:

@@ -49,7 +49,7 @@ _ENDS = {
 
 # Bijectors whose image has a finite end, which is 0 or another number.
 _ONTO_POSITIVE = (tfb.Exp, tfb.Softplus, tfb.Square)
-_ONTO_INTERVAL = (tfb.NormalCDF, tfb.Sigmoid, tfb.SoftClip, tfb.SoftmaxCentered, tfb.Tanh)
+_OFF_ZERO = (tfb.Expm1, tfb.NormalCDF, tfb.Sigmoid, tfb.SoftClip, tfb.SoftmaxCentered, tfb.Tanh)
 
 # Distributions that TFP marks as reparameterized, but whose samples have wrong derivatives.
 _WRONG_SAMPLE_GRADIENTS = (tfd.InverseGaussian, tfd.TruncatedNormal)
@@ -116,6 +116,23 @@ def discrete_parts(proposal: tfd.Distribution, bound_name: str) -> tuple[bool, .
   return tuple(is_discrete)
 
 
+def leaves(joint: tfd.JointDistribution, parts: Any, samples: Any) -> list[tfd.Distribution]:
+  """Returns the conditionals of a joint distribution, also those of joint ones inside it.
+
+  Args:
+    joint: the joint distribution.
+    parts: its conditionals given the samples, as `sample_distributions` returns them.
+    samples: its samples.
+  """
+  found = []
+  for part, sample in zip(*map(joint._model_flatten, (parts, samples)), strict=True):
+    if isinstance(part, tfd.JointDistribution):
+      found += leaves(part, part.sample_distributions(value=sample)[0], sample)
+    else:
+      found.append(part)
+  return found
+
+
 def check_fixed_support(distributions: list[tfd.Distribution], bound_name: str) -> None:
   """Raises a ValueError if a learned parameter moves the support of a distribution.
 
@@ -173,7 +190,7 @@ def _parts(distribution: tfd.Distribution) -> Iterator[tfd.Distribution]:
   """Yields the distribution and its component distributions."""
   yield distribution
   parameters = distribution.parameters
-  for name in ("distribution", "components_distribution", "components"):
+  for name in ("distribution", "distributions", "components_distribution", "components"):
     for part in tf.nest.flatten(parameters.get(name)):
       if isinstance(part, tfd.Distribution):
         yield from _parts(part)
@@ -194,9 +211,9 @@ def _ends_moved_by(steps: list[tfb.Bijector], base: tfd.Distribution) -> Iterato
     before = list(_in_order(base.experimental_default_event_space_bijector()))
   for step in steps:
     yield from _learned_ends(step)
-    ends = [i for i, s in enumerate(before) if isinstance(s, _ONTO_POSITIVE + _ONTO_INTERVAL)]
+    ends = [i for i, s in enumerate(before) if isinstance(s, _ONTO_POSITIVE + _OFF_ZERO)]
     since = before[ends[0] :] if ends else []
-    is_off_zero = any(isinstance(s, (tfb.Shift, *_ONTO_INTERVAL)) for s in since)
+    is_off_zero = any(isinstance(s, (tfb.Shift, *_OFF_ZERO)) for s in since)
     if ends and isinstance(step, tfb.Shift) and _is_learned(step.parameters["shift"]):
       yield "Shift.shift"
     if is_off_zero and isinstance(step, tfb.Scale) and _is_learned(step.parameters["scale"]):

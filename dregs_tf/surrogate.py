@@ -100,7 +100,7 @@ def evaluate(
     z, set_ratios = gradients.gate(*branches)
   log_p, log_q = evaluation.same_shape(target_log_prob_fn(z), log_q, num_samples)
   scores, at_second = ([tf.cast(x, log_p.dtype) for x in each] for each in (scores, at_second))
-  log_p = drawn.with_shares(log_p)
+  log_p = drawn.with_shares(log_p, num_samples)
   return Densities(log_p, log_q, scores, set_ratios, at_second, drawn.is_stratified)
 
 

@@ -227,6 +227,26 @@ def test_get_refuses(name, options, message):
     bounds.get(name, **options)
 
 
+@pytest.mark.parametrize("betas", [[0, 0.25, 1], np.array([0.0, 0.25, 1.0])])
+def test_a_ladder_may_be_any_sequence(betas):
+  bound = bounds.get("tvo_dreg", betas=betas)
+  assert bound == bounds.get("tvo_dreg", betas=(0, 0.25, 1))
+  assert hash(bound.total) == hash(bounds.get("tvo", betas=(0, 0.25, 1)))
+
+
+@pytest.mark.parametrize("name", ["vimco", "vimco_star", "ovis", "elbo_loo", "iwae_cv"])
+def test_coefficients_of_an_unknown_number_of_samples(name):
+  log_weights = tf.constant([[0.3, -1.0], [0.1, 2.0], [-0.4, 0.0]])
+
+  @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, 2])])
+  def coefficients(log_weights):
+    return bounds.get(name).coefficients(log_weights)
+
+  expected = bounds.get(name).coefficients(log_weights)
+  for actual, of_static in zip(coefficients(log_weights), expected, strict=True):
+    np.testing.assert_allclose(actual, of_static, rtol=1e-6)
+
+
 def test_names_and_defaults():
   assert set(PAPER) == {
     *("elbo", "elbo_stl", "iwae", "iwae_dreg", "rws", "rws_dreg", "stl", "dreg_alpha"),

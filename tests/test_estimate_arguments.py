@@ -1,6 +1,7 @@
 """What `bounds.estimate` refuses, its seeds and its dtypes."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -62,10 +63,13 @@ def test_refuses_what_is_not_a_bound():
     (True, TypeError),
     (None, TypeError),
     ("5", TypeError),
+    (tf.constant(5), TypeError),
+    (np.array(4.5), TypeError),
+    (np.array([4, 5]), TypeError),
   ],
 )
 def test_refuses_num_samples(name, num_samples, error):
-  with pytest.raises(error, match=f"num_samples must be .*, got {num_samples!r}"):
+  with pytest.raises(error, match=f"num_samples must be .*, got {re.escape(repr(num_samples))}"):
     bounds.estimate(name, *standard(), num_samples=num_samples)
 
 
@@ -217,7 +221,8 @@ def test_a_proposal_in_half_precision(name):
 
 @pytest.mark.parametrize("name", ["iwae", "iwae_dreg", "rws"])
 @pytest.mark.parametrize("of_target,of_proposal", [("float64", "float32"), ("float32", "float64")])
-def test_mixed_precision_is_resolved_upwards(name, of_target, of_proposal):
+@pytest.mark.parametrize("num_backward_samples", [None, 2])
+def test_mixed_precision_is_resolved_upwards(name, of_target, of_proposal, num_backward_samples):
   loc = tf.Variable(np.zeros(3), dtype=of_proposal)
   with tf.GradientTape() as tape:
     estimate = bounds.estimate(
@@ -225,6 +230,7 @@ def test_mixed_precision_is_resolved_upwards(name, of_target, of_proposal):
       lambda z: tf.cast(-tf.square(z - 1), of_target),
       tfd.Normal(loc, tf.constant(1, of_proposal)),
       num_samples=5,
+      num_backward_samples=num_backward_samples,
     )
   assert estimate.objective.dtype == estimate.log_weights.dtype == tf.float64
   assert tape.gradient(estimate.objective, loc).dtype == of_proposal

@@ -237,16 +237,17 @@ def test_a_component_of_probability_0_has_no_say(name):
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["list", "variable", "graph"])
+@pytest.mark.parametrize("kind", ["list", "variable", "whole variable", "graph"])
 def test_probabilities_may_be_learned_in_any_form(kind):
-  weight = tf.Variable(2.0, dtype=D)
+  weight = tf.Variable([2.0, 1.0] if kind == "whole variable" else 2.0, dtype=D)
 
   def gradient():
     with tf.GradientTape() as tape:
-      probs = [weight, 1.0] if kind == "variable" else [tf.identity(weight), 1.0]
+      forms = {"variable": [weight, 1.0], "whole variable": weight}
+      probs = forms.get(kind) if kind in forms else [tf.identity(weight), 1.0]
       mixture = StratifiedMixture(components(parameters(2)), probs)
       objective = bounds.estimate("miselbo_dreg", log_p, mixture, 2, seed=3).objective
-    return tape.gradient(objective, weight)
+    return tf.reshape(tape.gradient(objective, weight), [-1])[0]
 
   found = tf.function(gradient, autograph=False)() if kind == "graph" else gradient()
   step = 1e-6
@@ -295,6 +296,23 @@ def test_in_a_graph_and_float32():
   compiled = tf.function(integral, autograph=False)()
   for actual, expected in zip(*map(tf.nest.flatten, (compiled, integral())), strict=True):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_batch_size():
+  sources = parameters(2)
+
+  @tf.function(autograph=False, input_signature=[tf.TensorSpec([2, None, 2], D)] * 2)
+  def values(*sources):
+    mixture = StratifiedMixture(components(sources), [0.3, 0.7])
+    bound = bounds.estimate("miselbo_dreg", log_p, mixture, 3, seed=3).objective
+    return bound, bounds.log_likelihood(log_p, mixture, 5, seed=3)
+
+  mixture = StratifiedMixture(components(sources), [0.3, 0.7])
+  bound, log_likelihood = values(*sources)
+  expected = bounds.estimate("miselbo_dreg", log_p, mixture, 3, seed=3).objective
+  np.testing.assert_allclose(bound, expected, rtol=1e-10)
+  expected = bounds.log_likelihood(log_p, mixture, 5, seed=3)
+  np.testing.assert_allclose(log_likelihood, expected, rtol=1e-10)
 
 
 # --- what others' hook delivers -------------------------------------------------------------------

@@ -40,6 +40,20 @@ MOVING = {
     tfd.Uniform(0.0, learned(1.0)[:, None] + [[1.0, 2.0]]),
     reparameterize=True,
   ),
+  "shifted expm1": lambda: tfb.Shift(learned(1.0))(tfb.Expm1()(tfd.Normal(0.0, 1.0))),
+  "scaled expm1": lambda: tfb.Scale(learned(1.0))(tfb.Expm1()(tfd.Normal(0.0, 1.0))),
+  "block": lambda: tfd.Blockwise(
+    [
+      tfd.Independent(tfd.Uniform(-1.0, learned(1.0)[:, None]), 1),
+      tfd.Independent(tfd.Normal(learned(0.0)[:, None], 1.0), 1),
+    ]
+  ),
+  "part of a joint in a joint": lambda: tfd.JointDistributionSequential(
+    [
+      tfd.Normal(learned(0.0), 1.0),
+      lambda y: tfd.JointDistributionSequential([tfd.Uniform(y, y + 1)]),
+    ]
+  ),
   "part of a joint": lambda: tfd.JointDistributionSequential(
     [tfd.Normal(learned(0.0), 1.0), lambda z: tfd.Uniform(z, z + 1)]
   ),
@@ -62,7 +76,7 @@ STAYING = {
 
 
 def target(z):
-  z = z[0] + z[1] if isinstance(z, (list, tuple)) else z
+  z = sum(tf.nest.flatten(z)) if isinstance(z, (list, tuple)) else z
   log_p = -tf.abs(z)
   return tf.reduce_sum(log_p, -1) if log_p.shape.rank == 3 else log_p
 

@@ -184,7 +184,7 @@ class Stepper(NamedTuple):
     q, z_own, weighed, log_q = drawn.result
     parts = [q]
     if isinstance(q, tfd.JointDistribution):
-      parts = tf.nest.flatten(q.sample_distributions(value=z_own)[0])
+      parts = proposals.leaves(q, q.sample_distributions(value=z_own)[0], z_own)
     proposals.check_fixed_support(parts, self.needs.bound_name)
     score = self._score(q, z_own)
     z_gated, ticket = gates.late_gate(z_own)

@@ -35,7 +35,8 @@ def estimate_with_hook(
   stopped = [gradients.stop_parameters(component) for component in mixture.components]
   log_probs = tf.stop_gradient(mixture.log_probs())
   log_q, _ = mixture.log_prob_with(stopped, log_probs, hooked)
-  log_w = drawn.with_shares(target_log_prob_fn(hooked)) - log_q
+  log_p = drawn.with_shares(target_log_prob_fn(hooked), num_samples * drawn.num_strata)
+  log_w = log_p - log_q
   log_weights = tf.stop_gradient(log_w)
   value, (a, b, *_) = bound.value_and_factors(drawn, log_weights)
   set_ratio(tf.math.divide_no_nan(b, a))
