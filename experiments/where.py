@@ -108,8 +108,9 @@ def _by_task(groups: Sequence[Group]) -> dict[tuple[str, str], dict[str, _Pairs]
       found = tasks.setdefault((dataset, task), {}).setdefault(bound, {})
       if num_samples in found:
         raise ConfigError(
-          "--figure=where shows one configuration for each bound and number of samples; --runs has "
-          f"{found[num_samples][1].settings.directory} and {base.settings.directory}."
+          "--figure=where and --table=where show one configuration for each bound and number of "
+          f"samples; --runs has {found[num_samples][1].settings.directory} and "
+          f"{base.settings.directory}."
         )
       found[num_samples] = dreg, base
   return tasks

@@ -70,6 +70,8 @@ def compare(
   the two forms "direct" and "dreg" of `compile`, for each value among the bounds. Both are
   unbiased.
 
+  The KL divergence has weight 1, whatever `kl_weight` the model is trained with.
+
   Args:
     model: a model, compiled by Keras or not. It is not changed, except that its variables are
       created if it has not seen a batch yet. Its layers are in inference mode: measurements share

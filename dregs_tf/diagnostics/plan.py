@@ -64,9 +64,9 @@ def of_bounds(
   """Returns the estimators to measure at each K, grouped by reference, which comes first."""
   groups: dict[str, dict[str, Bound]] = {}
   for bound in bounds:
-    check_num_samples(max(all_num_samples), bound)
+    _check_defined(bound, all_num_samples)
     reference = _reference(bound, has_path)
-    check_num_samples(max(all_num_samples), reference)
+    _check_defined(reference, all_num_samples)
     group = groups.setdefault(name_of(reference), {name_of(reference): reference})
     group[name_of(bound)] = bound
   plan = {
@@ -86,9 +86,9 @@ def of_priors(bounds: list[Bound], all_num_samples: list[int]) -> dict[int, list
 
   The prior's gradient depends only on a bound's value, so bounds of the same value share a pair.
   """
-  values = {name_of(bound.total): bound for bound in bounds}
+  values = {name_of(bound.total): bound.total for bound in bounds}
   for bound in values.values():
-    check_num_samples(max(all_num_samples), bound)
+    _check_defined(bound, all_num_samples)
   plan = {
     k: [
       Estimator(f"{name}: {kind}", bound, f"{name}: direct", kind)
@@ -99,6 +99,12 @@ def of_priors(bounds: list[Bound], all_num_samples: list[int]) -> dict[int, list
     for k in all_num_samples
   }
   return {k: defined for k, defined in plan.items() if defined}
+
+
+def _check_defined(bound: Bound, all_num_samples: list[int]) -> None:
+  """Raises a ValueError unless a bound is defined for one of the K's at least."""
+  if not any(_is_defined(bound, k) for k in all_num_samples):
+    check_num_samples(max(all_num_samples), bound)
 
 
 def _is_defined(bound: Bound, num_samples: int) -> bool:

@@ -95,7 +95,7 @@ def defaults(settings: Any, bounds: Sequence[str]) -> dict[str, Any]:
   """
   fields = {}
   for option, name in OPTION_FIELDS.items():
-    values = {row.options[option].default for row in _takers(option, bounds)}
+    values = {meaning.default for meaning in meanings(option, bounds)}
     if getattr(settings, name) is None and len(values) == 1:
       fields[name] = values.pop()
   if settings.adapt_alpha and settings.initial_alpha is None:
@@ -103,9 +103,10 @@ def defaults(settings: Any, bounds: Sequence[str]) -> dict[str, Any]:
   return fields
 
 
-def _takers(option: str, bounds: Sequence[str]) -> list[Any]:
-  """Returns the rows of those bounds that take an option."""
-  return [row for row in map(catalogue.row, bounds) if option in row.options]
+def meanings(option: str, bounds: Sequence[str]) -> dict[catalogue.Option, str]:
+  """Returns what an option is to the bounds that take it, each meaning with one of them."""
+  all_options = {bound: catalogue.row(bound).options for bound in bounds}
+  return {options[option]: bound for bound, options in all_options.items() if option in options}
 
 
 def _check_tracked(settings: Any, names: Sequence[str]) -> None:
@@ -124,17 +125,23 @@ def _check_tracked(settings: Any, names: Sequence[str]) -> None:
 
 def _check_option(settings: Any, option: str, bounds: Sequence[str]) -> None:
   name = OPTION_FIELDS[option]
-  value, takers = getattr(settings, name), _takers(option, bounds)
-  if value is None or (name == "alpha" and settings.adapt_alpha and takers):
+  value, meant = getattr(settings, name), meanings(option, bounds)
+  if value is None or (name == "alpha" and settings.adapt_alpha and meant):
     return
-  if not takers:
+  if not meant:
     raise ConfigError(
       f"--{name} is only valid with --bound={_any_of(_bounds_with(option))}, "
       f"got --bound={settings.bound}."
     )
-  if not takers[0].options[option].is_valid(value):
+  if len(meant) > 1:
+    raise ConfigError(
+      f"--{name} has another meaning for {' than for '.join(meant.values())}, so it must not be "
+      f"given, got {value!r}: without it, each bound takes its default."
+    )
+  (meaning,) = meant
+  if not meaning.is_valid(value):
     also = ", or auto" if name == "alpha" else ""
-    raise ConfigError(f"--{name} must be {takers[0].options[option].allowed}{also}, got {value!r}.")
+    raise ConfigError(f"--{name} must be {meaning.allowed}{also}, got {value!r}.")
 
 
 def _check_adapted_alpha(settings: Any) -> None:

@@ -5,6 +5,7 @@ A field is a flag (see `flags`): its default and its help stand here alone.
 
 import dataclasses
 import math
+import os
 import pathlib
 
 from dregs_tf import catalogue
@@ -211,14 +212,28 @@ class TrainConfig:
     return [self.bound, *(self.track_variance.split(",") if self.track_variance else ())]
 
   def options_of(self, bound: str) -> dict:
-    """Returns the options of `bounds.get` for a bound in this run: the flags', or the defaults."""
+    """Returns the options of `bounds.get` for a bound on this run's model.
+
+    They are the run's, if its own bounds give an option the same meaning, or the defaults.
+    """
     options = {}
     for name, option in catalogue.row(bound).options.items():
-      value = getattr(self, bound_flags.OPTION_FIELDS[name])
+      is_meant = option in bound_flags.meanings(name, self._bounds)
+      value = getattr(self, bound_flags.OPTION_FIELDS[name]) if is_meant else None
       if name == "alpha" and self.adapt_alpha:
         value = self.initial_alpha if bound == "dreg_alpha" else None
       options[name] = option.default if value is None else value
     return options
+
+  @property
+  def absolute_paths(self) -> dict[str, str]:
+    """Returns --dataset, --data_dir and --init_from as absolute paths, those that are paths."""
+    paths = {"init_from": self.init_from}
+    if pathlib.Path(self.dataset).suffix:  # A name has none, and a file needs one.
+      paths["dataset"] = os.path.expanduser(self.dataset)
+    if self.data_dir and "://" not in self.data_dir:  # It may be in a bucket.
+      paths["data_dir"] = os.path.expanduser(self.data_dir)
+    return {name: os.path.abspath(path) for name, path in paths.items() if path}
 
   @property
   def directory(self) -> pathlib.Path:
@@ -246,10 +261,15 @@ class TrainConfig:
 
   def check_resumes(self, saved: "TrainConfig", step: int = 0) -> None:
     """Raises a ConfigError unless this configuration can resume the run of `saved` from a step."""
+    was, now = (
+      dataclasses.asdict(each)
+      | {name: os.path.realpath(path) for name, path in each.absolute_paths.items()}
+      for each in (saved, self)
+    )
     differ = [
-      f"--{field.name} was {getattr(saved, field.name)}, now {getattr(self, field.name)}"
-      for field in dataclasses.fields(self)
-      if field.name not in _MAY_CHANGE and getattr(saved, field.name) != getattr(self, field.name)
+      f"--{name} was {was[name]}, now {now[name]}"
+      for name in now
+      if name not in _MAY_CHANGE and was[name] != now[name]
     ]
     if differ:
       raise ConfigError(

@@ -158,8 +158,8 @@ def start(settings: config.TrainConfig) -> Devices:
   """Returns the devices of `--distribute` and `--num_devices`; call it before using TensorFlow.
 
   Raises:
-    ConfigError: if there are no such devices, TF_CONFIG is wrong, or the batch
-      size is not a multiple of the number of replicas.
+    ConfigError: if there are no such devices, TF_CONFIG is wrong, or the number of replicas does
+      not fit the flags.
   """
   gpus = tf.config.list_physical_devices("GPU")
   with contextlib.suppress(RuntimeError):  # It is too late if the process has used them before.
@@ -176,6 +176,11 @@ def start(settings: config.TrainConfig) -> Devices:
     raise ConfigError(
       f"--batch_size is that of all devices together: it must be a multiple of their number, "
       f"{devices.num_replicas}, got {settings.batch_size}."
+    )
+  if settings.num_backward_samples == "auto" and devices.num_replicas > 1:
+    raise ConfigError(
+      f"--num_backward_samples=auto needs one device, got --distribute={settings.distribute} on "
+      f"{devices.num_replicas}: give a number of samples, or use one device."
     )
   return devices
 

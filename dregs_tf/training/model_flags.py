@@ -17,9 +17,13 @@ RESAMPLING = catalogue.RESAMPLING[0]
 RESAMPLE_WHEN = "always"
 RESAMPLE_WHEN_HELP = f"For --model=vrnn, when particles are resampled: {catalogue.SCHEDULES}."
 
+# The bounds of --model=discrete, whose latents have no path.
+_WITHOUT_PATH = tuple(name for name in catalogue.BOUNDS if not catalogue.needs_path(name))
+
 COMPARED_HELP = (
-  f"Any of {', '.join(catalogue.BOUNDS)} (by default {','.join(catalogue.COMPARED)}); of a run of "
-  f"--model=vrnn, any of {', '.join(catalogue.SEQUENCE_BOUNDS)} (by default all)."
+  f"Any of {', '.join(catalogue.BOUNDS)} (by default {','.join(catalogue.COMPARED)}; of a run of "
+  f"--model=discrete, {','.join(_WITHOUT_PATH)}); of a run of --model=vrnn, any of "
+  f"{', '.join(catalogue.SEQUENCE_BOUNDS)} (by default all)."
 )
 
 # Flags that --model=vrnn does not use, with the only value that it accepts.
@@ -64,6 +68,11 @@ def checked_latent_dims(settings: Any) -> tuple[int, ...] | None:
   for size in sizes:
     checks.check_int("latent_dims", size, at_least=1, note=", or several separated by commas")
   return sizes
+
+
+def compared(model: str) -> tuple[str, ...]:
+  """Returns the bounds that are compared by default on a run of images with a `--model`."""
+  return _WITHOUT_PATH if model == "discrete" else catalogue.COMPARED
 
 
 def data_task(settings: Any) -> str:
@@ -150,12 +159,11 @@ def check(settings: Any, bounds: Sequence[str]) -> None:
       f"--missing_fraction needs --task=generative, got --task={task}: contexts must be complete."
     )
   for i, bound in enumerate(bounds if model == "discrete" else ()):
-    if catalogue.needs_path(bound):
+    if bound not in _WITHOUT_PATH:
       name = "track_variance" if i else "bound"
-      allowed = ", ".join(each for each in catalogue.BOUNDS if not catalogue.needs_path(each))
       raise ConfigError(
-        f"--{name} must be one of {allowed} for --model={model}, got {bound!r}: its latents have "
-        "no path."
+        f"--{name} must be one of {', '.join(_WITHOUT_PATH)} for --model={model}, got {bound!r}: "
+        "its latents have no path."
       )
 
 

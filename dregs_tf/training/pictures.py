@@ -48,17 +48,12 @@ def pictures(
 
   reconstructed = model.reconstruct(x, context, seed=_SEED)
   columns = len(x)
-  if context is None:
-    sampled, columns_sampled = model.sample(_NUM_SAMPLES, seed=_SEED, mean=True), columns
-  else:
-    sampled, columns_sampled = model.sample(2, context, seed=_SEED, mean=True), columns
+  num_samples = _NUM_SAMPLES if context is None else 2
+  sampled = whole(model.sample(num_samples, context, seed=_SEED, mean=True))
+  sampled = np.reshape(sampled, (-1, image_shape[0] * image_shape[1]))
   return {
     "reconstructions": tile(np.concatenate([whole(x), whole(reconstructed)]), image_shape, columns),
-    "samples": tile(
-      np.reshape(whole(sampled), (-1, image_shape[0] * image_shape[1])),
-      image_shape,
-      columns_sampled,
-    ),
+    "samples": tile(sampled, image_shape, columns),
   }
 
 

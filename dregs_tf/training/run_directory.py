@@ -10,7 +10,7 @@ import pathlib
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,9 +101,10 @@ class Run:
     return self._config.exists()
 
   def write_config(self, settings: config.TrainConfig, versions: Mapping[str, str] = {}) -> None:
-    """Writes config.json: the fields of the configuration, and the versions of libraries."""
-    fields = dataclasses.asdict(settings) | ({"versions": dict(versions)} if versions else {})
-    self._config.write_text(json.dumps(fields, indent=2) + "\n")
+    """Writes config.json: the configuration, whose inputs get absolute paths, and versions."""
+    fields = dataclasses.asdict(settings) | settings.absolute_paths
+    fields |= {"versions": dict(versions)} if versions else {}
+    _write_json(self._config, fields, indent=2)
 
   def read_config(self) -> config.TrainConfig | None:
     """Returns the configuration, with this directory as its logdir; None if there is none.
@@ -125,7 +126,7 @@ class Run:
 
   def write_result(self, result: Mapping) -> None:
     """Writes result.json."""
-    (self.directory / "result.json").write_text(json.dumps(result) + "\n")
+    _write_json(self.directory / "result.json", result)
 
   def read_result(self) -> dict | None:
     """Returns the content of result.json, None if there is none."""
@@ -139,7 +140,7 @@ class Run:
       rows: the diagnostics of each image.
     """
     name = result["split"], result["num_samples"]
-    self._evaluation(*name).write_text(json.dumps(result) + "\n")
+    _write_json(self._evaluation(*name), result)
     output.write_csv(self.evaluation_rows(*name), rows, digits=9)
 
   def read_evaluation(self, split: str = "test", num_samples: int = 5000) -> dict | None:
@@ -178,14 +179,17 @@ class Run:
     if not kept:
       self._metrics.unlink()
       return
-    unfinished = self._metrics.with_suffix(".unfinished")
-    output.write_csv(unfinished, [dict(zip(header, row, strict=True)) for row in kept])
-    os.replace(unfinished, self._metrics)
+    with _replacing(self._metrics, self._metrics.with_suffix(".unfinished")) as unfinished:
+      output.write_csv(unfinished, [dict(zip(header, row, strict=True)) for row in kept])
 
   def add_metrics(self, row: Mapping[str, float]) -> None:
     """Adds a row to metrics.csv; it is on disk when this returns."""
     rows = self._rows() if self._metrics.exists() else []
     output.write_csv(self._metrics, [row], rows[0] if rows else None, append=True)
+
+  def has_metrics(self, step: int) -> bool:
+    """Returns whether metrics.csv has the row of a step."""
+    return self._metrics.exists() and step in self.read_metrics()["step"]
 
   def read_metrics(self) -> dict[str, np.ndarray]:
     """Returns the columns of metrics.csv by name, each [num_rows] in float64.
@@ -225,18 +229,14 @@ class Run:
     """
     path = self.checkpoint(step)
     self._checkpoints.mkdir(exist_ok=True)
-    unfinished = self._checkpoints / "unfinished.keras"
     try:
-      model.save(unfinished)
-      _sync(unfinished)
-      os.replace(unfinished, path)
+      with _replacing(path, self._checkpoints / "unfinished.keras") as unfinished:
+        model.save(unfinished)
     except OSError as error:
-      unfinished.unlink(missing_ok=True)
       raise OSError(
         f"{path} cannot be written: {error.strerror or error}. The checkpoints before it are "
         "whole; run the same command again to resume from them."
       ) from error
-    _sync(self._checkpoints)
     for _, old in self.checkpoints()[:-_NUM_KEPT]:
       old.unlink()
 
@@ -285,6 +285,24 @@ def _load(path: pathlib.Path) -> "keras.Model":
 
 def _read_json(path: pathlib.Path) -> dict | None:
   return json.loads(path.read_text()) if path.exists() else None
+
+
+def _write_json(path: pathlib.Path, content: Mapping, indent: int | None = None) -> None:
+  """Writes a JSON file, completely or not at all."""
+  with _replacing(path, path.with_suffix(".unfinished")) as unfinished:
+    unfinished.write_text(json.dumps(content, indent=indent) + "\n")
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path, unfinished: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields where to write, in the same folder; if that succeeds, it is on disk as `path`."""
+  try:
+    yield unfinished
+    _sync(unfinished)
+    os.replace(unfinished, path)
+    _sync(path.parent)
+  finally:
+    unfinished.unlink(missing_ok=True)
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dregs_tf import bounds, catalogue, data, diagnostics, models, output, seeds
+from dregs_tf import bounds, data, diagnostics, models, output, seeds
 from dregs_tf.models import products
 from dregs_tf.training import (
   callbacks,
@@ -38,6 +38,9 @@ NUM_MEASURED, _MEASURED = 50, 1
 # The number of log-weights (samples times images) in a batch when the bound is evaluated.
 _EVAL_ROWS = 12800
 
+# The number of validation images that show a model's layers and pictures along training.
+_NUM_FOLLOWED = 500
+
 
 def train(settings: config.TrainConfig) -> dict[str, float]:
   """Trains a model, or resumes the same run where it was interrupted, and evaluates it.
@@ -60,7 +63,7 @@ def train(settings: config.TrainConfig) -> dict[str, float]:
     devices.check_same_flags(settings)
     saved = run.read_config()
     found = run.checkpoints()
-    if saved and found:
+    if saved and found and devices.is_chief:  # Others may have been started in another folder.
       settings.check_resumes(saved, step=found[-1][0])
     images = run_data.load(settings, settings.data_dir)
     _say(f"{images.description}\n{devices.describe()} {_describe_step(settings)}")
@@ -112,9 +115,10 @@ def _new_model(settings, images) -> models.LatentVariableModel:
     old, new = ({**m.get_config(), "name": type(m).__name__} for m in (trained, model))
     differ = [name for name in old if name != "dtype" and old[name] != new.get(name)]
     if differ:
+      of_mean = ", and also --missing_fraction and --seed" if "data_mean" in differ else ""
       raise ConfigError(
         f"--init_from={settings.init_from} holds another model, different in {', '.join(differ)}: "
-        "give that run's --dataset, --task, --model, --latent_dim and --latent_dims."
+        f"give that run's --dataset, --task, --model, --latent_dim and --latent_dims{of_mean}."
       )
     for net, source in zip(model.layers, trained.layers, strict=True):
       net.set_weights(source.get_weights())
@@ -169,7 +173,7 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
     observers.insert(1, models.GradientSNR(random_batches, NUM_MEASURED))
   progress = callbacks.Progress(start_step, settings.max_steps, enabled=devices.is_chief)
   if devices.is_chief:
-    example = _example(valid)
+    example = _example(run_data.eval_batches(settings, images, "valid", _NUM_FOLLOWED))
     summaries = callbacks.Summaries(start_step, run, example, images.image_shape)
     layers = [callbacks.FollowLayers(example)] if settings.model == "hierarchical" else []
     observers[-1:] = [*layers, summaries, checkpointing, progress]
@@ -177,7 +181,9 @@ def _fit(model, settings, images, devices, start_step: int) -> None:
     test = run_data.eval_batches(settings, images, "test", eval_batch_size(settings))
     batches = devices.distribute(test, eval_batch_size(settings))
     observers.insert(1, callbacks.FollowTest(batches, int(test.cardinality())))
-  if start_step % settings.summarize_every:
+  # If the run had ended at this step, it has a row, and the next covers only the steps since.
+  had_ended = devices.from_chief(int(devices.is_chief and run.has_metrics(start_step)))
+  if start_step % settings.summarize_every and not had_ended:
     observers.insert(0, callbacks.RestoreMetrics(model.metrics))
   try:
     with stop.listening():
@@ -346,7 +352,8 @@ def compare(settings: config.CompareConfig) -> diagnostics.Comparison:
   """Compares estimators on a trained model and the first batch of a split; prints the report.
 
   It writes comparison.csv and comparison.png (with --gradient_of=prior, comparison_prior) to the
-  output directory, the run's by default. Bounds have the same options as in the run.
+  output directory, the run's by default. Options of bounds are those of
+  `TrainConfig.options_of`.
 
   Raises:
     ConfigError: if the directory holds no run with a checkpoint, the output directory cannot be
@@ -381,7 +388,7 @@ def _comparison(model, settings, trained) -> Callable[[Any], diagnostics.Compari
   Raises:
     ConfigError: if flags do not fit the run.
   """
-  names = settings.bounds or catalogue.COMPARED
+  names = settings.bounds or model_flags.compared(trained.model)
   for name in names:
     checks.check_choice("bounds", name, config.BOUNDS)
   if settings.gradient_of == "prior":

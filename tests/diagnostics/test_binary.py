@@ -4,8 +4,9 @@ import csv
 
 import pytest
 
-from dregs_tf import data
-from dregs_tf.training import config, runners
+from dregs_tf import bounds, catalogue, data
+from dregs_tf.diagnostics import plan
+from dregs_tf.training import config, model_flags, runners
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
 from tests import binaries
@@ -65,6 +66,16 @@ def test_the_binary_compares_on_a_run(tmp_path, capsys):
   assert (tmp_path / "new" / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
   assert binaries.run("compare_estimators.py", f"--logdir={tmp_path}") == 1
   assert "holds no run" in capsys.readouterr().err
+
+
+def test_bounds_that_are_compared_by_default():
+  """Where latents have no path, those that need none; iwae itself has no reference there."""
+  assert model_flags.compared("vae") == model_flags.compared("hierarchical") == catalogue.COMPARED
+  compared = model_flags.compared("discrete")
+  assert compared == ("elbo_loo", "rws", "vimco", "vimco_star", "ovis")
+  all_num_samples = list(config.CompareConfig(logdir="x").num_samples)
+  planned = plan.of_bounds([bounds.get(name) for name in compared], all_num_samples, has_path=False)
+  assert {each.name for each in planned[64]} == set(compared)
 
 
 def test_bounds_that_a_run_was_not_trained_with_take_its_options(tmp_path):

@@ -1,6 +1,7 @@
 """Tests what `compare` measures, what it leaves alone, and what it refuses."""
 
 import dataclasses
+import functools
 import math
 
 import keras
@@ -46,6 +47,17 @@ def test_what_is_measured():
     *["jvi(order=3)"] * 2,
     *["elbo"] * 2,
   ]
+
+
+def test_a_bound_is_left_out_where_its_groups_do_not_fit():
+  grouped = [bounds.get(name) for name in ("iwae", "miwae")]
+  planned = plan.of_bounds(grouped, [8, 12], has_path=True)
+  assert [e.name for e in planned[8]] == ["iwae", "miwae"]
+  assert [e.name for e in planned[12]] == ["iwae"]
+  assert [len(each) for each in plan.of_priors(grouped, [8, 12]).values()] == [4, 2]
+  for make in (plan.of_priors, functools.partial(plan.of_bounds, has_path=True)):
+    with pytest.raises(ValueError, match="multiple of groups=8 for miwae, got 12"):
+      make(grouped, [4, 12])
 
 
 def test_nothing_of_the_model_changes():

@@ -70,6 +70,12 @@ def test_k_that_a_value_is_not_defined_for():
   assert len(planned[5]) == 4
 
 
+def test_the_bound_of_a_value_is_its_total():
+  (direct, dreg) = plan.of_priors([bounds.get("iwae"), bounds.get("dreg_alpha")], [4])[4]
+  assert direct.bound == dreg.bound == bounds.get("iwae")
+  assert direct.bound.is_unbiased(4)
+
+
 def test_models_that_are_refused():
   with pytest.raises(ValueError, match="its prior depends on no trainable variable"):
     diagnostics.compare(helpers.vae(), BATCH[1], "iwae", **OPTIONS)

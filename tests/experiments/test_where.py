@@ -108,7 +108,8 @@ def test_runs_that_it_cannot_show(place):
     where.panels(rws)
   for bound in ("iwae", "iwae_dreg"):
     made_up(place, bound, 8, 0, -20.0, learning_rate=1.0)
-  with pytest.raises(ConfigError, match="--figure=where shows one configuration"):
-    where.panels(groups_in(place))
+  for make in (where.panels, where.table):
+    with pytest.raises(ConfigError, match="--figure=where and --table=where show one"):
+      make(groups_in(place))
   with pytest.raises(ConfigError, match="--figure=where has two rows"):
     figures.PlotConfig(figure=["bounds", "where"], output="figure.png")

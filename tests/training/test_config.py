@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dregs_tf import bounds, catalogue
+from dregs_tf import bounds, catalogue, data
 from dregs_tf.training import bound_flags, config
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
@@ -58,6 +58,11 @@ BAD = [
   ({"bound": "dreg_alpha", "alpha": math.nan}, "--alpha", "got nan", "[0, 1]"),
   ({"bound": "dreg_alpha", "alpha": "much"}, "--alpha", "got 'much'", "[0, 1], or auto"),
   ({"alpha": "auto"}, "--alpha", "--bound=iwae_dreg", "--bound=dreg_alpha"),
+  (
+    {"bound": "dreg_alpha", "track_variance": "iwae,vr_iwae", "alpha": 0.1},
+    "--alpha has another meaning for dreg_alpha than for vr_iwae",
+    "got 0.1",
+  ),
   ({"alpha": "auto", "track_variance": "dreg_alpha"}, "--alpha=auto", "--bound=dreg_alpha"),
   ({"bound": "dreg_alpha", "initial_alpha": 0.5}, "--initial_alpha", "--alpha=auto"),
   ({"bound": "dreg_alpha", "alpha": "auto", "initial_alpha": 2.0}, "--initial_alpha", "[0, 1]"),
@@ -120,14 +125,14 @@ def test_every_option_of_a_bound_is_a_flag():
     ({"bound": "tvo", "betas": ["0", "0.3", "1"]}, {"tvo": {"betas": (0.0, 0.3, 1.0)}}),
     ({"bound": "tvo"}, {"tvo": {"betas": (0.0, 0.1, 0.4, 1.0)}}),
     ({"bound": "iwae_cv", "g": 0.5}, {"iwae_cv": {"a": None, "b": None, "g": 0.5, "d": None}}),
-    # Each bound has its own default of alpha, and a value that is given is for both.
+    # Each bound has its own default of alpha.
     (
       {"bound": "dreg_alpha", "track_variance": "vr_iwae,miwae", "groups": 4},
       {"dreg_alpha": {"alpha": 0.9}, "vr_iwae": {"alpha": 0.5}, "miwae": {"groups": 4}},
     ),
     (
-      {"bound": "dreg_alpha", "track_variance": "vr_iwae", "alpha": 0.1},
-      {"dreg_alpha": {"alpha": 0.1}, "vr_iwae": {"alpha": 0.1}},
+      {"bound": "vr_iwae", "track_variance": "vr_iwae_dreg", "alpha": 0.1},
+      {"vr_iwae": {"alpha": 0.1}, "vr_iwae_dreg": {"alpha": 0.1}},
     ),
     (
       {"bound": "dreg_alpha", "track_variance": "vr_iwae", "alpha": "auto", "initial_alpha": 0.2},
@@ -141,6 +146,20 @@ def test_options_reach_their_bounds(values, expected):
   assert options == expected
   for name, each in options.items():
     assert catalogue.options_of(name, each) == each
+
+
+@pytest.mark.parametrize(
+  "values, bound, expected",
+  [
+    ({"bound": "vr_iwae_dreg", "alpha": 0.2}, "vr_iwae", {"alpha": 0.2}),
+    ({"bound": "vr_iwae_dreg", "alpha": 0.2}, "dreg_alpha", {"alpha": 0.9}),
+    ({"bound": "vr_iwae_dreg"}, "dreg_alpha", {"alpha": 0.9}),
+    ({"bound": "dreg_alpha", "alpha": 0.2}, "vr_iwae", {"alpha": 0.5}),
+    ({"track_variance": "piwae", "groups": 4}, "miwae", {"groups": 4}),
+  ],
+)
+def test_other_bounds_take_a_runs_option_only_in_its_meaning(values, bound, expected):
+  assert config.TrainConfig(**values).options_of(bound) == expected
 
 
 @pytest.mark.parametrize("bound", ["jvi", "tvo", "iwae_cv"])
@@ -168,6 +187,42 @@ def test_a_configuration_of_the_first_release_is_read(tmp_path):
   del fields["logdir"]
   config.TrainConfig(**fields, logdir=str(tmp_path)).check_resumes(saved)
   assert config.TrainConfig(**fields).directory.name == old.parent.name
+
+
+def test_a_configuration_keeps_absolute_paths(tmp_path, monkeypatch):
+  (tmp_path / "elsewhere").mkdir()
+  (tmp_path / "link").symlink_to(tmp_path)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  paths = {"dataset": "own.npz", "data_dir": "~/tfds", "init_from": "other"}
+  settings = config.TrainConfig(logdir="run", **paths)
+  name = dataclasses.replace(settings, logdir=None).directory
+  assert "own_" in name.name
+  settings.directory.mkdir()
+  Run("run").write_config(settings)
+  assert settings.without_paths()["dataset"] == "own.npz"  # The same for workers in other folders.
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  saved = Run("../run").read_config()
+  assert saved.dataset == str(tmp_path / "own.npz")
+  assert saved.data_dir == str(tmp_path / "tfds")
+  assert saved.init_from == str(tmp_path / "other")
+  assert dataclasses.replace(saved, logdir=None).directory == name
+  # Another spelling of the same paths resumes the run, also of one whose paths are relative.
+  for dataset, init_from in (
+    ("../own.npz", "../other"),
+    ("~/own.npz", f"{tmp_path}/link/other"),
+  ):
+    again = dataclasses.replace(saved, dataset=dataset, init_from=init_from)
+    again.check_resumes(saved)
+    saved.check_resumes(again)
+  with pytest.raises(ConfigError, match=f"--dataset was {tmp_path}/own.npz, now .*/elsewhere/own"):
+    dataclasses.replace(saved, dataset="own.npz").check_resumes(saved)
+
+
+def test_only_paths_are_made_absolute():
+  assert not any(pathlib.Path(name).suffix for name in data.names())
+  for name in data.names():
+    assert config.TrainConfig(dataset=name, data_dir="gs://bucket/tfds").absolute_paths == {}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"bound": "x"}', '{"unknown": 1}', "\x00"])

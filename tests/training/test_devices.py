@@ -147,6 +147,20 @@ def test_batches_that_cannot_be_shared_out_are_refused(monkeypatch):
     devices.start(settings)
 
 
+def test_a_choice_of_samples_on_several_devices_is_refused(monkeypatch):
+  class Two:
+    num_replicas_in_sync = 2
+
+  monkeypatch.setattr(devices, "_local_devices", lambda number, gpus: ["CPU:0"])
+  monkeypatch.setattr(devices.tf.distribute, "MirroredStrategy", lambda devices: Two())
+  settings = config.TrainConfig(
+    num_backward_samples="auto", distribute="mirrored", num_devices=2, batch_size=4
+  )
+  words = "--num_backward_samples=auto needs one device, got --distribute=mirrored on 2"
+  with pytest.raises(ConfigError, match=words):
+    devices.start(settings)
+
+
 def test_devices_that_are_not_there_are_refused():
   with pytest.raises(ConfigError, match="no GPU: give --num_devices"):
     devices._local_devices(None, [])

@@ -9,7 +9,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from dregs_tf.training import runners
+from dregs_tf.training import config, runners
 from dregs_tf.training.errors import ConfigError
 from dregs_tf.training.run_directory import Run
 from tests import binaries
@@ -78,6 +78,28 @@ def test_a_full_disk(place, tmp_path, capfd):
   assert Run(directory).load_newest()[0] == 4
   assert binaries.run("train.py", *arguments) == 0
   assert Run(directory).checkpoints()[-1][0] == 6
+
+
+def test_a_full_disk_leaves_the_files_of_numbers_whole(tmp_path):
+  run, settings = Run(tmp_path), config.TrainConfig(logdir=str(tmp_path))
+  evaluation = {"split": "test", "num_samples": 5, "log_likelihood": -90.0}
+  writers = (
+    lambda: run.write_config(settings),
+    lambda: run.write_result({"step": 1000, "test_bound": -90.0}),
+    lambda: run.write_evaluation(evaluation, [{"image": 0}]),
+  )
+
+  def files():
+    return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+  for write in writers:
+    write()
+  before = files()
+  assert {"config.json", "result.json", "evaluation_test_5.json"} <= set(before)
+  for write in writers:
+    with no_file_larger_than(10), pytest.raises(OSError, match="File too large"):
+      write()
+  assert files() == before
 
 
 def test_a_checkpoint_with_code_in_it_is_not_executed(tmp_path):

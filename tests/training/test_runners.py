@@ -14,8 +14,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import dregs_tf
+from dregs_tf import data
 from dregs_tf.models import products
-from dregs_tf.training import callbacks, config, runners
+from dregs_tf.training import callbacks, config, run_data, runners
 from dregs_tf.training.errors import ConfigError, Interrupted
 from dregs_tf.training.run_directory import Run
 from tests import binaries
@@ -144,11 +145,27 @@ def test_a_run_that_is_interrupted_in_every_way_ends_with_the_same_numbers(
     np.testing.assert_array_equal(ours, theirs)
 
 
+@functions_run_eagerly()
+def test_an_extended_run_measures_only_the_steps_since_its_end(whole_run, tmp_path):
+  """It ended within an interval, with a row; its last checkpoint holds validation metrics."""
+  shutil.copytree(whole_run[0], tmp_path, dirs_exist_ok=True)
+  longer = settings(tmp_path, max_steps=11)
+  step, model = Run(tmp_path).load_newest()
+  batches = run_data.train_batches(longer, run_data.load(longer, None), step)
+  model.reset_metrics()
+  bound = model.train_on_batch(next(iter(batches)), return_dict=True)["bound"]
+  runners.train(longer)
+  assert [row["step"] for row in rows(tmp_path)] == ["4", "8", "10", "11"]
+  assert float(rows(tmp_path)[-1]["train_bound"]) == pytest.approx(float(bound), rel=1e-6)
+
+
 def test_a_structured_run_is_evaluated_by_the_command_that_it_prints_from_elsewhere(
   tmp_path, monkeypatch, capsys
 ):
+  """On a file that was given by a relative path."""
   monkeypatch.chdir(tmp_path)
-  changes = {"task": "structured", "missing_fraction": 0, "max_steps": 3}
+  np.savez("own.npz", train=data.load("digits", None).train.reshape([-1, 8, 8]))
+  changes = {"task": "structured", "missing_fraction": 0, "max_steps": 3, "dataset": "own.npz"}
   runners.train(settings("a run", **PLAIN | changes))
   printed = capsys.readouterr().out.splitlines()
   (command,) = [line.split(":", 1)[1] for line in printed if line.startswith("Evaluate:")]
@@ -252,6 +269,9 @@ def test_starting_from_another_model_is_refused(whole_run, tmp_path):
   whole, _ = whole_run
   with pytest.raises(ConfigError, match=r"--init_from=.*another model, different in latent_dim"):
     runners.train(settings(tmp_path, init_from=str(whole), latent_dim=3))
+  words = r"different in data_mean:.* --latent_dims, and also --missing_fraction and --seed\."
+  with pytest.raises(ConfigError, match=words):
+    runners.train(settings(tmp_path, init_from=str(whole), seed=3))
   with pytest.raises(ConfigError, match=r"--init_from=.*no checkpoint"):
     runners.train(settings(tmp_path, init_from=str(tmp_path / "nothing")))
 
