@@ -57,7 +57,8 @@ def _is_number(value, low: float, high: float) -> bool:
 
 def is_int(value: Any, least: float = -math.inf) -> bool:
   """Returns whether `value` is an int, of NumPy or Python, of at least `least`."""
-  return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+  is_integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  return is_integral and int(value) >= least
 
 
 def _is_ladder(betas) -> bool:

@@ -196,10 +196,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     return {"resampling": self.resampling, "resample_when": self.resample_when}
 
   def sample_size(self, estimate: sequential.Estimate) -> tf.Tensor:
-    """Returns the effective sample size of each sequence, averaged over its steps, [batch_size].
-
-    A sequence without steps has K.
-    """
+    """Returns the effective sample size of each sequence, averaged over its steps, [batch_size]."""
     sizes = estimate.effective_sample_size
     if estimate.lengths is None:
       return tf.reduce_mean(sizes, axis=0)
@@ -253,7 +250,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
     return parts.in_parts(
       self,
-      lambda *of_part: self._filtered(*of_part, num_samples).objective,
+      lambda *part: self._filtered(part, num_samples).objective,
       x,
       lengths,
       _seed(seed, steps.LOG_LIKELIHOOD),
@@ -266,8 +263,8 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     """Estimates p(z_t | x_1, ..., x_t) for every step, with the arguments of `log_likelihood`."""
     num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
 
-    def function(*of_part):
-      estimate = self._filtered(*of_part, num_samples)
+    def function(*part):
+      estimate = self._filtered(part, num_samples)
       by_sequence = tf.nest.map_structure(_batch_first, estimate.samples)
       weights = tf.nn.softmax(_batch_first(estimate.log_weights), axis=-1)
 
@@ -347,10 +344,11 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
         f"integer lengths [batch_size], got {context.dtype.name} of shape {context.shape}."
       )
 
-  def _filtered(self, x, lengths, seed, num_samples):
+  def _filtered(self, part: tuple, num_samples: int) -> sequential.Estimate:
+    x, lengths, _ = part
     if lengths is not None:
       sequential.check_lengths(lengths, x)  # Their values are not known in the graph.
-    return self._filter_graph(x, lengths, seed, num_samples)
+    return self._filter_graph(*part, num_samples)
 
   @functools.cached_property
   def _filter_graph(self):
@@ -369,7 +367,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
         "lengths must be 1 or more to forecast, got 0: `sample` draws sequences from the beginning."
       )
     filter_seed, draw_seed, path_seed = (seeds.fold_in(seed, i) for i in range(3))
-    estimate = self._filtered(x, lengths, filter_seed, num_samples)
+    estimate = self._filtered((x, lengths, filter_seed), num_samples)
     weights = importance_weights.normalize(estimate.log_weights[-1])
     batch_size = tf.shape(weights)[1]
     uniform = tf.random.stateless_uniform([1, batch_size], draw_seed, dtype=weights.dtype)
