@@ -105,7 +105,8 @@ def _with_absolute_path(argument: str) -> str:
   """Makes the path absolute in a flag whose value is a path."""
   name, _, value = argument.partition("=")
   is_path = name.lstrip("-") in ("data_dir", "init_from", "flagfile")
-  if value and (is_path or (name.lstrip("-") == "dataset" and os.path.exists(value))):
+  is_path = is_path or (name.lstrip("-") == "dataset" and os.path.exists(value))
+  if value and is_path and "://" not in value:
     return f"{name}={os.path.abspath(value)}"
   return argument
 

@@ -67,9 +67,8 @@ class BackwardSamples(Averages):
     self._added.assign_add(added)
     self._dense.assign_add(dense)
 
-  def choose(self) -> bool:
-    """Sets M for the next epoch and resets the sums; returns whether M has changed."""
-    before = self.number
+  def choose(self) -> None:
+    """Sets M for the next epoch and resets the sums."""
     added, dense = (tf.convert_to_tensor(each).numpy() for each in (self._added, self._dense))
     few = [
       number
@@ -80,12 +79,14 @@ class BackwardSamples(Averages):
       self.in_use.assign(min(few, default=self._num_samples))
     self._added.assign(tf.zeros_like(self._added))
     self._dense.assign(tf.zeros_like(self._dense))
-    return self.number != before
 
 
 class ChooseBackwardSamples(keras.callbacks.Callback):
-  """Lets a model choose its M at the end of an epoch, and recompile its step if M changes."""
+  """Lets a model choose its M at the end of an epoch, and use it from the next epoch on."""
+
+  def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None):
+    # Another callback may also have loaded M, as BackupAndRestore does.
+    self.model.make_train_function()
 
   def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
-    if self.model.followers.backward_samples.choose():
-      self.model.make_train_function(force=True)
+    self.model.followers.backward_samples.choose()

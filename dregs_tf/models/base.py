@@ -60,9 +60,9 @@ class LatentVariableModel(
   likelihood's log_prob receives observations in its own dtype, unless that would round floats to
   integers. The distributions must be of float32 or better, even under mixed precision.
 
-  Observations outside [0, 1] are refused before a step learns from them if the likelihood is
-  Bernoulli. A subclass may override this with the class attribute `binary_observations`, True or
-  False.
+  Observations outside [0, 1] are refused before a step learns from them if the likelihood, or their
+  part of a joint one, is Bernoulli. A subclass may override this with the class attribute
+  `binary_observations`: True, False or a structure that says it of each part of an observation.
 
   Sample weights weigh the examples: a step's gradient is that of the sum of weight times bound,
   divided by the batch size, and the metrics are weighted means.
@@ -334,10 +334,11 @@ class LatentVariableModel(
     return self.reconstruct(x, context)
 
   def make_train_function(self, force: bool = False):
-    """Creates the followers' variables as well, and takes the number of samples they chose."""
+    """Creates the followers' variables as well, and makes the step anew if their M is another."""
     self._build_followers()
-    if (choice := self.followers.backward_samples if self.followers else None) is not None:
-      self.num_backward_samples = choice.number
+    choice = self.followers.backward_samples if self.followers else None
+    if choice is not None and choice.number != self.num_backward_samples:
+      self.num_backward_samples, force = choice.number, True
     return super().make_train_function(force)
 
   @functools.wraps(keras.Model.fit)

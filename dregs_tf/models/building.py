@@ -1,6 +1,8 @@
 """Builds a model's variables from a batch, a shape or a file, and exports its forward call."""
 
+import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,6 +17,7 @@ class BuiltFromData(keras.Model):
   The methods that use the layers are in a subclass, such as `LatentVariableModel`.
   """
 
+  _graphs: Sequence[str]  # The cached properties that are traced functions, of a subclass.
   _specs: dict | None = None  # The specs of the batches that the layers are built for.
   _is_building = False
 
@@ -75,6 +78,21 @@ class BuiltFromData(keras.Model):
     with keras_privates.without_autocast():
       return super().__call__(inputs, *args, **kwargs)
 
+  @functools.wraps(keras.Model.quantize)
+  def quantize(self, *args: Any, **kwargs: Any) -> None:
+    super().quantize(*args, **kwargs)
+    self._forget_graphs()
+
+  def _forget_graphs(self) -> None:
+    """Drops the graphs that were traced for earlier arguments of `compile`, or other layers."""
+    for name in self._graphs:
+      self.__dict__.pop(name, None)
+
+  def predict_step(self, data: Any):
+    """Takes one step of Keras' `predict`: calls the model on a batch, with its context."""
+    context, x, _ = batches.parts(data)
+    return super().predict_step((x,) if context is None else ((context, x),))
+
   def export(
     self,
     filepath: str | os.PathLike,
@@ -113,8 +131,14 @@ class BuiltFromData(keras.Model):
 
   def build_from_config(self, config: dict) -> None:
     """Creates the variables of a loaded model whose layers were built when it was saved."""
-    if config:
-      self._build_for(**specs.example(keras.saving.deserialize_keras_object(config)))
+    if not config:
+      return
+    found = keras.saving.deserialize_keras_object(config)
+    if specs.are_known(found):
+      self._build_for(**specs.example(found))
+    else:  # Traced, as in `fit`: a number in place of an unknown size may not suit every layer.
+      build = tf.function(self._build_for, autograph=False)
+      build.get_concrete_function(**specs.of_one_example(found))
 
   def _build_for(self, x, context) -> None:
     """Builds every layer for batches such as these, and stores their specs for saving."""

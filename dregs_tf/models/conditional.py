@@ -139,6 +139,8 @@ class MLP(keras.layers.Layer):
 
   def _first_layer(self, layer, inputs):
     """Applies the layer to the concatenated inputs, each multiplied before it is broadcast."""
+    if layer.quantization_mode is not None:
+      return layer(_concatenated(inputs))
     sizes = [part.shape[-1] for part in inputs]
     kernel, bias = _weights(layer)
     kernels = tf.split(kernel, sizes, axis=0)
@@ -156,6 +158,15 @@ class MLP(keras.layers.Layer):
       "hidden_units": list(self.hidden_units),
       "activation": keras.activations.serialize(self.activation),
     }
+
+
+def _concatenated(inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+  """Concatenates Tensors along the last axis, broadcast along their other axes."""
+  shape = tf.shape(inputs[0])[:-1]
+  for part in inputs[1:]:
+    shape = tf.broadcast_dynamic_shape(shape, tf.shape(part)[:-1])
+  parts = [tf.broadcast_to(part, tf.concat([shape, part.shape[-1:]], axis=0)) for part in inputs]
+  return tf.concat(parts, axis=-1)
 
 
 def _weights(layer: keras.layers.Dense) -> tuple[tf.Tensor, tf.Tensor]:

@@ -71,6 +71,7 @@ class Followers:
     if choose_backward_samples:
       self.backward_samples = BackwardSamples(choose_backward_samples)
     self._bound = bound
+    self._followed: list[int] | None = None  # The ids of the variables whose gradients it follows.
 
   @property
   def layers(self) -> list:
@@ -108,7 +109,20 @@ class Followers:
     return {}
 
   def build(self, variables: Sequence) -> None:
-    """Creates the variables for gradients of these variables, unless they exist."""
+    """Creates the variables for gradients of these variables, unless they exist.
+
+    Raises:
+      ValueError: if they exist for other variables.
+    """
+    ids = [id(variable) for variable in variables]
+    if self._followed is None:
+      self._followed = ids
+    elif ids != self._followed and (self.moments or self.adaptive_alpha):
+      raise ValueError(
+        "gradient_statistics, track_variance and adapt_alpha follow the gradients of "
+        f"{len(self._followed)} trainable variables, got {len(ids)} or others: call compile again "
+        "after changing `trainable`."
+      )
     for layer in self.layers:
       if not layer.built:
         layer.build([tuple(variable.shape) for variable in variables])

@@ -1,5 +1,6 @@
 """Uses a trained model: draws observations, encodes and reconstructs them."""
 
+import contextlib
 from typing import Any
 
 import keras
@@ -7,7 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from dregs_tf import evaluation, seeds
-from dregs_tf.models import batches, calls, steps
+from dregs_tf.models import batches, calls, keras_privates, products, steps
 
 tfd = tfp.distributions
 
@@ -27,7 +28,7 @@ class GenerativeModel(keras.Model):
     n = evaluation.check_int("n", n, at_least=1)
     context = self._as_tensors(context)
     seed = seeds.stateless(seed)
-    with calls.mode(self, training=False):
+    with calls.mode(self, training=False), products.in_float32():
       prior = calls.call(self.prior, context)
       shape = [n]
       if all(part.rank == 0 for part in tf.nest.flatten(prior.batch_shape)):
@@ -52,13 +53,14 @@ class GenerativeModel(keras.Model):
       [batch_size, ...], or a structure of such Tensors for a joint proposal.
     """
     x, context = self._as_tensors(x), self._as_tensors(context)
-    with calls.mode(self, training=False):
+    with calls.mode(self, training=False), products.in_float32():
       return _mean(calls.propose(self, x, context))
 
   def reconstruct(self, x: Any, context: Any = None, seed: seeds.Seed = None):
     """Returns the likelihood's mean at one sample of the proposal, for x [batch_size, ...]."""
     x, context = self._as_tensors(x), self._as_tensors(context)
-    with calls.mode(self, training=None):
+    rounding = contextlib.nullcontext if keras_privates.training() else products.in_float32
+    with calls.mode(self, training=None), rounding():
       z = calls.propose(self, x, context).sample(1, seed=seeds.stateless(seed))
       mean = calls.call(self.likelihood, z, context).mean()
     return tf.nest.map_structure(lambda part: part[0], mean)
@@ -81,7 +83,7 @@ class GenerativeModel(keras.Model):
     """
     num_samples = evaluation.check_int("num_samples", num_samples, at_least=1)
     x, context = self._as_tensors(x), self._as_tensors(context)
-    with calls.mode(self, training=False):
+    with calls.mode(self, training=False), products.in_float32():
       proposal, prior = calls.propose(self, x, context), calls.call(self.prior, context)
       z = proposal.sample(num_samples, seed=seeds.stateless(seed))
       log_q, log_p = (steps.log_prob_parts(each, z) for each in (proposal, prior))

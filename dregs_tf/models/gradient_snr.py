@@ -59,21 +59,22 @@ class GradientSNR(keras.callbacks.Callback):
       raise ValueError(f"num_batches must be at least 2, got {num_batches}.")
     self._batches = batches if callable(batches) else lambda step: batches
     self._num_batches = num_batches
-    self._followers = None
+    self._measured: tuple = ()  # What the gradients' graph was traced for.
 
   def on_train_begin(self, logs: dict[str, Any] | None = None):
-    """Prepares the measurements."""
+    """Raises a ValueError if the model follows no gradient."""
     followers = self.model.followers
-    if followers.moments is None:
+    if followers is None or followers.moments is None:
       raise ValueError(
         "GradientSNR needs a model that follows gradients: compile it with gradient_statistics or "
         "track_variance, got neither."
       )
-    if followers is not self._followers:
-      self._followers, self._gradients = followers, _gradients_function(self.model)
 
   def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None):
     """Measures, and adds the results to the logs."""
+    measured = self.model.followers, self.model.num_backward_samples
+    if measured != self._measured:
+      self._measured, self._gradients = measured, _gradients_function(self.model)
     step = int(steps.number(self.model))
     totals, squares, count = {}, {}, 0
     with _kept(keras_privates.statistics(self.model)):

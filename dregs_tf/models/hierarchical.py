@@ -129,9 +129,8 @@ def _by_layer(hidden_units, num_layers: int) -> tuple[tuple[int, ...], ...]:
   """Returns the sizes of the hidden layers for each layer of latents."""
   if hidden_units is None:
     return (_FIRST, *[_OTHERS] * (num_layers - 1))
-  if isinstance(hidden_units, (list, tuple)) and all(
-    isinstance(units, (list, tuple)) for units in hidden_units
-  ):
+  is_sequence = isinstance(hidden_units, (list, tuple)) and len(hidden_units) > 0
+  if is_sequence and all(isinstance(units, (list, tuple)) for units in hidden_units):
     units = tuple(vae.check_sizes("hidden_units", each) for each in hidden_units)
     if len(units) != num_layers:
       raise ValueError(

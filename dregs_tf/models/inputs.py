@@ -25,13 +25,16 @@ class CheckedInputs(keras.Model):
   """Checks a Keras model's data before a step: its parts, weights and ranges.
 
   - Keras drops the `sample_weight` of observations without a context; this class passes it on.
-  - Observations outside [0, 1] are refused if the likelihood is Bernoulli.
+  - Observations outside [0, 1] are refused if the likelihood, or their part of it, is Bernoulli.
   - `fit(x, x)`, the habit of autoencoders, causes a warning.
   """
 
-  # Whether observations must be in [0, 1]. None: decided by the likelihood, the first time that it
-  # is evaluated. A subclass may set it.
-  binary_observations: bool | None = None
+  # Whether observations must be in [0, 1], or a structure that says it of each part. None: decided
+  # by the likelihood, the first time that it is evaluated. A subclass may set it.
+  binary_observations: Any = None
+
+  # Whether contexts are the lengths of sequences, whose values beyond the end are not checked.
+  contexts_are_lengths = False
 
   @functools.wraps(keras.Model.fit)
   def fit(self, *args: Any, **kwargs: Any):
@@ -102,8 +105,7 @@ def _seen_to(model: CheckedInputs, x, y, sample_weight) -> tuple:
   if isinstance(x, types.GeneratorType):
     x = _first_checked(model, x)
   elif isinstance(x, tf.data.Dataset) and one_device and model.binary_observations:
-    check = functools.partial(_assert_first_in_unit_interval, may_miss=bool(model.missing))
-    x = x.enumerate().map(check)
+    x = x.enumerate().map(functools.partial(_assert_first_in_unit_interval, model))
   elif y is None and sample_weight is not None and not _makes_batches(x):
     context, x, own_weight = batches.parts(x)
     if own_weight is not None:
@@ -139,7 +141,8 @@ def _check(model: CheckedInputs, batch) -> None:
   model._check_parts(*batches.parts(spec)[:2])
   _build_and_decide(model, spec)
   if model.binary_observations:
-    _check_unit_interval(model, batches.parts(batch)[1])
+    context, x, _ = batches.parts(batch)
+    _check_unit_interval(model, x, context)
 
 
 def _first_checked(model: CheckedInputs, generator):
@@ -184,10 +187,34 @@ def note_likelihood(model: CheckedInputs, likelihood: tfd.Distribution, x: Any) 
   """
   _check_event_shape(model, likelihood, x)
   if model.binary_observations is None:
-    while isinstance(likelihood, tfd.Independent):
-      likelihood = likelihood.distribution
-    model.binary_observations = isinstance(likelihood, tfd.Bernoulli)
+    flags = tuple(tf.nest.flatten(_are_binary(likelihood)))
+    model.binary_observations = flags if any(flags) else False
   check_values(model, x)
+
+
+def _are_binary(likelihood: Any) -> Any:
+  """Returns whether a likelihood is Bernoulli; a structure of bools if its events have parts."""
+  while isinstance(likelihood, tfd.Independent):
+    likelihood = likelihood.distribution
+  parts = getattr(likelihood, "parts", None)
+  if isinstance(likelihood, tfd.JointDistribution):
+    parts, _ = likelihood.sample_distributions(seed=[0, 0])
+  if parts is not None:
+    return tf.nest.map_structure(_are_binary, parts)
+  is_binary = isinstance(likelihood, tfd.Bernoulli)
+  return tf.nest.map_structure(lambda _: is_binary, getattr(likelihood, "dtype", None))
+
+
+def _binary_leaves(model: CheckedInputs, x: Any, context: Any) -> list:
+  """Returns the arrays or Tensors in observations that must be in [0, 1]; leaves out specs."""
+  leaves, flags = tf.nest.flatten(x), tf.nest.flatten(model.binary_observations)
+  if len(flags) == 1:
+    flags *= len(leaves)
+  pairs = zip(leaves, flags, strict=False)
+  leaves = [leaf for leaf, flag in pairs if flag and not isinstance(leaf, tf.TypeSpec)]
+  if not model.contexts_are_lengths or context is None:
+    return leaves
+  return [tf.boolean_mask(leaf, tf.sequence_mask(context, tf.shape(leaf)[1])) for leaf in leaves]
 
 
 def _check_event_shape(model: CheckedInputs, likelihood: tfd.Distribution, x) -> None:
@@ -205,15 +232,15 @@ def _check_event_shape(model: CheckedInputs, likelihood: tfd.Distribution, x) ->
       )
 
 
-def check_values(model: CheckedInputs, x: Any) -> None:
+def check_values(model: CheckedInputs, x: Any, context: Any = None) -> None:
   """Raises a ValueError if x must be in [0, 1] and has known values outside."""
   if model.binary_observations and tf.executing_eagerly():
-    _check_unit_interval(model, x)
+    _check_unit_interval(model, x, context)
 
 
-def _check_unit_interval(model: CheckedInputs, x) -> None:
-  """Raises a ValueError unless the numbers in x, arrays or Tensors, are in [0, 1]; passes specs."""
-  for leaf in tf.nest.flatten(x):
+def _check_unit_interval(model: CheckedInputs, x, context) -> None:
+  """Raises a ValueError unless the numbers that must be in [0, 1] are; passes specs."""
+  for leaf in _binary_leaves(model, x, context):
     values = np.asarray(leaf)
     if model.missing and values.dtype.kind == "f":
       values = values[~np.isnan(values)]
@@ -232,14 +259,15 @@ def _not_binary(model: CheckedInputs, low: float, high: float) -> ValueError:
 
 
 @tf.autograph.experimental.do_not_convert
-def _assert_first_in_unit_interval(number: tf.Tensor, batch, may_miss: bool):
+def _assert_first_in_unit_interval(model: CheckedInputs, number: tf.Tensor, batch):
   """Returns a batch of a tf.data pipeline; asserts that the first batch is in [0, 1] or missing."""
-  leaves = tf.nest.flatten(batches.parts(batch)[1])
+  context, x, _ = batches.parts(batch)
+  leaves = _binary_leaves(model, x, context)
   leaves = [leaf for leaf in leaves if leaf.dtype.is_floating or leaf.dtype.is_integer]
 
   def check():
     for leaf in leaves:
-      if may_miss and leaf.dtype.is_floating:
+      if model.missing and leaf.dtype.is_floating:
         leaf = tf.boolean_mask(leaf, tf.logical_not(tf.math.is_nan(leaf)))
       low, high = (tf.cast(f(leaf), tf.float64) for f in (tf.reduce_min, tf.reduce_max))
       inside = tf.logical_or(tf.equal(tf.size(leaf), 0), tf.logical_and(low >= 0, high <= 1))

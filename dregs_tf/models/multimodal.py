@@ -190,7 +190,7 @@ class Modalities:
   """
 
   def __init__(self, parts: dict[str, tfd.Distribution], present: dict[str, tf.Tensor]):
-    self._parts, self._present = parts, present
+    self.parts, self._present = parts, present
     self.dtype = {name: part.dtype for name, part in parts.items()}
     self.event_shape = {name: part.event_shape for name, part in parts.items()}
     self.batch_shape = next(iter(parts.values())).batch_shape
@@ -198,7 +198,7 @@ class Modalities:
   def log_prob(self, x: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """Returns the sum of log p(x_m | z) over the present modalities, of the batch shape."""
     terms = []
-    for name, part in self._parts.items():
+    for name, part in self.parts.items():
       mask = self._present.get(name)
       log_prob = evaluation.at_least_float32(part.log_prob(_or_zero(x[name], mask)))
       terms.append(log_prob if mask is None else tf.where(mask, log_prob, tf.zeros_like(log_prob)))
@@ -206,14 +206,14 @@ class Modalities:
 
   def mean(self) -> dict[str, tf.Tensor]:
     """Returns the mean of every modality, including missing ones."""
-    return {name: part.mean() for name, part in self._parts.items()}
+    return {name: part.mean() for name, part in self.parts.items()}
 
   def sample(self, seed: seeds.Seed = None) -> dict[str, tf.Tensor]:
     """Draws every modality, including missing ones."""
     seed = seeds.stateless(seed)
     return {
       name: part.sample(seed=seeds.fold_in(seed, place))
-      for place, (name, part) in enumerate(self._parts.items())
+      for place, (name, part) in enumerate(self.parts.items())
     }
 
 

@@ -46,7 +46,7 @@ def in_parts(
     for first, part in _cut(pair):
       with calls.mode(model, training=False), products.in_float32():
         results.append(function(*part, seeds.fold_in(seed, start + first)))
-      inputs.check_values(model, part[0])  # The kind of likelihood is certain only now.
+      inputs.check_values(model, *part)  # The kind of likelihood is certain only now.
     start += batches.static_size(pair[0]) or 0
   if not results:
     if empty is None:

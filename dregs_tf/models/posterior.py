@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -25,6 +25,8 @@ class PosteriorModel(keras.Model):
   Samples of the proposal are drawn and evaluated a few at a time, so memory does not grow with
   their number. Examples are evaluated 100 at a time, unless their number is not static in a graph.
   """
+
+  _graphs: Sequence[str] = ("_log_likelihood", "_posterior_sample", "_impute")
 
   def log_likelihood(
     self,
@@ -182,11 +184,6 @@ class PosteriorModel(keras.Model):
       return draws(*target_and_proposal(self, x, context), n, num_samples, seed)
 
     return parts.compiled(self, function)
-
-  def _forget_graphs(self) -> None:
-    """Drops the graphs that were traced for earlier arguments of `compile`."""
-    for name in ("_log_likelihood", "_posterior_sample", "_impute"):
-      self.__dict__.pop(name, None)
 
 
 def target_and_proposal(

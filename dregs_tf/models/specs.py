@@ -17,13 +17,27 @@ def of(structure: Any):
   return tf.nest.map_structure(spec, structure)
 
 
+def of_one_example(structure: Any):
+  """Returns the `tf.TensorSpec` of a batch of one example of each spec; None stays."""
+
+  def tensor_spec(spec):
+    return None if spec is None else tf.TensorSpec([1, *spec.shape[1:]], spec.dtype)
+
+  return tf.nest.map_structure(tensor_spec, structure)
+
+
 def example(structure: Any):
-  """Returns a batch of one example, zeros, of each spec; None stays."""
+  """Returns a batch of one example, zeros, of each spec, whose sizes are known; None stays."""
 
   def zeros(spec):
-    return None if spec is None else tf.zeros([1, *spec.shape[1:]], spec.dtype)
+    return None if spec is None else tf.zeros(spec.shape, spec.dtype)
 
-  return tf.nest.map_structure(zeros, structure)
+  return tf.nest.map_structure(zeros, of_one_example(structure))
+
+
+def are_known(structure: Any) -> bool:
+  """Returns whether the specs hold every size but that of the batch."""
+  return all(None not in spec.shape[1:] for spec in tf.nest.flatten(structure) if spec is not None)
 
 
 def signature(structure: Any):

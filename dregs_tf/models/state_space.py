@@ -66,6 +66,8 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
   }
   followers = None
   missing = None  # NaN is an error.
+  contexts_are_lengths = True
+  _graphs = ("_filter_graph",)
   _calls_checked = False
 
   def __init__(self, *args: Any, **kwargs: Any):
@@ -132,7 +134,7 @@ class StateSpaceModel(building.BuiltFromData, inputs.CheckedInputs, metrics.Repo
     if num_replicas > 1:
       raise ValueError(f"{type(self).__name__} trains on one device, got {num_replicas} replicas.")
     super().compile(optimizer=keras.optimizers.get(optimizer), **kwargs)
-    self.__dict__.pop("_filter_graph", None)  # compiled for an earlier `jit_compile`
+    self._forget_graphs()
     self.bound = bound
     self.num_samples = num_samples
     self.resampling = resampling

@@ -23,7 +23,7 @@ def check_lists(
     parse: returns the name and the options that an element of --bounds stands for.
 
   Raises:
-    ConfigError: if a list is empty, a value is not allowed, or a bound is not defined for any K.
+    ConfigError: if a list is empty, or a value is not allowed.
   """
   for name in ("bounds", "num_samples"):
     if getattr(settings, name) in ("", (), []):
@@ -39,9 +39,6 @@ def check_lists(
   for value in all_num_samples:
     check_int("num_samples", value, at_least=1, note=", or several separated by commas")
   object.__setattr__(settings, "num_samples", tuple(sorted(set(all_num_samples))))
-  for name in settings.bounds or ():
-    if parse(name)[0] in catalogue.BOUNDS:
-      check_defined(*parse(name), settings.num_samples)
 
 
 def check_defined(bound: str, options: dict, all_num_samples: Sequence[int]) -> None:

@@ -69,6 +69,8 @@ class ToyConfig:
 
   def __post_init__(self):
     checks.check_lists(self, BOUNDS, parse)
+    for name in self.bounds:
+      checks.check_defined(*parse(name), self.num_samples)
     for name in ("num_trials", "batch_size", "num_observations", "latent_dim"):
       checks.check_int(name, getattr(self, name), at_least=1)
     checks.check_int("num_measurements", self.num_measurements, 2, ", for a variance")

@@ -56,11 +56,14 @@ def test_only_every_tenth_finite_batch_counts():
   layer = BackwardSamples(NUM_SAMPLES)
   layer.update(coefficients(weights(100.0)), tf.constant(11))
   layer.update(coefficients(weights(100.0) * np.nan), tf.constant(20))
-  assert not layer.choose()
+  layer.choose()
   assert layer.number == NUM_SAMPLES
   layer.update(coefficients(weights(100.0)), tf.constant(20))
-  assert layer.choose()
-  assert not layer.choose()  # No batch since then.
+  layer.choose()
+  chosen = layer.number
+  assert chosen < NUM_SAMPLES
+  layer.choose()  # No batch since then.
+  assert layer.number == chosen
 
 
 def model():
@@ -102,6 +105,60 @@ def test_the_number_in_use_is_that_of_the_step(monkeypatch):
   history = trained.fit(helpers.binary(4, 6), batch_size=4, verbose=0).history
   assert history["num_backward_samples"] == [2]
   assert 2 in seen
+
+
+class Spy(keras.callbacks.Callback):
+  """Notes the M of each step and the M in its logs."""
+
+  def __init__(self):
+    super().__init__()
+    self.seen = []
+
+  def on_train_batch_end(self, batch, logs=None):
+    used = self.model.step_options(training=True)["num_backward_samples"]
+    self.seen.append((used, int(logs["num_backward_samples"])))
+
+
+class Interrupt(keras.callbacks.Callback):
+  """Ends a run in its third epoch, as a signal does."""
+
+  def on_epoch_begin(self, epoch, logs=None):
+    if epoch == 2:
+      raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_with_the_number_in_use(tmp_path):
+  x = helpers.binary(8, 6)
+  fit = {"batch_size": 4, "epochs": 3, "shuffle": False, "verbose": 0}
+  whole, resumed = Spy(), Spy()
+  first = model()
+  first.fit(x, callbacks=[whole], **fit)
+  with pytest.raises(KeyboardInterrupt):
+    model().fit(x, callbacks=[keras.callbacks.BackupAndRestore(tmp_path), Interrupt()], **fit)
+  second = model()
+  second.fit(x, callbacks=[keras.callbacks.BackupAndRestore(tmp_path), resumed], **fit)
+  assert resumed.seen == whole.seen[4:]
+  assert all(used == logged for used, logged in whole.seen)
+  assert resumed.seen[0][0] < NUM_SAMPLES
+  for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_compiled_step_takes_the_number_that_is_loaded(monkeypatch, tmp_path):
+  x, trained = helpers.binary(4, 6), model()
+  trained.run_eagerly = False
+  trained.fit(x, batch_size=4, verbose=0)
+  trained.followers.backward_samples.in_use.assign(3)
+  trained.save_weights(tmp_path / "model.weights.h5")
+  trained.followers.backward_samples.in_use.assign(NUM_SAMPLES)
+  trained.fit(x, batch_size=4, verbose=0)
+  trained.load_weights(tmp_path / "model.weights.h5")
+  seen, likelihood = [], trained.likelihood
+  monkeypatch.setattr(
+    trained, "likelihood", lambda z, context: seen.append(z.shape[0]) or likelihood(z, context)
+  )
+  assert trained.fit(x, batch_size=4, verbose=0).history["num_backward_samples"] == [3]
+  assert 3 in seen
 
 
 @functions_run_eagerly()

@@ -156,12 +156,28 @@ def test_a_measurement_changes_nothing():
     np.testing.assert_array_equal(actual, expected)
 
 
+def test_it_measures_with_the_number_of_backward_samples_in_use():
+  options = {"gradient_statistics": True, "num_backward_samples": "auto"}
+  model = helpers.compiled(helpers.vae(), optimizer=keras.optimizers.SGD(0.0), **options)
+  callback = models.GradientSNR(lambda step: batches_of(3, 4)(0), 3)
+  callback.set_model(model)
+  found = []
+  for number in (5, 1):
+    model.num_backward_samples = number
+    callback.on_epoch_end(0, logs := {})
+    found.append(logs["model_gradient_snr"])
+  assert found[0] != found[1]
+
+
 def test_what_cannot_be_measured_is_refused():
   with pytest.raises(ValueError, match="num_batches.*1"):
     models.GradientSNR(batches_of(3, 4), num_batches=1)
   plain = helpers.compiled(helpers.vae(), run_eagerly=True)
   with pytest.raises(ValueError, match="gradient_statistics or track_variance"):
     plain.fit(X[:4], verbose=0, callbacks=[models.GradientSNR(batches_of(3, 4))])
+  sequences = helpers.compiled(models.VRNN(np.full(6, 0.5), 2, (3,), 3), run_eagerly=True)
+  with pytest.raises(ValueError, match="gradient_statistics or track_variance"):
+    sequences.fit(X[:4, None], verbose=0, callbacks=[models.GradientSNR(batches_of(3, 4))])
   model = helpers.compiled(helpers.vae(), run_eagerly=True, **FOLLOWING)
   with pytest.raises(ValueError, match="at least 2 batches, got 1"):
     model.fit(X[:4], verbose=0, callbacks=[models.GradientSNR(batches_of(1, 4))])

@@ -175,6 +175,12 @@ def test_bad_arguments(options, message):
     make(**options)
 
 
+def test_nets_may_be_linear():
+  model = make(hidden_units=())
+  assert model.hidden_units == ((), (), ())
+  assert np.all(np.isfinite(model.log_likelihood(X, num_samples=2)))
+
+
 def test_contexts_are_refused():
   with pytest.raises(ValueError, match="HierarchicalVAE takes batches of observations alone"):
     helpers.compiled(make()).train_on_batch(helpers.binary(7, 4), X)

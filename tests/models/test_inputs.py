@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 
 from dregs_tf import models
 from dregs_tf.models import inputs
-from tests.models import helpers
+from tests.models import helpers, test_multimodal
 
 tfd = tfp.distributions
 
@@ -150,6 +150,41 @@ def test_every_way_in_is_checked(kind):
   ):
     with pytest.raises(ValueError, match=r"observations must be in \[0, 1\].*from -1 to "):
       call()
+
+
+class Joint(Own):
+  """Two parts, of which the second is Bernoulli, that is asked for at a draw of the first."""
+
+  def proposal(self, x, context):
+    return super().proposal(tf.concat([x["a"], x["b"]], axis=-1), context)
+
+  def likelihood(self, z, context):
+    logits = self.decoder(z)
+
+    def binary(a):
+      return tfd.Independent(tfd.Bernoulli(logits + 0 * a), 1)
+
+    parts = {"a": tfd.Independent(tfd.Normal(logits, 1.0), 1), "b": binary}
+    return tfd.JointDistributionNamed(parts)
+
+
+PARTS = {
+  "modalities": (test_multimodal.make, "image", test_multimodal.X),
+  "joint": (Joint, "b", {"a": BAD["-1"], "b": X}),
+}
+
+
+@pytest.mark.parametrize("form", ["arrays", "dataset", "graph"])
+@pytest.mark.parametrize("case", PARTS)
+def test_the_bernoulli_part_of_a_likelihood_is_checked(case, form):
+  make, binary, x = PARTS[case]
+  model = helpers.compiled(make(), run_eagerly=form != "graph")
+  bad = x | {binary: 255 * x[binary]}
+  data = tf.data.Dataset.from_tensors(bad) if form == "dataset" else bad
+  with pytest.raises(ValueError, match=r"observations must be in \[0, 1\].*from 0 to 255"):
+    model.fit(data, verbose=0)
+  if form != "graph":
+    assert np.isfinite(model.evaluate(x, verbose=0)).all()
 
 
 def test_missing_values_are_refused():
@@ -291,3 +326,19 @@ def test_models_say_which_parts_they_take(form):
   with pytest.raises(ValueError, match=r"x must have shape \[batch_size, 6\], got \(") as caught:
     _fit(structured, FORMS[form](CONTEXT, LABELS % 2))
   assert form == "generator" or "(label, image)" in caught.value.__notes__[0]
+
+
+# --- sequences -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("padding", [-1, np.nan])
+def test_values_beyond_a_sequences_end_may_be_anything(form, padding):
+  model = models.VRNN(np.array([0.3, 0.6]), latent_dim=2, hidden_units=(4,), rnn_units=3)
+  model = helpers.compiled(model, run_eagerly=True)
+  lengths, x = np.array([3, 1, 2, 3, 1, 2]), helpers.binary(18, 2).reshape(6, 3, 2)
+  x[np.arange(3) >= lengths[:, None]] = padding
+  assert np.isfinite(_fit(model, FORMS[form](lengths, x)).history["bound"][0])
+  assert np.all(np.isfinite(model.log_likelihood(x, 3, lengths=lengths)))
+  with pytest.raises(ValueError, match=r"observations must be in \[0, 1\]"):
+    _fit(model, FORMS[form](lengths + (lengths < 3), x))

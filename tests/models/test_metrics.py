@@ -223,3 +223,12 @@ def test_gradient_statistics_can_be_switched_off_again():
   helpers.compiled(model, run_eagerly=True)
   assert set(model.fit(X, verbose=0).history) == {"loss", "bound", "effective_sample_size"}
   assert not model.followers.variables
+
+
+def test_gradients_are_not_followed_once_other_variables_are_trainable():
+  model = helpers.compiled(helpers.vae(), run_eagerly=True, gradient_statistics=True)
+  model.decoder.trainable = False
+  with pytest.raises(ValueError, match="follow the gradients of 12 .*got 6.*compile again"):
+    model.fit(X, verbose=0)
+  helpers.compiled(model, run_eagerly=True, gradient_statistics=True)
+  assert "proposal_gradient_variance" in model.fit(X, verbose=0).history

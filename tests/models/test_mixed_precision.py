@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from dregs_tf import models
-from dregs_tf.models import products
+from dregs_tf.models import calls, products
 from tests.models import helpers
 
 NUM_SAMPLES, BATCH, SIZE = 5, 2, 6
@@ -135,3 +135,25 @@ def test_evaluation_is_in_float32():
   np.testing.assert_array_equal(*results)
   steps = [each.train_on_batch(x, return_dict=True)["bound"] for each in (model, exact)]
   assert steps[0] != steps[1]  # training rounds
+
+
+USES = {
+  "encode": lambda model, x: model.encode(x),
+  "kl_divergence": lambda model, x: model.kl_divergence(x, num_samples=3),
+  "sample": lambda model, x: model.sample(3, seed=1, mean=True),
+  "reconstruct": lambda model, x: model.reconstruct(x, seed=1),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_use_is_in_float32(use):
+  x, model, exact = helpers.binary(8, 6), helpers.vae(dtype="mixed_bfloat16"), helpers.vae()
+  exact.set_weights(model.get_weights())
+  np.testing.assert_array_equal(USES[use](model, x), USES[use](exact, x))
+
+
+def test_a_reconstruction_in_training_is_rounded():
+  x, model = helpers.binary(8, 6), helpers.vae(dtype="mixed_bfloat16")
+  with calls.mode(model, training=True):
+    rounded = model.reconstruct(x, seed=1)
+  assert np.any(rounded != model.reconstruct(x, seed=1))
