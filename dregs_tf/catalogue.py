@@ -146,8 +146,7 @@ BOUNDS = {
 }
 # fmt: on
 
-# The bounds that `diagnostics.compare` compares by default.
-COMPARED = ("iwae", "iwae_dreg", "stl", "rws", "rws_dreg", "dreg_alpha", "jvi", "jvi_dreg")
+_COMPARED = ("iwae", "iwae_dreg", "stl", "rws", "rws_dreg", "dreg_alpha", "jvi", "jvi_dreg")
 
 # With fewer measurements, the test of bias in `diagnostics.compare` has too many false alarms if
 # gradients are skewed.
@@ -252,6 +251,11 @@ def for_strata() -> tuple[str, ...]:
 def needs_path(name: str) -> bool:
   """Returns whether the bound needs reparameterized latents."""
   return BOUNDS[name].gradient not in ("wake", "vimco", "vimco_star", "ovis", "elbo_loo")
+
+
+def compared(has_path: bool = True) -> tuple[str, ...]:
+  """Returns the bounds that `diagnostics.compare` compares by default, with or without a path."""
+  return _COMPARED if has_path else tuple(name for name in BOUNDS if not needs_path(name))
 
 
 def linear_up_to(name: str) -> float:

@@ -215,9 +215,8 @@ def check_options(bound: Any, *options: Any) -> None:
       f"bound must be one of {', '.join(names)} for a StratifiedMixture, or made by from_function "
       f"with a total or dreg gradient, got {bound.name}."
     )
-  for name, value in zip(
-    ("stopped_proposal", "num_backward_samples", "prior"), options, strict=True
-  ):
+  names = "stopped_proposal", "num_backward_samples", "prior (of prior_gradient='dreg')"
+  for name, value in zip(names, options, strict=True):
     if value is not None:
       raise ValueError(f"{name} must be None for a StratifiedMixture, got {value!r}.")
 

@@ -36,7 +36,7 @@ class ExperimentConfig:
   )
   shard: str = flag("0/1", str, "I/N: this is process I of N, from 0, and takes every N-th run.")
   output_dir: str | None = flag(
-    None, str, "Holds a directory for each run; by default runs/paper, runs/reduced or runs/where."
+    None, str, "Holds a directory for each run; by default a folder in runs/, such as runs/reduced."
   )
   data_dir: str | None = flag(
     None, str, "Folder of prepared TensorFlow Datasets; $TFDS_DATA_DIR or a download by default."

@@ -25,7 +25,7 @@ _TIMED_STEPS = 7
 def compare(
   model: LatentVariableModel,
   batch: Any,
-  bounds: Sequence[Bound | str] = catalogue.COMPARED,
+  bounds: Sequence[Bound | str] | None = None,
   num_samples: int | Sequence[int] = 64,
   num_measurements: int = 200,
   *,
@@ -77,8 +77,9 @@ def compare(
       created if it has not seen a batch yet. Its layers are in inference mode: measurements share
       one function of the parameters, without dropout.
     batch: observations [batch_size, ...], or a pair (context, observation) of such.
-    bounds: `bounds.Bound`s or names. The references that they need are also measured. The bound
-      that the model is trained with has the current value of an alpha or factors in training.
+    bounds: `bounds.Bound`s or names, by default those of `catalogue.compared`. The references that
+      they need are also measured. The bound that the model is trained with has the current value of
+      an alpha or factors in training.
     num_samples: K, or several of them; a bound is skipped where K is too small for it.
     num_measurements: n at each K, at least 30. Errors fall like n^-1/2. The first half is drawn
       twice.
@@ -102,7 +103,7 @@ def compare(
   if tf.as_dtype(model.compute_dtype) == tf.float16:
     raise ValueError("model: compare needs more range than float16 has, use mixed_bfloat16.")
   context, x = _split(batch, model.float_dtype)
-  compared = [_at_present(model, bound) for bound in _as_bounds(bounds)]
+  given = None if bounds is None else _as_bounds(bounds)
   all_num_samples = as_ints("num_samples", num_samples)
   num_measurements = evaluation.check_int(
     "num_measurements", num_measurements, catalogue.MIN_MEASUREMENTS
@@ -112,12 +113,14 @@ def compare(
     jit_compile = model.compiled and bool(model.jit_compile)
   if not model.built:
     model._build_for(x, context)
-  is_prior = plan.is_prior(gradient_of)
+  is_prior, has_path = plan.is_prior(gradient_of), plan.has_path(model, x, context)
+  chosen = given or _as_bounds(catalogue.compared(has_path))
+  compared = [_at_present(model, bound) for bound in chosen]
   if is_prior:
     steps.check_prior_gradient(model, "dreg")
     planned = plan.of_priors(compared, all_num_samples)
   else:
-    planned = plan.of_bounds(compared, all_num_samples, plan.has_path(model, x, context))
+    planned = plan.of_bounds(compared, all_num_samples, has_path)
 
   rows = []
   total = len(planned) * (num_measurements + num_measurements // 2)

@@ -38,8 +38,8 @@ class Row:
   - bound: its name, with options that differ from their defaults; for a prior, the name of the
     value, with ": direct" or ": dreg".
   - num_samples: K.
-  - reference: the unbiased estimator of the same bound's gradient, on the same samples: iwae, elbo,
-    or jvi of the same order.
+  - reference: the unbiased estimator of the same bound's gradient, on the same samples: the total
+    derivative, or vimco or elbo_loo where the proposal has no path.
   - unbiased: whether it is unbiased by construction, on the conditions that `compare` names.
   - norm: the norm of the mean gradient, |E g|.
   - variance: the mean variance of the P coordinates.
@@ -52,9 +52,9 @@ class Row:
   - t_statistic, p_value: the test that there is no bias in any direction, see `compare`.
   - max_t: the paired t-statistic farthest from 0 over all coordinates. Among P of them, some are
     large without bias.
-  - milliseconds: the median time of a training step's gradient; NaN if not measured. It is that of
-    the reference: estimators of the same bound differ in two factors of each sample, not in work.
-    It is the only number here that a seed does not reproduce.
+  - milliseconds: the median time of a training step's gradient; NaN if not measured. For images it
+    is that of the reference: estimators of the proposal's gradient of a bound differ in two factors
+    of each sample, not in work. It is the only number here that a seed does not reproduce.
 
   A reference has a cosine of 1, biases and t-statistics of 0, and a p-value of 1.
   """

@@ -49,7 +49,8 @@ class LatentVariableModel(
   holds as attributes.
 
   - `prior(context)`: p(z | context), batch shape [] or [batch_size].
-  - `proposal(x, context)`: q(z | x, context), fully reparameterized, batch shape [batch_size].
+  - `proposal(x, context)`: q(z | x, context), batch shape [batch_size]; reparameterized if the
+    bound has a path, or a `StratifiedMixture`.
   - `likelihood(z, context)`: p(x | z, context) for z of shape [num_samples, batch_size, ...], batch
     shape [num_samples, batch_size].
 

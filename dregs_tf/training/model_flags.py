@@ -18,10 +18,10 @@ RESAMPLE_WHEN = "always"
 RESAMPLE_WHEN_HELP = f"For --model=vrnn, when particles are resampled: {catalogue.SCHEDULES}."
 
 # The bounds of --model=discrete, whose latents have no path.
-_WITHOUT_PATH = tuple(name for name in catalogue.BOUNDS if not catalogue.needs_path(name))
+_WITHOUT_PATH = catalogue.compared(has_path=False)
 
 COMPARED_HELP = (
-  f"Any of {', '.join(catalogue.BOUNDS)} (by default {','.join(catalogue.COMPARED)}; of a run of "
+  f"Any of {', '.join(catalogue.BOUNDS)} (by default {','.join(catalogue.compared())}; of a run of "
   f"--model=discrete, {','.join(_WITHOUT_PATH)}); of a run of --model=vrnn, any of "
   f"{', '.join(catalogue.SEQUENCE_BOUNDS)} (by default all)."
 )
@@ -72,7 +72,7 @@ def checked_latent_dims(settings: Any) -> tuple[int, ...] | None:
 
 def compared(model: str) -> tuple[str, ...]:
   """Returns the bounds that are compared by default on a run of images with a `--model`."""
-  return _WITHOUT_PATH if model == "discrete" else catalogue.COMPARED
+  return catalogue.compared(has_path=model != "discrete")
 
 
 def data_task(settings: Any) -> str:

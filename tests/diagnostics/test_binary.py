@@ -69,7 +69,7 @@ def test_the_binary_compares_on_a_run(tmp_path, capsys):
 
 def test_bounds_that_are_compared_by_default():
   """Where latents have no path, those that need none; iwae itself has no reference there."""
-  assert model_flags.compared("vae") == model_flags.compared("hierarchical") == catalogue.COMPARED
+  assert model_flags.compared("vae") == model_flags.compared("hierarchical") == catalogue.compared()
   compared = model_flags.compared("discrete")
   assert compared == ("elbo_loo", "rws", "vimco", "vimco_star", "ovis")
   all_num_samples = list(config.CompareConfig(logdir="x").num_samples)

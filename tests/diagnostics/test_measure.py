@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dregs_tf import bounds, diagnostics
+from dregs_tf import bounds, diagnostics, models
 from dregs_tf.diagnostics import measure, plan
 from tests.diagnostics.helpers import LogNormal, Uniform, compare
 from tests.models import helpers
@@ -58,6 +58,14 @@ def test_a_bound_is_left_out_where_its_groups_do_not_fit():
   for make in (plan.of_priors, functools.partial(plan.of_bounds, has_path=True)):
     with pytest.raises(ValueError, match="multiple of groups=8 for miwae, got 12"):
       make(grouped, [4, 12])
+
+
+def test_by_default_a_proposal_without_a_path_is_measured_with_bounds_that_need_none():
+  model = models.DiscreteVAE(np.full(6, 0.4), latent_dim=2, hidden_units=(4,))
+  x = (np.random.default_rng(0).random((3, 6)) > 0.5).astype("float32")
+  result = diagnostics.compare(model, x, num_samples=3, num_measurements=30, measure_cost=False)
+  names = {row.bound for row in result.rows}
+  assert names == {"elbo_loo", "rws", "vimco", "vimco_star", "ovis"}
 
 
 def test_nothing_of_the_model_changes():
