@@ -37,7 +37,8 @@ class Draw(NamedTuple):
 
   proposal: without TFP's wrappers.
   samples: [num_samples, batch_size, ...], or a structure of such Tensors; [M num_samples, ...]
-    from the M components of a `StratifiedMixture`.
+    from the M components of a `StratifiedMixture`. In a structure of which some parts are
+    reparameterized, the others have no gradient.
   is_discrete: for each part of a joint distribution, whether it is not reparameterized; empty
     unless some parts are reparameterized and others are not.
   """
@@ -66,17 +67,6 @@ class Draw(NamedTuple):
     if not self.is_stratified:
       return log_p
     return log_p + tf.cast(self.proposal.log_shares(num_samples), log_p.dtype)
-
-  def with_discrete_stopped(self, samples: Any):
-    """Returns the samples with no gradient through the parts that are not reparameterized."""
-    if not self.is_mixed:
-      return samples
-    parts = self._parts(samples)
-    stopped = [
-      tf.nest.map_structure(tf.stop_gradient, part) if is_discrete else part
-      for part, is_discrete in zip(parts, self.is_discrete, strict=True)
-    ]
-    return self.proposal._model_unflatten(stopped)
 
   def log_probs_by_kind(self, samples: Any) -> list[tf.Tensor]:
     """Returns log q of the reparameterized parts and of the others, each [num_samples, batch_size].
@@ -129,6 +119,15 @@ def draw(
   elif isinstance(proposal, tfd.JointDistribution):
     # It draws the same samples as `sample`, and also returns the parts' distributions.
     parts, samples = proposal.sample_distributions(num_samples, seed=seed)
+    if is_discrete:
+      # Of these only the score may have a gradient, although TFP differentiates some, such as
+      # MixtureSameFamily; so what depends on them is drawn again, given them.
+      fixed = [
+        tf.nest.map_structure(tf.stop_gradient, part) if is_one else None
+        for part, is_one in zip(proposal._model_flatten(samples), is_discrete, strict=True)
+      ]
+      given = proposal._model_unflatten(fixed)
+      parts, samples = proposal.sample_distributions(num_samples, seed=seed, value=given)
     distributions = proposals.leaves(proposal, parts, samples)
   else:
     distributions, samples = [proposal], proposal.sample(num_samples, seed=seed)

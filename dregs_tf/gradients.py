@@ -13,6 +13,12 @@ from dregs_tf.objectives import Terms
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
+# Private base classes: where a part is no CompositeTensor, such as a flow with a network, TFP makes
+# an instance of these, not of the public class. Checked in TFP 0.25.
+INDEPENDENT, SAMPLE, TRANSFORMED, CHAIN = (
+  kind.__mro__[1] for kind in (tfd.Independent, tfd.Sample, tfd.TransformedDistribution, tfb.Chain)
+)
+
 
 def gate(*branches: Any) -> tuple[Any, Callable[..., None]]:
   """Returns samples whose gradient is scaled, sample by sample, by ratios that are set later.
@@ -111,13 +117,13 @@ def reparameterize_parts(
 
 def _transformed_noise(distribution: tfd.Distribution, samples: tf.Tensor) -> tf.Tensor:
   """Returns T(stop(T^-1(samples))) of a distribution that is not joint."""
-  if isinstance(distribution, tfd.Independent):
+  if isinstance(distribution, INDEPENDENT):
     return _transformed_noise(distribution.distribution, samples)
-  if isinstance(distribution, tfd.Sample):
+  if isinstance(distribution, SAMPLE):
     one = distribution.distribution
     axes = distribution.event_shape.rank - one.event_shape.rank
     return _transformed_noise(one[(..., *[tf.newaxis] * axes)], samples)
-  if isinstance(distribution, tfd.TransformedDistribution):
+  if isinstance(distribution, TRANSFORMED):
     noise = distribution.bijector.inverse(samples)
     return distribution.bijector.forward(_transformed_noise(distribution.distribution, noise))
   if isinstance(distribution, _LOCATION_SCALE):

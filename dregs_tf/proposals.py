@@ -52,7 +52,11 @@ _ONTO_POSITIVE = (tfb.Exp, tfb.Softplus, tfb.Square)
 _OFF_ZERO = (tfb.Expm1, tfb.NormalCDF, tfb.Sigmoid, tfb.SoftClip, tfb.SoftmaxCentered, tfb.Tanh)
 
 # Distributions that TFP marks as reparameterized, but whose samples have wrong derivatives.
-_WRONG_SAMPLE_GRADIENTS = (tfd.InverseGaussian, tfd.TruncatedNormal)
+_WRONG_SAMPLE_GRADIENTS = (
+  tfd.InverseGaussian,
+  tfd.NormalInverseGaussian,
+  tfd.TruncatedNormal,
+)
 
 
 def unwrap(proposal: Any) -> tfd.Distribution:
@@ -136,15 +140,17 @@ def leaves(joint: tfd.JointDistribution, parts: Any, samples: Any) -> list[tfd.D
 def check_fixed_support(distributions: list[tfd.Distribution], bound_name: str) -> None:
   """Raises a ValueError if a learned parameter moves the support of a distribution.
 
-  A parameter counts as learned if a tape records it. Without a tape, trainable variables and
-  Tensors computed from them do; in eager mode, every Tensor does, since its origin is unknown.
+  A parameter counts as learned if a tape records it. Without a tape, trainable variables do, the
+  arguments of a function, and Tensors computed from them; in eager mode, every Tensor does, since
+  its origin is unknown.
   """
   for distribution in distributions:
     for name in _moving_ends(distribution):
       raise ValueError(
         f"proposal: {name} moves the support of {type(distribution).__name__}, so E_q[score] is "
         f"not 0, which {bound_name} relies on: it would be biased. A total derivative (iwae, jvi, "
-        "elbo) takes this proposal. If the end is not learned, pass it as a number."
+        "elbo) takes this proposal. If the end is not learned, pass it as a number or under "
+        "tf.stop_gradient."
       )
 
 
@@ -200,7 +206,7 @@ def _moving_ends(distribution: tfd.Distribution) -> Iterator[str]:
   """Yields the learned parameters that move an end of a support, as `Kind.parameter`."""
   for part in _parts(distribution):
     yield from _learned_ends(part)
-    if isinstance(part, tfd.TransformedDistribution):
+    if isinstance(part, gradients.TRANSFORMED):
       yield from _ends_moved_by(list(_in_order(part.bijector)), part.distribution)
 
 
@@ -223,7 +229,7 @@ def _ends_moved_by(steps: list[tfb.Bijector], base: tfd.Distribution) -> Iterato
 
 def _in_order(bijector: tfb.Bijector) -> Iterator[tfb.Bijector]:
   """Yields the steps of a bijector in the order in which they are applied."""
-  if isinstance(bijector, tfb.Chain):
+  if isinstance(bijector, gradients.CHAIN):
     for step in reversed(bijector.bijectors):
       yield from _in_order(step)
   else:
@@ -252,9 +258,9 @@ def _is_learned(parameter) -> bool:
 
 
 def _reads_variable(tensor: tf.Tensor) -> bool:
-  """Returns whether a symbolic Tensor is computed, differentiably, from a variable."""
+  """Returns whether a symbolic Tensor is computed, differentiably, from a variable or argument."""
   if tensor.dtype == tf.resource:
     return True
   if not tensor.dtype.is_floating or tensor.op.type == "StopGradient":
     return False
-  return any(_reads_variable(source) for source in tensor.op.inputs)
+  return tensor.op.type == "Placeholder" or any(map(_reads_variable, tensor.op.inputs))

@@ -97,7 +97,7 @@ def differentiate(
   needs = evaluation.needs(bounds)
   with tf.GradientTape(persistent=True) as tape:
     drawn = _draw(make_proposal(), num_samples, seed, **needs)
-    samples = tf.nest.flatten(drawn.with_discrete_stopped(drawn.samples))
+    samples = tf.nest.flatten(drawn.samples)
     numbers = tf.nest.map_structure(tf.stop_gradient, drawn.samples)
     log_q = drawn.proposal.log_prob(numbers)
     scores = drawn.log_probs_by_kind(numbers) if drawn.is_mixed else [log_q]

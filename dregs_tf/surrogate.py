@@ -14,6 +14,7 @@ Instead of -u times the mixture's score, the components receive the same express
 F_ii and, for p_l, the component q_m of z; z itself receives u. See `dregs_tf/mixtures.py`.
 """
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def evaluate(
   numbers = tf.nest.map_structure(tf.stop_gradient, samples)
   is_total = gradient.is_total and not drawn.is_mixed
   has_path = is_total or Requirement.PATH in gradient.requirement
-  branches = [drawn.with_discrete_stopped(samples) if has_path else numbers]
+  branches = [samples if has_path else numbers]
   scores, at_second = [], []
   if is_total:
     log_q = proposal.log_prob(samples)
@@ -114,8 +115,11 @@ def terms(
   """
   a, b, *c = coefficients
   log_p, log_q, scores, set_ratios, at_second, is_of_mixture = densities
-  weight = as_scalar(weight, b.dtype)
   added, paths = list(zip(scores, c, strict=False)), [b]
+  if not isinstance(weight, numbers.Real):
+    # The value depends on it through all log-weights, with the derivative -sum_i a_i log q_i.
+    live, weight = as_scalar(weight, b.dtype), tf.stop_gradient(as_scalar(weight, b.dtype))
+    added.append((tf.stop_gradient(log_q), -a * (live - weight)))
   if at_second:
     curvature = weight * (-c[-1] if is_of_mixture else c[-1])
     b = a if is_of_mixture else b

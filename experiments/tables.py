@@ -165,8 +165,6 @@ def _cell(differences: Sequence[float], num_seeds: int) -> str:
 def interval_cell(found: Interval, number: str, even: float, note: str = "") -> str:
   """Formats a mean and its limits, and says if `even`, which favors neither, lies between them."""
   mean, low, high = found
-  if math.isinf(high):  # Of one seed.
-    return f"{mean:{number}}{note}"
   text = f"{mean:{number}} ({low:{number}} to {high:{number}}){note}"
   return f"{text}, unresolved" if low <= even <= high else text
 

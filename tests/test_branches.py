@@ -38,6 +38,12 @@ def _affine_flow(loc, scale):
   return tfd.TransformedDistribution(base, tfb.Chain([tfb.Shift(scale[:, tf.newaxis]), tfb.Exp()]))
 
 
+def _network_flow(loc, scale):
+  """A flow that is no CompositeTensor, as those with a network."""
+  base = tfd.Independent(tfd.Normal(loc[:, tf.newaxis], scale[:, tf.newaxis]), 1)
+  return tfb.MaskedAutoregressiveFlow(lambda y: (0 * y + 0.5, 0 * y - 0.3))(base)
+
+
 @pytest.mark.parametrize(
   "make",
   [
@@ -45,6 +51,7 @@ def _affine_flow(loc, scale):
     lambda loc, scale: tfd.MultivariateNormalDiag(tf.stack([loc, scale], 1), tf.ones([4, 2], D)),
     lambda loc, scale: tfd.LogNormal(loc, scale),
     _affine_flow,
+    _network_flow,
   ],
 )
 def test_reparameterized_samples_differentiate_as_the_samples_drawn(make):

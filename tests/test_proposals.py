@@ -23,6 +23,11 @@ def learned(value):
   return tf.Variable(tf.constant(value, shape=[3]))
 
 
+def flow():
+  """A bijector that is no CompositeTensor, as those with a network."""
+  return tfb.MaskedAutoregressiveFlow(lambda y: (0 * y, 0 * y))
+
+
 MOVING = {
   "uniform": lambda: tfd.Uniform(learned(-1.0), 2.0),
   "uniform of two": lambda: tfd.Independent(tfd.Uniform(0.0, learned(1.0)[:, None] + [1, 2]), 1),
@@ -47,6 +52,9 @@ MOVING = {
       tfd.Independent(tfd.Uniform(-1.0, learned(1.0)[:, None]), 1),
       tfd.Independent(tfd.Normal(learned(0.0)[:, None], 1.0), 1),
     ]
+  ),
+  "flow with a network": lambda: tfb.Chain([tfb.Sigmoid(0.0, learned(2.0)[:, None]), flow()])(
+    tfd.Independent(tfd.Normal(tf.zeros([3, 1]), 1.0), 1)
   ),
   "part of a joint in a joint": lambda: tfd.JointDistributionSequential(
     [
@@ -120,6 +128,18 @@ def test_a_support_that_stays_is_taken(name):
   assert all(g is not None for g in tape.gradient(estimate.objective, variables)) or not variables
 
 
+def test_a_moving_end_that_is_an_argument_of_a_function_is_refused():
+  @tf.function(autograph=False)
+  def objective(bound, low):
+    proposal = tfd.Uniform(low, tf.constant([2.0, 3.0, 4.0]))
+    return bounds.estimate(bound, target, proposal, num_samples=4, seed=1).objective
+
+  low = tf.constant([-1.0, 0.0, 1.0])
+  with pytest.raises(ValueError, match=r"Uniform.low moves .*tf.stop_gradient"):
+    objective("iwae_dreg", low)
+  assert objective("iwae", low).shape == [3]
+
+
 @pytest.mark.parametrize("with_tape", [False, True])
 def test_moving_supports_in_a_function(with_tape):
   """With a tape inside the function, or none: Keras' evaluate."""
@@ -162,10 +182,11 @@ def test_the_reason_for_the_refusal():
   assert abs(twice - exact) > 0.1
 
 
-@pytest.mark.parametrize("kind", ["InverseGaussian", "TruncatedNormal"])
+@pytest.mark.parametrize("kind", ["InverseGaussian", "NormalInverseGaussian", "TruncatedNormal"])
 def test_wrong_sample_gradients_are_named(kind):
   proposal = {
     "InverseGaussian": lambda: tfd.InverseGaussian(learned(1.0), 1.0),
+    "NormalInverseGaussian": lambda: tfd.NormalInverseGaussian(learned(0.0), 1.0, 2.0, 0.5),
     "TruncatedNormal": lambda: tfd.TruncatedNormal(learned(0.0), 1.0, -1.0, 1.0),
   }[kind]()
   with pytest.warns(UserWarning, match=rf"{tfp.__version__}.*{kind}"):

@@ -232,6 +232,52 @@ def test_a_weight_may_be_a_variable():
   np.testing.assert_array_equal(objective(weight), objective(2.0))
 
 
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("name", ["iwae", "iwae_dreg", "vr_iwae_dreg"])
+def test_the_gradient_in_the_weight_is_that_of_the_value(name, with_prior):
+  prior = tfd.Normal(tf.zeros([2], tf.float64), 1.0)
+
+  def objective(weight):
+    def log_p(z):
+      return -((z - 1) ** 2) / 3 + (0 if with_prior else prior.log_prob(z))
+
+    proposal = tfd.Normal(tf.constant([0.3, -0.2], tf.float64), 0.8)
+    options = {"prior": prior} if with_prior else {}
+    return tf.reduce_sum(
+      bounds.estimate(name, log_p, proposal, 3, seed=1, proposal_weight=weight, **options).objective
+    )
+
+  weight, step = tf.Variable(0.7, dtype=tf.float64), 1e-6
+  with tf.GradientTape() as tape:
+    value = objective(weight)
+  expected = (objective(0.7 + step) - objective(0.7 - step)) / (2 * step)
+  np.testing.assert_allclose(tape.gradient(value, weight), expected, rtol=1e-6)
+
+
+def test_parts_without_a_path_pass_no_gradient_to_what_depends_on_them():
+  """TFP differentiates the samples of a MixtureSameFamily, although it has no path."""
+  loc, scale = tf.Variable([[-1.0, 0.5], [0.2, 1.0]]), tf.Variable([0.7, 1.2])
+
+  def gradients_of(bound, stop):
+    with tf.GradientTape() as tape:
+      proposal = tfd.JointDistributionSequential(
+        [
+          tfd.MixtureSameFamily(tfd.Categorical(tf.zeros([2, 2])), tfd.Normal(loc, 0.7)),
+          lambda d: tfd.Normal(0.8 * stop(d), tf.identity(scale)),
+        ]
+      )
+      objective = bounds.estimate(
+        bound, lambda z: -((z[0] - 1) ** 2) - (z[1] - z[0]) ** 2, proposal, 4, seed=3
+      ).objective
+    return tape.gradient(objective, [loc, scale])
+
+  for bound in ("iwae", "iwae_dreg"):
+    for actual, expected in zip(
+      gradients_of(bound, lambda d: d), gradients_of(bound, tf.stop_gradient), strict=True
+    ):
+      np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
 # --- discrete and mixed latents -----------------------------------------------------------------
 
 LOGITS = np.array([0.4, -0.7])

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from dregs_tf import seeds
+from dregs_tf import gradients, seeds
 from dregs_tf.mixtures import StratifiedMixture
 from dregs_tf.models import keras_privates, products
 from dregs_tf.models.bernoulli import IndependentBernoulli, LinearLogits
@@ -44,7 +44,7 @@ def draws_for_whole_batch(distribution: tfd.Distribution) -> bool:
   """Returns whether the distribution, on replicas, draws its noise with `seeds.draw`."""
   if isinstance(distribution, StratifiedMixture):
     return all(map(draws_for_whole_batch, distribution.components))
-  while isinstance(distribution, tfd.Independent):
+  while isinstance(distribution, gradients.INDEPENDENT):
     distribution = distribution.distribution
   return getattr(distribution, "draws_for_whole_batch", False)
 

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from dregs_tf import gradients
 from dregs_tf.models import batches
 
 tfd = tfp.distributions
@@ -194,7 +195,7 @@ def note_likelihood(model: CheckedInputs, likelihood: tfd.Distribution, x: Any) 
 
 def _are_binary(likelihood: Any) -> Any:
   """Returns whether a likelihood is Bernoulli; a structure of bools if its events have parts."""
-  while isinstance(likelihood, tfd.Independent):
+  while isinstance(likelihood, gradients.INDEPENDENT):
     likelihood = likelihood.distribution
   parts = getattr(likelihood, "parts", None)
   if isinstance(likelihood, tfd.JointDistribution):

@@ -191,7 +191,8 @@ def evaluate(
   """
   seed = _seed_for(model, EVALUATE, seen)
   step = calls.step(model, training=False, seed=seed, part=part)
-  with step, products.in_float32():
+  # A tape tells what is learned, as in training: see `proposals.check_fixed_support`.
+  with step, products.in_float32(), tf.GradientTape():
     estimate = _estimate(model, batch, seed, part, training=False)
     losses = calls.sum_of_losses(model)
   return Values(estimate.objective, model.sample_size(estimate), losses)

@@ -56,17 +56,29 @@ def test_points_and_intervals_by_hand(place):
 
 
 def test_the_table_by_hand(place):
-  """The same numbers as in the figure; a single seed has no interval."""
+  """The same numbers as in the figure; the interval of a single seed is unlimited."""
   made_up(place, "jvi", 8, 0, -20.0)
   reach = math.exp(12.7062 * math.log(1.5))
   ratio = f"6.00 ({6 / reach:.2f} to {6 * reach:.2f}), unresolved"
   lines = where.table(groups_in(place)).splitlines()
   cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
   assert cells[2:] == [
-    ["digits, generative", "IWAE", "1", "1.50", "-0.250"],
+    [
+      "digits, generative",
+      "IWAE",
+      "1",
+      "1.50 (0.00 to inf), unresolved",
+      "-0.250 (-inf to +inf), unresolved",
+    ],
     ["digits, generative", "IWAE", "8", ratio, "+1.250 (-1.927 to +4.427), unresolved"],
-    ["digits, generative", "RWS", "8", "", "+2.000"],
-    ["digits, structured", "IWAE", "1", "1.50", "-0.250"],
+    ["digits, generative", "RWS", "8", "", "+2.000 (-inf to +inf), unresolved"],
+    [
+      "digits, structured",
+      "IWAE",
+      "1",
+      "1.50 (0.00 to inf), unresolved",
+      "-0.250 (-inf to +inf), unresolved",
+    ],
     ["digits, structured", "IWAE", "8", ratio, "+1.250 (-1.927 to +4.427), unresolved"],
   ]
 
