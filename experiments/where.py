@@ -86,11 +86,15 @@ def table(groups: Sequence[Group]) -> str:
 
 def _cells(dreg: Group, base: Group) -> list[str]:
   """Formats the ratio of a pair's variances and the lead."""
-  ratio, lead = _ratio(dreg, base), _lead(dreg, base)
-  return [
-    interval_cell(ratio, ".2f", 1.0) if ratio else "",
-    interval_cell(lead, "+.3f", 0.0) if lead else "",
-  ]
+  return [_cell(_ratio(dreg, base), ".2f", 1.0), _cell(_lead(dreg, base), "+.3f", 0.0)]
+
+
+def _cell(found: Interval | None, number: str, even: float) -> str:
+  if found is None:
+    return ""
+  if math.isinf(found.high):
+    return f"{found.mean:{number}} (one seed)"
+  return interval_cell(found, number, even)
 
 
 def _by_task(groups: Sequence[Group]) -> dict[tuple[str, str], dict[str, _Pairs]]:
