@@ -169,7 +169,7 @@ class Bound:
   ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
     """Returns the value, and the factors of the surrogate's terms: a, b, c and at most two more.
 
-    If only some latents have a path, the next is c of the others (`Gradient.discrete_score`). The
+    If only some latents have a path, the next is c of the others (`Gradient.of_discrete`). The
     last is F_ii, if `with_curvature`. A value that depends on a mixture's probabilities has a
     gradient in them.
     """
@@ -183,9 +183,10 @@ class Bound:
       value += tf.where(tf.math.is_finite(live), live - tf.stop_gradient(live), 0)
     factors = tuple(coefficients)
     if drawn.is_mixed:
-      c = self.gradient.discrete_score(
-        self.objective, log_weights, proposal_weight, coefficients.score
-      )
+      c, followed = coefficients.score, self.gradient.of_discrete(self.objective)
+      if followed:
+        mix, objective = followed
+        c = tf.cast(mix.discrete_score(objective, log_weights, proposal_weight), value.dtype)
       factors += (tf.stop_gradient(c),)
     return value, factors + (curvature,) * (with_curvature or drawn.is_stratified)
 

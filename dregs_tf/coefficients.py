@@ -20,6 +20,8 @@ from dregs_tf.importance_weights import as_scalar
 from dregs_tf.objectives import Terms
 from dregs_tf.proposals import Requirement
 
+Objective = Callable[[tf.Tensor], Terms]
+
 
 class Coefficients(NamedTuple):
   """Holds a, b, c of the surrogate, stopped Tensors of shape [num_samples, batch_size]."""
@@ -61,23 +63,13 @@ class Gradient(abc.ABC):
   ) -> Coefficients:
     """Returns a, b, c, each [num_samples, batch_size]."""
 
-  def discrete_score(
-    self,
-    objective: Callable[[tf.Tensor], Terms],
-    log_weights: tf.Tensor,
-    weight: float | tf.Tensor,
-    score: tf.Tensor,
-  ) -> tf.Tensor:
-    """Returns c of those latents that have no path, where others have one; by default c of all.
+  def of_discrete(self, objective: Objective) -> "tuple[Mix, Objective] | None":
+    """Returns what latents without a path follow, where others have one: a mix, and of which value.
 
-    Args:
-      objective: the value F with its derivatives.
-      log_weights: [num_samples, batch_size].
-      weight: the weight of log q in the log-weights.
-      score: c of the latents that have a path, [num_samples, batch_size].
+    None if they have c of the others.
     """
-    del objective, log_weights, weight
-    return score
+    del objective
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,23 +137,23 @@ class Mix(Gradient):
       b = tf.math.divide_no_nan(b, tf.reduce_sum(b, axis=0))  # 0 where every term is 0
     return Coefficients(terms.u, b, self.score * as_scalar(weight, terms.u.dtype) * terms.u)
 
+  def of_discrete(self, objective: Objective) -> "tuple[Mix, Objective]":
+    """Returns itself, with the same value."""
+    return self, objective
+
   def discrete_score(
-    self,
-    objective: Callable[[tf.Tensor], Terms],
-    log_weights: tf.Tensor,
-    weight: float | tf.Tensor,
-    score: tf.Tensor,
+    self, objective: Objective, log_weights: tf.Tensor, weight: float | tf.Tensor
   ) -> tf.Tensor:
-    """Returns v (F - B_i - weight u) + (d + s) u.
+    """Returns c of latents without a path, v (F - B_i - weight u) + (d + s) u.
 
     Without a path dreg is F - B_i - u, where B_i is F without sample i (for L_K, s_i - wbar_i as in
     vimco_star), and the wake update is u, reparameterized twice or not.
     """
     exact = tf.cast(log_weights, tf.float64)  # F - B_i and u nearly cancel.
     u = objective(exact).u
-    v, difference, factor, weight = (as_scalar(x, u.dtype) for x in (*self.factors, weight))
+    v, difference, score, weight = (as_scalar(x, u.dtype) for x in (*self.factors, weight))
     added = objectives.added_by_each(objective, exact)
-    return tf.cast(v * (added - weight * u) + (difference + factor) * u, score.dtype)
+    return v * (added - weight * u) + (difference + score) * u
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,17 +261,10 @@ class Partial(Gradient):
     _, b, c = self.mix.coefficients(miwae, log_weights, weight)
     return Coefficients(terms.u, b, c)
 
-  def discrete_score(
-    self,
-    objective: Callable[[tf.Tensor], Terms],
-    log_weights: tf.Tensor,
-    weight: float | tf.Tensor,
-    score: tf.Tensor,
-  ) -> tf.Tensor:
-    """Returns that of MIWAE's gradient."""
+  def of_discrete(self, objective: Objective) -> tuple[Mix, Objective]:
+    """Returns MIWAE's gradient."""
     del objective
-    miwae = functools.partial(objectives.miwae, groups=self.groups)
-    return self.mix.discrete_score(miwae, log_weights, weight, score)
+    return self.mix, functools.partial(objectives.miwae, groups=self.groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,12 +308,6 @@ class ControlVariates(Gradient):
     c = tf.where(terms.value == -math.inf, tf.zeros_like(c), c)
     return Coefficients(terms.u, (1 - a) * terms.u - b * terms.difference, c)
 
-  def discrete_score(
-    self,
-    objective: Callable[[tf.Tensor], Terms],
-    log_weights: tf.Tensor,
-    weight: float | tf.Tensor,
-    score: tf.Tensor,
-  ) -> tf.Tensor:
-    """Returns that of iwae_dreg."""
-    return Mix(1, 0, 0).discrete_score(objective, log_weights, weight, score)
+  def of_discrete(self, objective: Objective) -> tuple[Mix, Objective]:
+    """Returns iwae_dreg's."""
+    return Mix(1, 0, 0), objective
