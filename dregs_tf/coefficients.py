@@ -64,9 +64,9 @@ class Gradient(abc.ABC):
     """Returns a, b, c, each [num_samples, batch_size]."""
 
   def of_discrete(self, objective: Objective) -> "tuple[Mix, Objective] | None":
-    """Returns what latents without a path follow, where others have one: a mix, and of which value.
+    """Returns the mix, and its value, that gives c of latents without a path where others have one.
 
-    None if they have c of the others.
+    None if all latents have the same c.
     """
     del objective
     return None

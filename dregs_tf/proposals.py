@@ -149,8 +149,8 @@ def check_fixed_support(distributions: list[tfd.Distribution], bound_name: str) 
       raise ValueError(
         f"proposal: {name} moves the support of {type(distribution).__name__}, so E_q[score] is "
         f"not 0, which {bound_name} relies on: it would be biased. A total derivative (iwae, jvi, "
-        "elbo) takes this proposal. If the end is not learned, pass it as a number or under "
-        "tf.stop_gradient."
+        "elbo) takes this proposal. If the end is not learned, pass it as a number or, under a "
+        "tape or in a tf.function, through tf.stop_gradient."
       )
 
 

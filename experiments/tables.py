@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dregs_tf import catalogue
-from dregs_tf.training.errors import ConfigError
+from dregs_tf.training import checks
 from dregs_tf.training.flags import flag
 from experiments.definitions import num_evaluated
 from experiments.differences import (
@@ -46,8 +46,7 @@ class SummarizeConfig:
   )
 
   def __post_init__(self):
-    if self.table not in TABLES:
-      raise ConfigError(f"--table must be one of {', '.join(TABLES)}, got {self.table!r}.")
+    checks.check_choice("table", self.table, TABLES)
 
 
 # A single value of a bound is as noisy as the last iterate, so late values are averaged.

@@ -113,9 +113,10 @@ def compare(
     jit_compile = model.compiled and bool(model.jit_compile)
   if not model.built:
     model._build_for(x, context)
-  is_prior, has_path = plan.is_prior(gradient_of), plan.has_path(model, x, context)
+  has_path = plan.has_path(model, x, context)
   chosen = given or _as_bounds(catalogue.compared(has_path))
   compared = [_at_present(model, bound) for bound in chosen]
+  is_prior = plan.is_prior(gradient_of)
   if is_prior:
     steps.check_prior_gradient(model, "dreg")
     planned = plan.of_priors(compared, all_num_samples)

@@ -229,7 +229,7 @@ def check_lengths(lengths: Any, observations: Any) -> tf.Tensor:
     raise ValueError(
       f"lengths must be from 0 to num_steps = {leaf.shape[1]}, got {values[~known][0]}."
     )
-  # XLA has no strings, so that the name is the message.
+  # XLA has no strings, so the name is the message.
   name = "lengths_must_be_from_0_to_num_steps"
   with tf.control_dependencies(
     [tf.debugging.Assert(tf.reduce_all(is_right), [lengths], name=name)]

@@ -63,22 +63,10 @@ def test_the_table_by_hand(place):
   lines = where.table(groups_in(place)).splitlines()
   cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
   assert cells[2:] == [
-    [
-      "digits, generative",
-      "IWAE",
-      "1",
-      "1.50 (one seed)",
-      "-0.250 (one seed)",
-    ],
+    ["digits, generative", "IWAE", "1", "1.50 (one seed)", "-0.250 (one seed)"],
     ["digits, generative", "IWAE", "8", ratio, "+1.250 (-1.927 to +4.427), unresolved"],
     ["digits, generative", "RWS", "8", "", "+2.000 (one seed)"],
-    [
-      "digits, structured",
-      "IWAE",
-      "1",
-      "1.50 (one seed)",
-      "-0.250 (one seed)",
-    ],
+    ["digits, structured", "IWAE", "1", "1.50 (one seed)", "-0.250 (one seed)"],
     ["digits, structured", "IWAE", "8", ratio, "+1.250 (-1.927 to +4.427), unresolved"],
   ]
 
